@@ -1,0 +1,82 @@
+"""Boxes: 0..1000 <-> pixels, IoU, and the JSON answer `{"bbox_2d": [x1, y1, x2, y2]}`.
+
+A predicted box is a tuple of four integers 0..1000, relative to the image as the user gave it (Qwen3-VL's
+convention; Qwen2.5-VL used absolute pixels after resizing).
+"""
+
+import math
+import re
+
+Box = tuple[int, int, int, int]
+SCALE = 1000
+_ANSWER = re.compile(r'\{\s*"bbox_2d"\s*:\s*\[([^\[\]{}]*)\]\s*\}', re.ASCII)
+_INTEGER = re.compile(r"\s*[0-9]{1,4}\s*", re.ASCII)
+
+
+def to_pixels(box, width: int, height: int) -> tuple[float, float, float, float]:
+    """Return a 0..1000 box as (x1, y1, x2, y2) in pixels of an image of `width` x `height`."""
+    x1, y1, x2, y2 = box
+    return x1 * width / SCALE, y1 * height / SCALE, x2 * width / SCALE, y2 * height / SCALE
+
+
+def from_pixels(xyxy, width: int, height: int, grid: int = 1) -> Box:
+    """Return a pixel box as integers 0..1000, rounded to multiples of `grid` and clipped to the image."""
+    if width <= 0 or height <= 0:
+        raise ValueError(f"The image size {width} x {height} is not positive; a box needs an image.")
+    x1, y1, x2, y2 = xyxy
+    scaled = x1 / width * SCALE, y1 / height * SCALE, x2 / width * SCALE, y2 / height * SCALE
+    return snap(scaled, grid)
+
+
+def snap(box, grid: int = 1) -> Box:
+    """Return four numbers 0..1000 as integers on multiples of `grid`, at least one grid step wide and high."""
+    if not all(math.isfinite(v) for v in box):
+        raise ValueError(f"The box {tuple(box)} has a coordinate that is not a finite number.")
+    x1, y1, x2, y2 = (min(SCALE, max(0, grid * math.floor(v / grid + 0.5))) for v in box)
+    x1, y1 = min(x1, SCALE - grid), min(y1, SCALE - grid)
+    return x1, y1, max(x2, x1 + grid), max(y2, y1 + grid)
+
+
+def iou(a, b) -> float:
+    """Return the IoU of two xyxy boxes in the same frame (torchvision's box_iou); 0.0 when either is None."""
+    if a is None or b is None:
+        return 0.0
+    import torch
+    from torchvision.ops import box_iou
+
+    pair = [torch.tensor([tuple(box)], dtype=torch.float64) for box in (a, b)]
+    return float(torch.nan_to_num(box_iou(*pair)))
+
+
+def parse_answer(text: str) -> Box | None:
+    """Return the one committed box of a model's answer, or None when there is no such box.
+
+    None for: no answer, more than one, not four plain integers, out of 0..1000, or reversed (x2 <= x1 or y2 <= y1).
+    Nothing is guessed, and the function never raises: an answer that does not parse scores 0.
+    """
+    if not isinstance(text, str):
+        return None
+    found = _ANSWER.findall(text)
+    if len(found) != 1 or text.count('"bbox_2d"') != 1:
+        return None
+    parts = found[0].split(",")
+    if len(parts) != 4 or not all(_INTEGER.fullmatch(part) for part in parts):
+        return None
+    box = tuple(int(part) for part in parts)
+    return box if valid(box) else None
+
+
+def valid(box) -> bool:
+    """Return whether `box` is four integers 0..1000 with x1 < x2 and y1 < y2."""
+    if not isinstance(box, tuple | list) or len(box) != 4:
+        return False
+    if not all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v <= SCALE for v in box):
+        return False
+    return box[0] < box[2] and box[1] < box[3]
+
+
+def format_answer(box: Box) -> str:
+    """Return the answer text of a box, in the one form that `parse_answer` and the chat template agree on."""
+    if not valid(box):
+        raise ValueError(f"{box} is not a box of four integers 0..1000 with x1 < x2 and y1 < y2.")
+    return f'{{"bbox_2d": [{", ".join(map(str, box))}]}}'
