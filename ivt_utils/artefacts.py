@@ -1,0 +1,229 @@
+"""What a run leaves behind: stages that are finished once, files that are whole or absent, and the reference results.
+
+A stage writes under a temporary name, is renamed when whole, and is noted with its checksum in `stages.json`. The
+next run takes it from there. A stage that this run has not made can be taken from `data/reference/`.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import time
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent  # the project's folder
+DATA = ROOT / "data"
+REFERENCE = DATA / "reference"
+LIBRARIES = ("torch", "torchvision", "transformers", "trl", "peft", "datasets", "accelerate", "numpy", "scipy",
+             "pillow", "matplotlib", "papermill")  # fmt: skip
+
+
+class ArtefactError(RuntimeError):
+    """Something a run needs is missing, damaged or in the way; the message says what to do."""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` whole or not at all: to a temporary name first, then renamed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ArtefactError(f"{path} could not be written ({error.strerror}); free some disk space and run again; "
+                            "nothing was lost.") from error  # fmt: skip
+
+
+@contextmanager
+def replace_folder(path: Path):
+    """Yield a fresh folder that takes the place of `path` when the block ends without an error."""
+    path = Path(path)
+    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if path.exists():
+            os.replace(path, old)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def checksum(path: Path) -> str:
+    """Return the SHA-256 of a file, or of a folder's files and their names."""
+    if path.is_file():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")):
+        if file.is_file():
+            digest.update(file.relative_to(path).as_posix().encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Return the installed versions of the libraries that results depend on."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "missing"
+    return found
+
+
+def commit() -> str | None:
+    """Return the project's git commit, with "+" when files differ from it; None outside a checkout."""
+    try:
+        def git(*words):
+            return subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True, check=True).stdout
+
+        return git("rev-parse", "HEAD").strip() + ("+" if git("status", "--porcelain", "-uno").strip() else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+class Run:
+    """One run of the course: its profile, seed and folder, and the stages that it has finished.
+
+    A folder belongs to one profile and seed: opening it with other values raises an ArtefactError.
+    """
+
+    def __init__(self, profile, seed: int = 0, root: Path | str | None = None):
+        self.profile, self.seed = profile, seed
+        self.root = Path(root) if root else ROOT / "runs" / profile.name
+        values = json.loads(json.dumps({"profile": profile.name, "seed": seed, "values": asdict(profile)}))
+        del values["values"]["minutes"]  # what a run is expected to cost does not change its results
+        note = self.root / "run.json"
+        if note.exists():
+            if read_json(note) != values:
+                raise ArtefactError(f"{self.root} holds a run with another profile, seed or values; choose another "
+                                    "RUN_DIR, or delete that folder.")  # fmt: skip
+        else:
+            write_text(note, json.dumps(values, indent=1))
+
+    # ------------------------------------------------------------------ stages
+    def rollouts(self, name: str, make) -> list[dict]:
+        """Return the rollouts of a stage: read when finished, else made by `make()` and written as JSONL."""
+        path = self.root / "rollouts" / f"{name}.jsonl"
+
+        def produce():
+            write_text(path, "".join(json.dumps(row) + "\n" for row in make()))
+
+        self._stage(f"rollouts/{name}", path, produce)
+        return read_jsonl(path)
+
+    def rows(self, name: str, make):
+        """Return a stage's JSON value: read when finished, else made by `make()` and written."""
+        path = self.root / "tables" / f"{name}.json"
+        self._stage(f"tables/{name}", path, lambda: write_text(path, json.dumps(make(), indent=1)))
+        return read_json(path)
+
+    def adapter(self, name: str, make) -> Path:
+        """Return the folder of a trained adapter; `make(folder)` trains it, and may resume in the folder it is given.
+
+        Training happens in `<name>.training`, which is kept until it is whole.
+        """
+        path = self.root / "adapters" / name
+
+        def produce():
+            scratch = path.with_name(name + ".training")
+            scratch.mkdir(parents=True, exist_ok=True)
+            make(scratch)
+            for checkpoint in scratch.glob("checkpoint-*"):
+                shutil.rmtree(checkpoint)
+            shutil.rmtree(path, ignore_errors=True)
+            os.replace(scratch, path)
+
+        self._stage(f"adapters/{name}", path, produce)
+        return path
+
+    def _stage(self, key: str, path: Path, produce) -> None:
+        stages = self.stages()
+        if key in stages and path.exists():
+            if checksum(path) == stages[key]["sha256"]:
+                return
+            raise ArtefactError(f"{path} is damaged (its checksum differs from stages.json); delete it and run again.")
+        started = time.time()
+        produce()
+        stages = self.stages() | {key: {"seconds": round(time.time() - started, 1), "sha256": checksum(path)}}
+        write_text(self.root / "stages.json", json.dumps(stages, indent=1, sort_keys=True))
+
+    def stages(self) -> dict:
+        """Return what is finished: {"rollouts/base_ivt": {"seconds", "sha256"}, ...}."""
+        note = self.root / "stages.json"
+        return read_json(note) if note.exists() else {}
+
+    def seconds(self, key: str) -> float:
+        """Return the wall seconds of a finished stage, such as "adapters/sft"; 0.0 when it was not run here."""
+        return self.stages().get(key, {}).get("seconds", 0.0)
+
+    # ------------------------------------------------------------------ what earlier notebooks made
+    def find(self, relative: str) -> Path:
+        """Return an artefact of an earlier stage, such as "adapters/sft": this run's, or else the reference's.
+
+        Using the reference is said on the terminal. When neither is there, or the reference is damaged, an
+        ArtefactError says what to do.
+        """
+        own, shipped = self.root / relative, REFERENCE / relative
+        if own.exists():
+            return own
+        if not shipped.exists():
+            raise ArtefactError(f"{relative} is neither in {self.root} nor in {REFERENCE}; run the earlier notebooks.")
+        sums = read_json(REFERENCE / "stages.json")
+        if sums.get(stage_key(relative), {}).get("sha256") != checksum(shipped):
+            raise ArtefactError(f"{shipped} is damaged (checksum); restore it with: git checkout -- data/reference")
+        print(f"This run has no {relative} yet: using the reference result that comes with the project.")
+        return shipped
+
+
+def read_json(path: Path):
+    """Return the value of a JSON file; an unreadable one raises an ArtefactError."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtefactError(f"{path} is missing; restore it with git, or run the stage that makes it.") from None
+    except ValueError:
+        raise ArtefactError(f"{path} is not valid JSON; delete it and run again.") from None
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    """Return the rows of a JSONL file; a line that is not JSON raises an ArtefactError with its number."""
+    rows = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            raise ArtefactError(f"Line {number} of {path} is not JSON; delete the file and run again.") from None
+    return rows
+
+
+def ship_reference(root: Path) -> Path:
+    """Copy a finished micro run's artefacts to `data/reference/`, with their checksums, and return that folder."""
+    names = ["results.json", "run.json", "figures", "tables", "adapters/sft", "adapters/grpo", "adapters/grpo_single"]
+    names += [f"rollouts/{path.name}" for path in sorted((root / "rollouts").glob("*.jsonl"))]
+    sums = {}
+    with replace_folder(REFERENCE) as folder:
+        for name in names:
+            source, target = root / name, folder / name
+            if not source.exists():
+                raise ArtefactError(f"{source} is missing: finish the run before it becomes the reference.")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (shutil.copytree if source.is_dir() else shutil.copyfile)(source, target)
+            for part in sorted(target.glob("*")) if name in ("figures", "tables") else [target]:
+                sums[stage_key(part.relative_to(folder).as_posix())] = {"sha256": checksum(part)}
+        write_text(folder / "stages.json", json.dumps(sums, indent=1, sort_keys=True))
+    return REFERENCE
+
+
+def stage_key(relative: str) -> str:
+    """Return the name of the stage that makes a file or folder: its path in the run, without the ending."""
+    return relative.removesuffix(".jsonl").removesuffix(".json")

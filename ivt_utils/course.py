@@ -1,0 +1,244 @@
+"""The course as a whole: notebooks executed in order, each skipped while what it rests on is unchanged."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+PROJECT = PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").is_file() else Path.cwd()
+TERMINAL_ONLY = ("cli.py", "course.py", "doctor.py")  # no result depends on these
+PLAIN_SECONDS = 15  # between two lines where a line cannot be rewritten
+ARTEFACTS = ("rollouts/*.jsonl", "tables/*.json", "adapters/*/*.safetensors", "figures/*.png")
+MARK = "ivt_course"  # our key in the metadata of an executed notebook
+
+
+class NotebookStopped(RuntimeError):
+    """One sentence: which notebook stopped, in which cell, why, and where its partial output lies."""
+
+
+def find_notebooks(folder: Path, only: list[str] | None = None) -> list[Path]:
+    """Return the course's notebooks (`0*.ipynb`) in order; with `only`, those whose names begin so.
+
+    ValueError when there are none, or a name in `only` fits none.
+    """
+    found = sorted(folder.glob("0*.ipynb"))
+    if not found:
+        raise ValueError(
+            f"No notebooks (0*.ipynb) in {shown(folder)}: "
+            "run this from a clone of the course, or name their folder with --notebooks."
+        )
+    if not only:
+        return found
+    wanted = [name.removesuffix(".ipynb") for name in only]
+    for name in wanted:
+        if not any(path.stem.startswith(name) for path in found):
+            names = ", ".join(path.stem for path in found)
+            raise ValueError(f"There is no notebook {name}; choose from {names}.")
+    return [path for path in found if any(path.stem.startswith(name) for name in wanted)]
+
+
+def run_course(profile, seed: int, run_dir: Path, folder: Path, only=None, out=None) -> None:
+    """Execute the notebooks of `folder` into `<run_dir>/notebooks/`, with progress on `out`; return nothing.
+
+    Raises NotebookStopped for a failing cell and KeyboardInterrupt (with one sentence) for Ctrl-C.
+    """
+    out = out or sys.stdout
+    everything = find_notebooks(folder)
+    chosen = find_notebooks(folder, only)
+    minutes = dict(getattr(profile, "minutes", None) or {})
+    target = run_dir / "notebooks"
+    target.mkdir(parents=True, exist_ok=True)
+    parameters = {"PROFILE": profile.name, "SEED": seed, "RUN_DIR": str(run_dir)}
+    print(cost(profile.name, chosen, minutes) + f" Results go to {shown(run_dir)}.", file=out, flush=True)
+
+    started, whole = time.monotonic(), 0
+    finished: list[str] = []
+    for number, notebook in enumerate(chosen, 1):
+        label = f"[{number}/{len(chosen)}] {notebook.stem}"
+        earlier = [target / path.name for path in everything if path < notebook]
+        stamp = made_from(notebook, parameters, earlier)
+        if is_current(target / notebook.name, stamp, run_dir):
+            print(f"{label}: executed before, nothing has changed since", file=out, flush=True)
+        else:
+            begun = time.monotonic()
+            print(f"{label}: started", file=out, flush=True)
+            try:
+                whole = whole or sum(minutes.get(path.stem, 0) for path in chosen[number - 1 :])
+                expected = (minutes.get(notebook.stem), whole)
+                execute(notebook, target / notebook.name, parameters, stamp, label, expected, started, out)
+            except KeyboardInterrupt:
+                done = ", ".join(finished) or "no notebook yet"
+                raise KeyboardInterrupt(
+                    f"Stopped in {notebook.stem}. Finished: {done}. The same command goes on from there."
+                ) from None
+            print(f"{label}: done in {clock(time.monotonic() - begun)}", file=out, flush=True)
+        finished.append(notebook.stem)
+
+
+def execute(notebook, output, parameters, stamp, label, expected, started, out) -> None:
+    """Write the executed `notebook` to `output`, whole or not at all; return nothing.
+
+    While it runs, the output lies beside it as NAME.partial.ipynb and stays there when a cell fails.
+    """
+    import nbformat
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+
+    partial = output.with_name(f"{output.stem}.partial.ipynb")
+    source = nbformat.read(notebook, as_version=4)
+    cells = 1 + sum(counts(cell) for cell in source.cells)  # papermill adds the cell with our parameters
+    begun, current = time.monotonic(), 0
+
+    def count_cell(cell, cell_index):
+        nonlocal current
+        current += 1
+
+    def line() -> str:
+        now = time.monotonic()
+        ours, whole = expected
+        text = f"{label}: cell {max(current, 1)}/{cells}, {clock(now - begun)}"
+        text += f" of about {ours:g} min" if ours else ""
+        return text + f"; in all {clock(now - started)}" + (f" of about {whole:g} min" if whole else "")
+
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what matters of its messages is said below
+    try:
+        with progress(line, out):
+            executed = papermill.execute_notebook(
+                str(notebook),
+                str(partial),
+                parameters=parameters,
+                kernel_name="python3",
+                language="python",
+                progress_bar=False,
+                cwd=str(PROJECT),
+                on_cell_execute=count_cell,
+                extra_arguments=["--log-level=CRITICAL"],  # the kernel's own; what a cell prints is kept
+            )
+    except papermill.PapermillExecutionError as error:
+        reason = f"{error.ename}: {error.evalue}".strip().splitlines()[0]
+        raise NotebookStopped(
+            f"{notebook.name} stopped in cell {current} of {cells}: {reason}. "
+            f"What ran is kept in {shown(partial)}."
+        ) from None
+    except DeadKernelError:
+        raise NotebookStopped(
+            f"{notebook.name} stopped in cell {current} of {cells}: its Python process died, "
+            "most often for want of memory (`ivt doctor` says what is free). "
+            f"What ran is kept in {shown(partial)}."
+        ) from None
+    make_portable(executed, notebook, output)
+    executed.metadata[MARK] = {
+        "made_from": stamp,
+        "seconds": round(time.monotonic() - begun, 1),
+        "artefacts": artefacts_in(Path(parameters["RUN_DIR"])),
+    }
+    nbformat.write(executed, partial)
+    os.replace(partial, output)
+
+
+def counts(cell) -> bool:
+    """Return whether papermill will execute this cell of the source notebook."""
+    tags = cell.metadata.get("tags", [])
+    idle = "skip-execution" in tags or "injected-parameters" in tags
+    return cell.cell_type == "code" and bool(cell.source.strip()) and not idle
+
+
+def make_portable(executed, notebook: Path, output: Path) -> None:
+    """Make what papermill noted of paths inside the project relative to it, in place."""
+    noted = executed.metadata.papermill
+    noted["input_path"], noted["output_path"] = shown(notebook), shown(output)
+    prefix = f"{PROJECT}{os.sep}"
+    for name, value in noted.get("parameters", {}).items():
+        noted["parameters"][name] = value.removeprefix(prefix) if isinstance(value, str) else value
+    for cell in executed.cells:
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell.source = cell.source.replace(prefix, "")
+
+
+def made_from(notebook: Path, parameters: dict, earlier: list[Path]) -> str:
+    """Return the hex SHA-256 over all that an executed notebook rests on.
+
+    That is its source, the parameters, the package's code, and the executed notebooks before it (or their
+    absence): after one is executed anew, the later ones are too, quickly, for finished stages stay.
+    """
+    code = [
+        path
+        for path in sorted(PACKAGE.iterdir())
+        if path.suffix in (".py", ".jinja") and path.name not in TERMINAL_ONLY
+    ]
+    digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode())
+    for path in [notebook, *code, *earlier]:
+        content = path.read_bytes() if path.is_file() else b"missing"
+        digest.update(f"\n{path.name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def is_current(executed: Path, stamp: str, run_dir: Path) -> bool:
+    """Return whether an executed notebook is whole, made from `stamp`, and its artefacts are all there."""
+    try:
+        metadata = json.loads(executed.read_text(encoding="utf-8"))["metadata"]
+        ours = metadata[MARK]
+        good = not metadata["papermill"]["exception"] and ours["made_from"] == stamp
+        return good and all((run_dir / name).is_file() for name in ours["artefacts"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def artefacts_in(run_dir: Path) -> list[str]:
+    """Return the names, relative to the run, of its predictions, tables, adapters and figures."""
+    found = (path for pattern in ARTEFACTS for path in run_dir.glob(pattern))
+    return sorted(path.relative_to(run_dir).as_posix() for path in found)
+
+
+def cost(profile: str, notebooks: list[Path], minutes: dict[str, float]) -> str:
+    """Return one sentence: how many notebooks the profile runs and how long that takes from nothing."""
+    stems = [path.stem for path in notebooks]
+    text = f"Profile {profile}: {len(stems)} notebook{'s' if len(stems) != 1 else ''}"
+    if not all(stem in minutes for stem in stems):
+        return text + "; how long it takes is not recorded."
+    each = ", ".join(f"{stem[:2]}: {minutes[stem]:g}" for stem in stems)
+    total = sum(minutes[stem] for stem in stems)
+    return text + f", about {total:g} min from scratch ({each}), less where stages are finished."
+
+
+@contextmanager
+def progress(line, out):
+    """Keep `line()` on the terminal: rewritten every second where that works, else a new line every 15 s."""
+    live = out.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+    stop = threading.Event()
+
+    def write():
+        while not stop.wait(1 if live else PLAIN_SECONDS):
+            width = shutil.get_terminal_size().columns - 1
+            out.write(f"\r{line()[:width]:<{width}}" if live else f"{line()}\n")
+            out.flush()
+
+    thread = threading.Thread(target=write, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        if live:
+            out.write("\r" + " " * (shutil.get_terminal_size().columns - 1) + "\r")
+            out.flush()
+
+
+def clock(seconds: float) -> str:
+    """Return `3m05s`, or `1h02m` from an hour on."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{rest:02d}s"
+
+
+def shown(path: Path) -> str:
+    """Return the path as a reader wants it: relative to the project where it lies in it."""
+    path = Path(path)
+    return str(path.relative_to(PROJECT)) if path.is_relative_to(PROJECT) else str(path)

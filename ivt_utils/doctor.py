@@ -1,0 +1,127 @@
+"""What this computer has and lacks for the course, as lines such as `[ OK ] torch 2.14.1`."""
+
+import os
+import shutil
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+OK, NOTE, MISS = " OK ", "NOTE", "MISS"
+MAIN = ("torch", "torchvision", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "scipy",
+        "pandas", "pyarrow", "matplotlib", "pillow", "papermill", "jupyterlab", "ipykernel",
+        "ipywidgets")  # fmt: skip
+SHIPPED = {"benchmark": "*.parquet", "micro student": "*.safetensors",
+           "the paper's numbers": "paper_results.json"}  # fmt: skip
+MEMORY_GB = 6  # what a micro run may take at most (issue 2, "Speed and size")
+DISK_GB = 2  # generous for the checkpoints and results of one run
+PYTHONS = ((3, 11), (3, 14))  # from, below
+
+
+def examine(project: Path, profile) -> list[tuple[str, str]]:
+    """Return lines (tag, text) about Python, packages, cores, memory, disk, GPU, shipped data and notebooks.
+
+    `[MISS]` stands for what the course cannot do without, `[NOTE]` for what is worth knowing.
+    """
+    lines = [
+        python(),
+        *packages(project / "requirements.lock"),
+        cores(),
+        memory(),
+        disk(project),
+        *gpu(profile),
+    ]
+    data, reference = project / "data", project / "data" / "reference"
+    for name, pattern in SHIPPED.items():
+        found = any(not path.is_relative_to(reference) for path in data.rglob(pattern))
+        absent = (MISS, f"{name}: no {pattern} in data/ (git checkout -- data brings it back)")
+        lines.append((OK, f"{name} in data/") if found else absent)
+    alone = (NOTE, "no reference results in data/reference/: each notebook needs those before it run")
+    lines.append((OK, "reference results in data/reference/") if reference.is_dir() else alone)
+    count = len(list((project / "notebooks").glob("0*.ipynb")))
+    lines.append((OK, f"{count} notebooks") if count else (MISS, "notebooks: none in notebooks/"))
+    return lines
+
+
+def python() -> tuple[str, str]:
+    """Return the line about the interpreter."""
+    low, high = PYTHONS
+    text = f"python {sys.version.split()[0]}"
+    if low <= sys.version_info[:2] < high:
+        return OK, text
+    return MISS, f"{text}: the course needs {low[0]}.{low[1]} or newer, below {high[0]}.{high[1]}"
+
+
+def packages(lock: Path) -> list[tuple[str, str]]:
+    """Return a line for each package well known, missing or of another version, and one for the rest."""
+    if not lock.is_file():
+        seen = [(OK, f"{name} {installed(name)}") if installed(name) else (MISS, name) for name in MAIN]
+        return [(NOTE, f"{lock.name} is not here, so versions are not compared"), *seen]
+    lines, rest = [], 0
+    for want in read_lock(lock):
+        has = installed(want.name)
+        if has is None:
+            lines.append((MISS, f"{want.name}: not installed (make setup, or pip install -r {lock.name})"))
+        elif not want.specifier.contains(has, prereleases=True):
+            lines.append((NOTE, f"{want.name} {has}, tested with {str(want.specifier).removeprefix('==')}"))
+        elif want.name in MAIN:
+            lines.append((OK, f"{want.name} {has}"))
+        else:
+            rest += 1
+    return [*lines, (OK, f"{rest} further packages as in requirements.lock")]
+
+
+def read_lock(lock: Path) -> list[Requirement]:
+    """Return the lock's requirements that hold on this platform and Python."""
+    lines = [line.split("#")[0].strip() for line in lock.read_text(encoding="utf-8").splitlines()]
+    wanted = [Requirement(line) for line in lines if line]
+    return [want for want in wanted if want.marker is None or want.marker.evaluate()]
+
+
+def installed(name: str) -> str | None:
+    """Return the installed version of a package, or None."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def cores() -> tuple[str, str]:
+    """Return the line about processor cores this process may use."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return OK if count > 1 else NOTE, f"{count} core{'s' if count > 1 else ''} (times are given for two)"
+
+
+def memory() -> tuple[str, str]:
+    """Return the line about free memory."""
+    try:
+        import psutil
+    except ImportError:
+        return NOTE, "free memory unknown without psutil"
+    free = psutil.virtual_memory().available / 1e9
+    return OK if free >= MEMORY_GB else NOTE, f"memory {free:.1f} GB free (micro keeps below {MEMORY_GB} GB)"
+
+
+def disk(project: Path) -> tuple[str, str]:
+    """Return the line about free disk space where results go."""
+    free = shutil.disk_usage(project).free / 1e9
+    return OK if free >= DISK_GB else MISS, f"disk {free:.1f} GB free (have {DISK_GB} GB for a run)"
+
+
+def gpu(profile) -> list[tuple[str, str]]:
+    """Return lines about CUDA and 4-bit weights; only the profiles for a GPU cannot do without."""
+    needed = profile.name in ("colab", "paper")
+    try:
+        import torch
+
+        there = torch.cuda.is_available()
+    except (ImportError, OSError):
+        return [(MISS if needed else NOTE, "CUDA unknown, for torch cannot be imported")]
+    if not there:
+        return [(MISS, f"CUDA: none; {profile.name} needs it") if needed else (OK, "CUDA: none, none needed")]
+    card = torch.cuda.get_device_properties(0)
+    lines = [(OK, f"CUDA: {card.name}, {card.total_memory / 1e9:.0f} GB")]
+    if needed and not installed("bitsandbytes"):
+        lines.append((MISS, "bitsandbytes: not installed (pip install -e '.[gpu]')"))
+    return lines

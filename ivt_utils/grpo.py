@@ -1,0 +1,145 @@
+"""GRPO with an IoU reward (section 3 of the paper), through TRL's GRPOTrainer and its environments.
+
+The environment has one tool, `draw_box`. The model writes plain JSON; the tokenizer's response template turns it into
+a call of the tool, and the tool's answer is the feedback turn of the closed loop. The last box is not executed.
+"""
+
+import json
+from pathlib import Path
+
+from ivt_utils import protocol
+from ivt_utils.boxes import format_answer, iou, parse_answer, valid
+from ivt_utils.render import draw_box, load_image
+from ivt_utils.sft import finish, trainer_options
+from ivt_utils.student import Student, lora
+
+
+def make_environment(style: str = "filled"):
+    """Return an environment class for TRL: it keeps one image, and shows boxes on it."""
+
+    class BoxEnvironment:
+        def reset(self, images=None, **_) -> None:
+            """Start a rollout on the row's one image; nothing is added to the prompt."""
+            self._image = load_image(images[0])
+            self._shown = 0
+
+        def draw_box(self, bbox_2d: list) -> list:
+            """Draw a box on the image.
+
+            Args:
+                bbox_2d: x1, y1, x2, y2 as integers 0 to 1000.
+
+            Returns:
+                The feedback: the image with the box, and a short request.
+            """
+            if not valid(bbox_2d):
+                raise ValueError("The answer holds no valid box.")
+            self._shown += 1
+            return protocol.feedback_content(draw_box(self._image, bbox_2d, style), tuple(bbox_2d))
+
+    return BoxEnvironment
+
+
+def boxes_of(completion: list[dict]) -> list:
+    """Return the box of each assistant message of a rollout, None for an answer that does not parse.
+
+    A rollout that ends on a feedback message has a failed answer after it: nothing was generated there.
+    """
+    boxes = [parse_answer(text_of(message)) for message in completion if message["role"] == "assistant"]
+    return boxes if completion and completion[-1]["role"] == "assistant" else [*boxes, None]
+
+
+def text_of(message: dict) -> str:
+    """Return an assistant message as the model wrote it, its parsed calls back in JSON."""
+    content = message.get("content") or ""
+    if not isinstance(content, str):
+        content = "".join(part.get("text", "") for part in content)
+    for call in message.get("tool_calls") or []:
+        box = call["function"]["arguments"].get("bbox_2d")
+        content += format_answer(box) if valid(box) else json.dumps({"bbox_2d": box})
+    return content
+
+
+def make_reward(turns: int, format_bonus: float, image_token_id: int, tokens_of_image):
+    """Return TRL's reward function: IoU of the final box + `format_bonus` when all `turns` + 1 answers parse.
+
+    It also logs the mean IoU per step and the share of failed rollouts, and it stops the training when feedback was
+    dropped on the way: `tokens_of_image(image)` says how many tokens each shown image must have left behind.
+    """
+
+    def reward(completions, truth, environments, completion_ids, log_metric, **_) -> list[float]:
+        for environment, ids in zip(environments, completion_ids, strict=True):
+            expected = environment._shown * tokens_of_image(environment._image)
+            if list(ids).count(image_token_id) != expected:
+                raise RuntimeError("A feedback image was dropped from a rollout: raise max_completion_length, which "
+                                   "must hold every answer and every feedback.")  # fmt: skip
+        scores = [score(boxes_of(c), t, turns) for c, t in zip(completions, truth, strict=True)]
+        for step in range(turns + 1):
+            log_metric(f"iou_step_{step}", sum(s[step] or 0.0 for s in scores) / len(scores))
+        failed = [None in s for s in scores]
+        log_metric("failed_rollouts", sum(failed) / len(failed))
+        return [(s[-1] or 0.0) + format_bonus * (not bad) for s, bad in zip(scores, failed, strict=True)]
+
+    reward.__name__ = "final_iou_and_format"
+    return reward
+
+
+def score(boxes: list, truth, turns: int) -> list[float | None]:
+    """Return the IoU of each of `turns` + 1 answers; None for one that did not parse or was never given."""
+    ious = [None if box is None else iou(box, truth) for box in boxes[: turns + 1]]
+    return ious + [None] * (turns + 1 - len(ious))
+
+
+def prompts_dataset(records):
+    """Return a datasets.Dataset with `prompt`, `images` and `truth` columns, one row a record."""
+    from datasets import Dataset, Features, Image, List, Value
+
+    part = {"type": Value("string"), "text": Value("string")}
+    features = Features({
+        "prompt": List({"role": Value("string"), "content": List(part)}), "images": List(Image()),
+        "truth": List(Value("float32")),
+    })  # fmt: skip
+    rows = []
+    for record in records:
+        message = protocol.question(record["image"], record["expression"])
+        content = [{"type": p["type"], "text": p.get("text")} for p in message["content"]]
+        rows.append({"prompt": [{"role": "user", "content": content}], "images": [record["image"]],
+                     "truth": record["bbox"]})  # fmt: skip
+    return Dataset.from_list(rows, features=features)
+
+
+def train_grpo(
+    student: Student, dataset, folder: Path, profile, seed: int, *, turns: int | None = None,
+    format_bonus: float | None = None, steps: int | None = None,
+) -> list[dict]:  # fmt: skip
+    """Train the student's adapter with GRPO, save it to `folder` and return the log; resumes in `folder`.
+
+    A student that carries an adapter (the SFT policy, loaded trainable) goes on from it, and the KL term is taken
+    to it; a bare student gets a fresh adapter and the KL is taken to the base model. `turns=0` is single-step GRPO.
+    """
+    from trl import GRPOConfig, GRPOTrainer
+
+    turns = profile.turns if turns is None else turns
+    bonus = profile.format_bonus if format_bonus is None else format_bonus
+    per_image = image_tokens(student, load_image(dataset[0]["images"][0]))
+    answer = profile.max_new_tokens
+    config = GRPOConfig(
+        max_steps=steps or profile.grpo_steps, learning_rate=profile.grpo_lr, lr_scheduler_type="constant_with_warmup",
+        warmup_steps=0.05, per_device_train_batch_size=profile.grpo_prompts * profile.generations,
+        num_generations=profile.generations, beta=profile.beta, temperature=profile.temperature, loss_type="grpo",
+        max_tool_calling_iterations=turns, max_completion_length=(turns + 1) * (answer + 64) + turns * 2 * per_image,
+        generation_kwargs={"max_new_tokens": answer}, **trainer_options(student, folder, profile, seed),
+    )  # fmt: skip
+    reward = make_reward(turns, bonus, student.processor.image_token_id, lambda image: image_tokens(student, image))
+    trainer = GRPOTrainer(
+        model=student.model, reward_funcs=reward, args=config, train_dataset=dataset,
+        processing_class=student.processor, environment_factory=make_environment(profile.style),
+        peft_config=None if hasattr(student.model, "peft_config") else lora(profile),
+    )  # fmt: skip
+    return finish(trainer, folder, profile.student)
+
+
+def image_tokens(student: Student, image) -> int:
+    """Return how many tokens an image takes in a chat."""
+    grid = student.processor.image_processor(images=[image], return_tensors="pt")["image_grid_thw"][0]
+    return int(grid.prod()) // student.processor.image_processor.merge_size**2

@@ -1,0 +1,49 @@
+"""Error harvesting (section 3 of the paper): corrective trajectories that start from the student's OWN errors."""
+
+import random
+
+from ivt_utils import protocol
+from ivt_utils.boxes import iou, snap
+from ivt_utils.teacher import geometric_trace
+
+
+def keep_errors(rollouts: list[dict], max_iou: float = 0.85) -> list[dict]:
+    """Return the rollouts whose step-0 box has an IoU in [0, `max_iou`]; an answer without a box cannot start one."""
+    first = ((rollout, rollout["steps"][0]["box"]) for rollout in rollouts)
+    return [rollout for rollout, box in first if box is not None and iou(box, rollout["truth"]) <= max_iou]
+
+
+def straight_line(start, truth, turns: int, grid: int = 1) -> list[tuple[int, int, int, int]]:
+    """Return `turns` boxes on the straight line from `start` (exclusive) to `truth` (inclusive), 0..1000."""
+    shares = [k / turns for k in range(1, turns + 1)]
+    return [snap([a + (b - a) * share for a, b in zip(start, truth, strict=True)], grid) for share in shares]
+
+
+def trajectory(rollout: dict, turns: int, grid: int = 1, trace=geometric_trace) -> dict:
+    """Return the rollout with its steps replaced by: the student's own answer, then `turns` corrected answers.
+
+    `trace(box, truth)` says what is wrong with the box of the step before; None leaves the reasons out.
+    """
+    steps = [rollout["steps"][0]]
+    for box in straight_line(steps[0]["box"], rollout["truth"], turns, grid):
+        reason = trace(steps[-1]["box"], rollout["truth"]) if trace else ""
+        steps.append({"text": protocol.answer_text(box, reason), "box": box})
+    return {**rollout, "steps": steps}
+
+
+def perturbed(rollout: dict, seed: int, grid: int = 1) -> dict:
+    """Return the rollout with step 0 replaced by a random distortion of the truth, of the same IoU (an ablation).
+
+    The distortion shifts and scales the true box in a random direction, as far as the IoU of the student's own error.
+    """
+    rng = random.Random(f"perturb {seed} {rollout['id']}")
+    truth, goal = rollout["truth"], iou(rollout["steps"][0]["box"], rollout["truth"])
+    width, height = truth[2] - truth[0], truth[3] - truth[1]
+    push = [rng.gauss(0, 1) * size for size in (width, height, width, height)]
+    low, high = 0.0, 4.0
+    for _ in range(25):  # bisection: the IoU falls with the size of the push
+        middle = (low + high) / 2
+        box = snap([v + middle * p for v, p in zip(truth, push, strict=True)], grid)
+        low, high = (middle, high) if iou(box, truth) > goal else (low, middle)
+    text = protocol.answer_text(box)
+    return {**rollout, "steps": [{"text": text, "box": box}, *rollout["steps"][1:]]}

@@ -1,0 +1,78 @@
+"""The closed loop (section 3 of the paper): answer, see the box drawn on the image, answer again, T times.
+
+One committed answer a step. An answer that does not parse has no box and scores 0; the next feedback then shows the
+bare image and says so.
+"""
+
+from ivt_utils import protocol
+from ivt_utils.boxes import parse_answer
+from ivt_utils.render import draw_box, load_image
+from ivt_utils.student import Student
+
+
+def run_loop(
+    student: Student, records, *, turns: int = 2, style: str = "filled", batch_size: int = 64,
+    max_new_tokens: int = 32, temperature: float = 0.0, seed: int = 0, progress: str = "",
+) -> list[dict]:  # fmt: skip
+    """Return one rollout a record: {"id", "image_id", "subset", "expression", "truth", "steps"}.
+
+    `steps` holds `turns` + 1 dicts {"text", "box"}; a box is four integers 0..1000, or None. Decoding is greedy when
+    `temperature` is 0. The control that shows the image again without a box is `style="none"`.
+    """
+    if turns < 0:
+        raise ValueError(f"A loop has 0 or more refinements, not {turns}.")
+    rollouts = []
+    batches = range(0, len(records), batch_size)
+    for start in _progress(batches, progress):
+        batch = [records[i] for i in range(start, min(start + batch_size, len(records)))]
+        images = [load_image(record["image"]) for record in batch]
+        chats = [[protocol.question(image, r["expression"])] for image, r in zip(images, batch, strict=True)]
+        steps: list[list[dict]] = [[] for _ in batch]
+        for turn in range(turns + 1):
+            texts = generate(student, chats, max_new_tokens, temperature, seed + start + turn)
+            for chat, own, image, text in zip(chats, steps, images, texts, strict=True):
+                box = parse_answer(text)
+                own.append({"text": text, "box": box})
+                chat += [protocol.answer(text), protocol.feedback(draw_box(image, box, style), box)]
+        rollouts += [_rollout(record, own) for record, own in zip(batch, steps, strict=True)]
+    return rollouts
+
+
+def evaluate(student: Student, records, profile, seed: int = 0, progress: str = "", **changes) -> list[dict]:
+    """Return `run_loop` with the profile's values, save for `changes` (turns, style, temperature, ...)."""
+    values = {name: getattr(profile, name) for name in ("turns", "style", "batch_size", "max_new_tokens")}
+    return run_loop(student, records, seed=seed, progress=progress, **(values | changes))
+
+
+def generate(
+    student: Student, chats: list[list[dict]], max_new_tokens: int, temperature: float, seed: int
+) -> list[str]:
+    """Return the next answer of each chat, as text without special tokens."""
+    import torch
+
+    inputs = student.processor.apply_chat_template(
+        chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+        processor_kwargs={"padding": True, "padding_side": "left"},
+    ).to(student.model.device)  # fmt: skip
+    sampling = {"do_sample": False}
+    if temperature > 0:
+        torch.manual_seed(seed)
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    with torch.inference_mode():
+        output = student.model.generate(**inputs, max_new_tokens=max_new_tokens, **sampling)
+    answers = output[:, inputs["input_ids"].shape[1] :]
+    return student.processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
+
+
+def _rollout(record: dict, steps: list[dict]) -> dict:
+    kept = {key: record[key] for key in ("id", "image_id", "subset", "expression")}
+    return {**kept, "truth": [float(v) for v in record["bbox"]], "steps": steps}
+
+
+def _progress(batches, label: str):
+    """Return the batches, with a progress bar when there is a label."""
+    if not label:
+        return batches
+    from tqdm.auto import tqdm
+
+    return tqdm(batches, desc=label, unit="batch")

@@ -1,0 +1,257 @@
+"""Scores of rollouts, each with a 95% bootstrap interval that resamples images (scores as in the paper's v1).
+
+A rollout is one sample with its T + 1 steps, boxes as four integers 0..1000:
+    {"id", "image_id", "subset", "truth": [four numbers 0..1000], "steps": [{"box": box or None}, ...]}
+A step without a box did not parse: its IoU is 0. The final step is the result; whatever was chosen with the
+ground truth stands under a key with the word "oracle". A value comes as a cell {"value", "low", "high", "n"},
+n in samples. The value is None for an empty slice; the limits are None where too few images allow none.
+"""
+
+import warnings
+
+import numpy as np
+from scipy.stats import DegenerateDataWarning, bootstrap
+
+from ivt_utils.boxes import valid
+
+THRESHOLDS = {"acc50": 0.5, "acc70": 0.7, "acc90": 0.9}
+STEPS = ("step0", "final", "oracle")
+HARD = 0.5  # a sample is hard when its step-0 IoU is below this
+SAME = 1e-9  # IoU differences up to this are none
+BATCH = 20  # resamples held in memory at a time; part of what a seed means
+
+
+def check_rollout(rollout) -> None:
+    """Return nothing when `rollout` has the form above; otherwise a ValueError says what is wrong with it."""
+    if not isinstance(rollout, dict):
+        raise ValueError("A rollout must be a dictionary.")
+    for key in ("id", "image_id", "subset"):
+        if not isinstance(rollout.get(key), str):
+            raise ValueError(f"A rollout needs a text under {key!r}.")
+    name, truth, steps = rollout["id"], rollout.get("truth"), rollout.get("steps")
+    if not isinstance(truth, list | tuple) or len(truth) != 4 or not all(map(_is_coordinate, truth)):
+        raise ValueError(f"The ground truth of {name!r} is not four finite numbers.")
+    if not (truth[0] < truth[2] and truth[1] < truth[3]):
+        raise ValueError(f"The ground truth of {name!r} is reversed or empty: {list(truth)}.")
+    if not isinstance(steps, list | tuple) or not steps:
+        raise ValueError(f"The rollout {name!r} has no steps.")
+    for number, step in enumerate(steps):
+        if not isinstance(step, dict) or "box" not in step:
+            raise ValueError(f"Step {number} of {name!r} has no 'box' (null where the answer did not parse).")
+        if step["box"] is not None and not valid(step["box"]):
+            raise ValueError(f"Step {number} of {name!r} has a box that is not four integers 0..1000.")
+
+
+def check(rollouts) -> None:
+    """Return nothing when rollouts can be scored together: at least one, no id twice, equally many steps."""
+    if len(rollouts) == 0:
+        raise ValueError("There are no rollouts to score.")
+    seen = set()
+    for rollout in rollouts:
+        check_rollout(rollout)
+        if rollout["id"] in seen:
+            raise ValueError(f"The id {rollout['id']!r} stands twice in one list of rollouts.")
+        seen.add(rollout["id"])
+    counts = sorted({len(rollout["steps"]) for rollout in rollouts})
+    if len(counts) > 1:
+        raise ValueError(f"The rollouts differ in their number of steps: {', '.join(map(str, counts))}.")
+
+
+def first_steps(rollouts, count: int = 1) -> list[dict]:
+    """Return the same rollouts cut after `count` steps (1: the single-shot answer alone)."""
+    return [{**rollout, "steps": rollout["steps"][:count]} for rollout in rollouts]
+
+
+def iou_matrix(rollouts) -> np.ndarray:
+    """Return the IoU of every step with the ground truth, shape (n, T + 1), 0 where a step has no box."""
+    check(rollouts)
+    missing = [np.nan] * 4
+    boxes = [[step["box"] or missing for step in rollout["steps"]] for rollout in rollouts]
+    a = np.array(boxes, dtype=float)
+    b = np.array([rollout["truth"] for rollout in rollouts], dtype=float)[:, None]
+    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
+    overlap = np.clip(sides, 0, None).prod(-1)
+    union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - overlap
+    return np.nan_to_num(overlap / union)
+
+
+def parsed_matrix(rollouts) -> np.ndarray:
+    """Return which steps have a box, booleans of shape (n, T + 1)."""
+    check(rollouts)
+    return np.array([[step["box"] is not None for step in rollout["steps"]] for rollout in rollouts])
+
+
+def step_score(step: str, metric: str):
+    """Return a function from an IoU matrix (n, T + 1) to one score a sample (n,).
+
+    `step`: "step0", "final" or "oracle" (the best step, chosen with the ground truth). `metric`: "acc50",
+    "acc70", "acc90" (1 where IoU >= threshold) or "miou".
+    """
+    if step not in STEPS or metric not in (*THRESHOLDS, "miou"):
+        raise ValueError(f"There is no {metric!r} of {step!r}: take acc50, acc70, acc90 or miou of {STEPS}.")
+
+    def score(ious):
+        chosen = {"step0": ious[:, 0], "final": ious[:, -1], "oracle": ious.max(axis=1)}[step]
+        return chosen if metric == "miou" else (chosen >= THRESHOLDS[metric]).astype(float)
+
+    return score
+
+
+def degradation(ious) -> np.ndarray:
+    """Return per sample (IoU of step 0 - IoU of the final step) / T, shape (n,); positive: the loop harms."""
+    turns = ious.shape[1] - 1
+    if turns == 0:
+        raise ValueError("Degradation needs at least one refinement, and these rollouts have step 0 only.")
+    return (ious[:, 0] - ious[:, -1]) / turns
+
+
+def _is_coordinate(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e6
+
+
+def _ratio(sums, counts, axis=-1):
+    total, weight = sums.sum(axis=axis), counts.sum(axis=axis)
+    return np.divide(total, weight, out=np.full(total.shape, np.nan), where=weight > 0)
+
+
+def intervals(numerators, denominators, image_ids, *, seed: int, n_resamples: int) -> list[dict]:
+    """Return one cell per row k: sum(numerators[k]) / sum(denominators[k]), with its 95% bootstrap interval.
+
+    Arrays of shape (K, n) over n samples. The unit of resampling is the image: all samples of an image are
+    drawn together, the same draws for every row (scipy.stats.bootstrap, percentile method). The value is None
+    without a positive denominator; the limits are None where any resample has none, or with one image.
+    `n` counts the samples with a denominator other than 0.
+    """
+    numerators, denominators = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
+    if isinstance(n_resamples, bool) or not isinstance(n_resamples, int) or n_resamples < 1:
+        raise ValueError(f"The number of resamples must be a positive integer, not {n_resamples!r}.")
+    _, image = np.unique(np.asarray(image_ids), return_inverse=True)
+    images = int(image.max()) + 1
+    sums = np.array([np.bincount(image, row, images) for row in numerators])
+    counts = np.array([np.bincount(image, row, images) for row in denominators])
+    values, low = _ratio(sums, counts), np.full(len(sums), np.nan)
+    high = low
+    if images > 1:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DegenerateDataWarning)
+            low, high = bootstrap(
+                (sums, counts), _ratio, axis=-1, paired=True, vectorized=True, method="percentile",
+                n_resamples=n_resamples, batch=BATCH, rng=np.random.default_rng(seed),
+            ).confidence_interval  # fmt: skip
+    sizes = np.count_nonzero(denominators, axis=1)
+    rows = zip(values, low, high, sizes, strict=True)
+    return [{"value": _plain(v), "low": _plain(a), "high": _plain(b), "n": int(n)} for v, a, b, n in rows]
+
+
+def _plain(number) -> float | None:
+    return None if np.isnan(number) else float(number)
+
+
+def mean_interval(scores, image_ids, *, seed: int, n_resamples: int) -> dict:
+    """Return the cell of the mean of one score a sample, resampled by image."""
+    scores = np.asarray(scores, dtype=float)
+    return intervals([scores], [np.ones(len(scores))], image_ids, seed=seed, n_resamples=n_resamples)[0]
+
+
+def _pair(rollouts_a, rollouts_b):
+    """Return both lists ordered by id, after checking that they speak of the same samples."""
+    check(rollouts_a)
+    check(rollouts_b)
+    a, b = ({rollout["id"]: rollout for rollout in rollouts} for rollouts in (rollouts_a, rollouts_b))
+    if a.keys() != b.keys():
+        odd = min(a.keys() ^ b.keys())
+        raise ValueError(f"The two lists of rollouts are not about the same samples: {odd!r} is in only one.")
+    for name in a:
+        if a[name]["image_id"] != b[name]["image_id"] or list(a[name]["truth"]) != list(b[name]["truth"]):
+            raise ValueError(f"The two lists of rollouts disagree on the image or the truth of {name!r}.")
+    names = sorted(a)
+    return [a[name] for name in names], [b[name] for name in names]
+
+
+def paired_difference(rollouts_a, rollouts_b, score, score_b=None, *, seed: int, n_resamples: int) -> dict:
+    """Return the cell of the mean of a's score minus b's, paired by id and resampled by image.
+
+    `score` takes an IoU matrix (n, T + 1) to (n,), as `step_score` and `degradation` do; `score_b` when b is
+    scored otherwise. T may differ. ValueError when the lists are not about the same samples.
+    """
+    a, b = _pair(rollouts_a, rollouts_b)
+    gains = score(iou_matrix(a)) - (score_b or score)(iou_matrix(b))
+    return mean_interval(gains, [rollout["image_id"] for rollout in a], seed=seed, n_resamples=n_resamples)
+
+
+def paired_ratio(rollouts_a, rollouts_b, score, *, seed: int, n_resamples: int) -> dict:
+    """Return the cell of a's mean score over b's, paired as above; None where b's mean is not positive.
+
+    The limits are None when b's mean is not positive in some resample: such a ratio has no bounded interval.
+    """
+    a, b = _pair(rollouts_a, rollouts_b)
+    pair, images = ([score(iou_matrix(a))], [score(iou_matrix(b))]), [rollout["image_id"] for rollout in a]
+    return intervals(*pair, images, seed=seed, n_resamples=n_resamples)[0] | {"n": len(a)}
+
+
+def evaluate(rollouts, seed: int, n_resamples: int) -> dict:
+    """Return every metric of one method as nested dictionaries of cells; the rollouts' order does not matter.
+
+    "final": acc50, acc70, acc90, miou of the final step, the result. "per_step"[t]: the same, with the
+    share of answers that parse ("parsed") and acc50 and miou among those. "subsets": step 0 and final.
+    With T > 0 also "degradation_per_step"; the shares of samples that degrade, improve or stay (final against
+    step-0 IoU) and whose final box is the step-0 box; "fall": acc50 of step 0 minus that of the final step is
+    lost_unparsed + lost_wrong_box - gained; "hard" and "easy" (step-0 IoU below 0.5, or not): mean IoU first,
+    final and their difference. "oracle_best_step": the best step, chosen with the ground truth.
+    """
+    check(rollouts)
+    rollouts = sorted(rollouts, key=lambda rollout: rollout["id"])
+    ious, parsed = iou_matrix(rollouts), parsed_matrix(rollouts)
+    first, final = ious[:, 0], ious[:, -1]
+    subset = np.array([rollout["subset"] for rollout in rollouts])
+    everyone = np.ones(len(rollouts), dtype=bool)
+    asked = []  # (cell to fill, numerator, denominator): all are resampled in one go below
+
+    def share(scores, where=everyone):
+        asked.append((cell := {}, np.where(where, scores, 0.0), where))
+        return cell
+
+    def quality(column, where=everyone):
+        accuracies = {name: share(column >= limit, where) for name, limit in THRESHOLDS.items()}
+        return accuracies | {"miou": share(column, where)}
+
+    per_step = []
+    for column, has_box in zip(ious.T, parsed.T, strict=True):
+        among = {"acc50_of_parsed": share(column >= 0.5, has_box), "miou_of_parsed": share(column, has_box)}
+        per_step.append(quality(column) | {"parsed": share(has_box)} | among)
+    metrics = {"final": per_step[-1], "per_step": per_step}
+    if ious.shape[1] > 1:
+        change, right = final - first, ious >= 0.5
+        lost = right[:, 0] & ~right[:, -1]
+        same = [r["steps"][0]["box"] is not None and _same_box(r) for r in rollouts]
+        metrics |= {
+            "degradation_per_step": share(degradation(ious)),
+            "share_degrade": share(change < -SAME),
+            "share_improve": share(change > SAME),
+            "share_stay": share(abs(change) <= SAME),
+            "share_same_box": share(same),
+            "fall": {
+                "lost_unparsed": share(lost & ~parsed[:, -1]),
+                "lost_wrong_box": share(lost & parsed[:, -1]),
+                "gained": share(~right[:, 0] & right[:, -1]),
+            },
+        }
+        for name, where in (("hard", first < HARD), ("easy", first >= HARD)):
+            parts = {"first": first, "final": final, "difference": change}
+            metrics[name] = {part: share(values, where) for part, values in parts.items()}
+    metrics["subsets"] = {
+        str(name): {"step0": quality(first, subset == name), "final": quality(final, subset == name)}
+        for name in np.unique(subset)
+    }
+    metrics["oracle_best_step"] = quality(ious.max(axis=1))
+    cells, *columns = zip(*asked, strict=True)
+    images = [rollout["image_id"] for rollout in rollouts]
+    found = intervals(*columns, images, seed=seed, n_resamples=n_resamples)
+    for cell, values in zip(cells, found, strict=True):
+        cell.update(values)
+    return metrics
+
+
+def _same_box(rollout) -> bool:
+    first, final = rollout["steps"][0]["box"], rollout["steps"][-1]["box"]
+    return final is not None and list(first) == list(final)

@@ -1,0 +1,104 @@
+"""Every value of every experiment: the profiles `smoke`, `micro`, `colab`, `paper`, and the micro student's recipe."""
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class StudentRecipe:
+    """How the shipped micro student is built and trained from scratch (our choice; the paper starts from Qwen3-VL)."""
+
+    image_side: int = 96  # pixels, after the processor's resize
+    patch: int = 8
+    text_width: int = 128
+    text_layers: int = 4
+    vision_width: int = 64
+    vision_layers: int = 3
+    steps: int = 11_000
+    batch_size: int = 16  # small batches: learning is limited by steps, not by scenes
+    lr: float = 1e-3
+    betas: tuple = (0.9, 0.98)
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    floor: float = 0.03  # last learning rate as a share of the first
+    window: int = 50  # steps a curriculum decision looks back
+    # (from this step on, nats a coordinate below which one thing is added): patient at first, then quicker
+    next_level_below: tuple = ((0, 1.9), (3700, 2.25))
+    things: int = 8  # the hardest scenes
+    chats_from: int = 4  # things a scene from which chats have several questions and images
+    # (images, questions on each): the kinds of batch, and how often each is drawn
+    chats: tuple = ((1, 3), (2, 1), (2, 2), (3, 1))
+    chat_weights: tuple = (0.7, 0.1, 0.1, 0.1)
+
+
+STUDENT_RECIPE = StudentRecipe()
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The values of one size of the experiment. What the paper does not give is our choice; see the README."""
+
+    name: str
+    student: str  # a folder of the project, or a name on the Hub
+    data: str  # "synthetic" (shipped) or "hub"
+    train: int  # samples of each split
+    val: int
+    test: int
+    load_in_4bit: bool = False  # NF4
+    # closed loop
+    turns: int = 2  # T: refinements after step 0 (paper)
+    style: str = "filled"  # how the box is drawn: filled, outline, none
+    max_new_tokens: int = 32  # of one answer
+    batch_size: int = 64  # samples generated at once
+    # harvest: own step-0 predictions with an IoU in [0, this] become trajectories (paper)
+    harvest_max_iou: float = 0.85
+    trace: bool = True  # the teacher's short reason before each corrected box
+    lora_rank: int = 32
+    lora_alpha: int = 64
+    # SFT
+    sft_epochs: float = 4
+    sft_lr: float = 1e-3
+    sft_batch: int = 16
+    # GRPO: the group size, the bonus and beta are the paper's
+    grpo_steps: int = 100
+    grpo_prompts: int = 8  # prompts a step, each with `generations` rollouts
+    generations: int = 6
+    grpo_lr: float = 3e-4
+    beta: float = 0.04  # KL to the SFT policy
+    format_bonus: float = 0.1
+    temperature: float = 1.0
+    # ablations: smaller trainings, and an evaluation on the first samples of the validation split
+    ablation_epochs: float = 2
+    ablation_grpo_steps: int = 25
+    ablation_test: int = 255
+    # intervals
+    resamples: int = 2000
+    save_every: int = 20  # optimiser steps between checkpoints
+    minutes: tuple = ()  # (notebook, expected minutes) on two cores, measured
+
+    @property
+    def costs(self) -> dict[str, float]:
+        return dict(self.minutes)
+
+
+_MICRO = Profile(name="micro", student="data/student", data="synthetic", train=2400, val=510, test=505)
+_PAPER = Profile(
+    name="paper", student="Qwen/Qwen3-VL-4B-Instruct", data="hub", train=2400, val=510, test=505, load_in_4bit=True,
+    max_new_tokens=128, batch_size=8, lora_rank=64, lora_alpha=128, sft_epochs=2, sft_lr=1e-4, grpo_steps=300,
+    grpo_lr=1e-5, ablation_test=510,
+)  # fmt: skip
+PROFILES = {
+    "smoke": replace(
+        _MICRO, name="smoke", train=48, val=24, test=24, sft_epochs=1, grpo_steps=2, grpo_prompts=2,
+        ablation_epochs=0.5, ablation_grpo_steps=1, ablation_test=12, resamples=200, save_every=1,
+    ),
+    "micro": _MICRO,
+    "colab": replace(_PAPER, name="colab", student="Qwen/Qwen3-VL-2B-Instruct", train=600, val=128, test=128),
+    "paper": _PAPER,
+}  # fmt: skip
+
+
+def get_profile(name: str) -> Profile:
+    """Return a profile by name; an unknown name raises a ValueError that lists the names."""
+    if name not in PROFILES:
+        raise ValueError(f"There is no profile {name!r}; choose one of {', '.join(PROFILES)}.")
+    return PROFILES[name]

@@ -1,0 +1,93 @@
+"""The words of the loop: prompt, feedback, chat template and response template, each in one place.
+
+The base model's training, SFT, GRPO and the closed loop all build their turns here. A difference of one token
+between training and evaluation costs a small model many points, so nobody else writes a prompt.
+"""
+
+from pathlib import Path
+
+from ivt_utils.boxes import Box, format_answer
+
+PROMPT = (
+    "Locate the object that the expression refers to. Expression: ",
+    '. Answer with its box as {"bbox_2d": [x1, y1, x2, y2]}, integers 0 to 1000.',
+)
+FEEDBACK = "This is the image with your last box. Look whether it fits the expression, and answer again."
+FEEDBACK_NO_BOX = "Your last answer held no valid box, so none is shown. Answer again."
+
+# A corrective trace says what is wrong with the box that is shown, and what to do about it.
+PROBLEMS = {
+    "too far left": "move right", "too far right": "move left", "too high": "move down", "too low": "move up",
+    "too narrow": "make it wider", "too wide": "make it narrower",
+    "too short": "make it taller", "too tall": "make it shorter",
+}  # fmt: skip
+TRACE_OPENS, TRACE_FITS = "It is", "It fits: keep it."
+# The micro student's tokenizer has one token for each of these.
+PHRASES = (*PROMPT, FEEDBACK, FEEDBACK_NO_BOX, TRACE_OPENS, TRACE_FITS,
+           *(f" {phrase}" for pair in PROBLEMS.items() for phrase in pair))  # fmt: skip
+
+# The model writes plain JSON. The tokenizer's response parser reads `{"bbox_2d": [...]}` as a call of `draw_box`,
+# so that TRL's rollout executes the loop without any tool-call syntax.
+RESPONSE_TEMPLATE = {
+    "defaults": {"role": "assistant"},
+    "start_anchor": "<|im_start|>assistant\n",
+    "fields": {
+        "tool_calls": {
+            "open": '{"bbox_2d": ',
+            "close": "}",
+            "repeats": True,
+            "content": "json",
+            "transform": {
+                "type": "function",
+                "function": {"name": "draw_box", "arguments": {"bbox_2d": "{content}"}},
+            },
+        },
+        "content": {"close": "<|im_end|>", "content": "text"},
+    },
+}
+
+
+def chat_template() -> str:
+    """Return the Jinja chat template that the loop, SFT and GRPO share."""
+    return Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
+
+
+def question(image, expression: str) -> dict:
+    """Return the first user turn: the image (None for a follow-up about the same image) and the prompt."""
+    text = {"type": "text", "text": PROMPT[0] + expression + PROMPT[1]}
+    return {"role": "user", "content": [text] if image is None else [{"type": "image", "image": image}, text]}
+
+
+def feedback_content(image, box: Box | None) -> list[dict]:
+    """Return the content of a feedback turn: `image` with the box already drawn (bare when `box` is None)."""
+    text = FEEDBACK if box is not None else FEEDBACK_NO_BOX
+    return [{"type": "image", "image": image}, {"type": "text", "text": text}]
+
+
+def feedback(image, box: Box | None) -> dict:
+    """Return the feedback as a user turn; GRPO sends the same content as a tool turn."""
+    return {"role": "user", "content": feedback_content(image, box)}
+
+
+def answer_text(box: Box, trace: str = "") -> str:
+    """Return an answer: the optional short trace, then the JSON box."""
+    return f"{trace} {format_answer(box)}" if trace else format_answer(box)
+
+
+def answer(text: str) -> dict:
+    """Return an assistant turn."""
+    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
+
+
+def transcript(image, expression: str, steps: list[dict], draw) -> list[dict]:
+    """Return the whole chat of a trajectory: question, then answer and feedback in turn, ending on an answer.
+
+    `steps` are dicts with "text" and "box"; `draw(image, box)` returns the image shown as feedback to a box.
+    """
+    messages = [question(image, expression)]
+    for i, step in enumerate(steps):
+        if i:
+            previous = steps[i - 1]["box"]
+            messages.append(feedback(draw(image, previous), previous))
+        messages.append(answer(step["text"]))
+    return messages

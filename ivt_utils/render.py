@@ -1,0 +1,96 @@
+"""What the student is shown and what the reader is shown: the box drawn on the image, and strips of a trajectory."""
+
+import io
+from pathlib import Path
+
+from PIL import Image, ImageDraw, UnidentifiedImageError
+
+from ivt_utils.boxes import to_pixels
+
+STYLES = ("filled", "outline", "none")
+OVERLAY = (255, 0, 0)
+COLORS = {"truth": "#009E73", "answer": "#D55E00"}  # readable with colour-blind eyes
+MAX_ASPECT = 100  # Qwen's image processor refuses 200
+
+
+class ImageError(ValueError):
+    """An image that cannot be used; the message is one sentence that says why."""
+
+
+def load_image(source) -> Image.Image:
+    """Return an RGB image from a path, bytes or a PIL image of any mode (CMYK, palette, grey, alpha on white).
+
+    Raises ImageError for a missing, unreadable or truncated file, for fewer than 8 pixels on a side, and for an
+    aspect ratio beyond 100.
+    """
+    try:
+        if isinstance(source, Image.Image):
+            image = source
+        else:
+            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else Path(source))
+        image.load()
+    except FileNotFoundError:
+        raise ImageError(f"There is no image at {source}.") from None
+    except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise ImageError(f"The image cannot be read; it is truncated, too large or of no known kind: {error}") from None
+    width, height = image.size
+    if min(width, height) < 8:
+        raise ImageError(f"The image is {width} x {height} pixels; at least 8 on each side are needed.")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ImageError(f"The image is {width} x {height} pixels; a side may be at most {MAX_ASPECT} times the other.")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def draw_box(image: Image.Image, box, style: str = "filled") -> Image.Image:
+    """Return a copy of the image with a 0..1000 box drawn on it in red (section 3 of the paper: an overlay).
+
+    `filled`: semi-transparent with an edge; `outline`: the edge alone; `none`, or a box that is None: the bare image.
+    """
+    if style not in STYLES:
+        raise ValueError(f"There is no box style {style!r}; choose one of {', '.join(STYLES)}.")
+    if box is None or style == "none":
+        return image.copy()
+    x1, y1, x2, y2 = to_pixels(box, *image.size)
+    corners = (x1, y1, max(x1, x2 - 1), max(y1, y2 - 1))
+    edge = max(1, round(min(image.size) / 96))
+    overlay = Image.new("RGBA", image.size, (0, 0, 0, 0))
+    fill = (*OVERLAY, 80) if style == "filled" else None
+    ImageDraw.Draw(overlay).rectangle(corners, fill=fill, outline=(*OVERLAY, 255), width=edge)
+    return Image.alpha_composite(image.convert("RGBA"), overlay).convert("RGB")
+
+
+def trajectory_strip(records, rollouts, title: str = ""):
+    """Return a Matplotlib figure: one row a rollout, one picture a step, with the answer and the truth drawn."""
+    import matplotlib.pyplot as plt
+    from matplotlib.patches import Rectangle
+
+    from ivt_utils.metrics import iou_matrix
+
+    images = {record["id"]: record["image"] for record in records}
+    scores = iou_matrix(rollouts)
+    columns = len(rollouts[0]["steps"])
+    figure, axes = plt.subplots(len(rollouts), columns, figsize=(2.7 * columns, 3.0 * len(rollouts)), squeeze=False)
+    for row, rollout in enumerate(rollouts):
+        image = images[rollout["id"]]
+        for column, step in enumerate(rollout["steps"]):
+            ax = axes[row][column]
+            ax.imshow(image)
+            for box, color, line in ((rollout["truth"], COLORS["truth"], "--"), (step["box"], COLORS["answer"], "-")):
+                if box is not None:
+                    x1, y1, x2, y2 = to_pixels(box, *image.size)
+                    ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color=color, ls=line, lw=2.2))
+            state = f"IoU {scores[row, column]:.2f}" if step["box"] is not None else "no box in the answer"
+            ax.set_title(f"step {column}: {state}", fontsize=9)
+            ax.set_xticks([])
+            ax.set_yticks([])
+        axes[row][0].set_xlabel("“" + rollout["expression"] + "”", fontsize=9, loc="left")
+    handles = [Rectangle((0, 0), 1, 1, fill=False, color=COLORS["truth"], ls="--"),
+               Rectangle((0, 0), 1, 1, fill=False, color=COLORS["answer"])]  # fmt: skip
+    figure.legend(handles, ["ground truth", "answer"], loc="upper right", ncols=2, frameon=False, fontsize=9)
+    figure.suptitle(title, x=0.02, ha="left", fontsize=11)
+    figure.tight_layout(rect=(0, 0, 1, 0.97))
+    return figure

@@ -1,0 +1,255 @@
+"""The report: our numbers beside the paper's, as text, Markdown and figures (issue part 6).
+
+A method that was not run says "not run"; a number of the paper that is not known here says "not known".
+"""
+
+import json
+import os
+from pathlib import Path
+
+from ivt_utils import artefacts
+from ivt_utils.results import METHODS, SINGLE, build_results, results_from, targets
+
+__all__ = [
+    "METHODS", "build_results", "iou_per_step", "paper_and_ours", "paper_results", "report_from", "summary",
+    "table", "targets", "to_markdown", "to_text",
+]  # fmt: skip
+PAPER = artefacts.DATA / "paper_results.json"
+COLOURS = ("#0072B2", "#D55E00", "#999999", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")  # Okabe and Ito
+RESULT_COLUMNS = (
+    ("acc50", "Acc@0.5 %", 100, 1), ("acc70", "Acc@0.7 %", 100, 1), ("acc90", "Acc@0.9 %", 100, 1),
+    ("miou", "mean IoU", 1, 3),
+)  # fmt: skip
+LOOP_COLUMNS = (
+    ("step0_acc50", "step 0 Acc@0.5 %", 100, 1), ("oracle_acc50", "oracle Acc@0.5 %", 100, 1),
+    ("degradation_per_step", "IoU lost per step", 1, 3), ("share_degrade", "degrade %", 100, 1),
+    ("share_same_box", "box kept %", 100, 1),
+)  # fmt: skip
+FALL_COLUMNS = (
+    ("step0_parsed", "step 0 parses %", 100, 1), ("parsed", "final parses %", 100, 1),
+    ("lost_unparsed", "lost: no box %", 100, 1), ("lost_wrong_box", "lost: wrong box %", 100, 1),
+    ("gained", "gained %", 100, 1),
+)  # fmt: skip
+TABLES = (
+    ("Result: the final step", RESULT_COLUMNS),
+    ("What the loop did", LOOP_COLUMNS),
+    ("Where Acc@0.5 went: step 0 - lost + gained = final", FALL_COLUMNS),
+)
+UNITS = {
+    "share": (100, 1, " %"), "difference": (100, 1, " points"), "ratio": (1, 3, ""), "IoU": (1, 3, " IoU"),
+}  # fmt: skip
+NOTES = (
+    "[low, high]: 95% bootstrap interval, resampled by image. -: does not apply.",
+    "degrade, box kept: samples whose final IoU is below step 0's; whose final box is the box of step 0.",
+    "oracle: the best step, chosen with the ground truth; what choosing could give at most, not a result.",
+    "\u2020 The paper's v1, as far as it is known here, does not say which step it scored.",
+)
+
+
+def paper_results(path: Path = PAPER) -> dict:
+    """Return the paper's numbers, each with its version and source; null where a number is not known."""
+    return artefacts.read_json(path)
+
+
+def table(results: dict, paper: dict) -> list[dict]:
+    """Return the rows of the table: for each method the paper's (where it has one), then ours.
+
+    A row is {"method", "label", "source": "paper" or "ours", "run": bool, "answers": int or None, "cells":
+    {column: cell}}. Paper cells have no interval but a "step", and value None where a number is not known.
+    """
+    rows = []
+    for name in [*METHODS, *(name for name in results["methods"] if name not in METHODS)]:
+        row = {"method": name, "label": METHODS.get(name, name)}
+        if name in paper["methods"]:
+            answers = 1 if name in SINGLE else paper["refinements"] + 1
+            known = {"source": "paper", "run": True, "answers": answers, "cells": paper["methods"][name]}
+            rows.append(row | known)
+        ours = results["methods"].get(name)
+        rows.append(row | {
+            "source": "ours", "run": ours is not None, "answers": ours and ours["answers_per_sample"],
+            "cells": _our_cells(ours["metrics"]) if ours else {},
+        })  # fmt: skip
+    return rows
+
+
+def _our_cells(found: dict) -> dict:
+    cells = dict(found["final"])
+    if len(found["per_step"]) > 1:
+        cells["step0_acc50"] = found["per_step"][0]["acc50"]
+        cells["oracle_acc50"] = found["oracle_best_step"]["acc50"]
+        cells["step0_parsed"] = found["per_step"][0]["parsed"]
+        cells |= {key: found[key] for key in ("degradation_per_step", "share_degrade", "share_same_box")}
+        cells |= found["fall"]
+    return cells
+
+
+def _number(cell, scale, digits) -> str:
+    if cell["value"] is None:
+        return "none"
+    text = f"{cell['value'] * scale:.{digits}f}"
+    if cell.get("low") is not None:
+        text += f" [{cell['low'] * scale:.{digits}f}, {cell['high'] * scale:.{digits}f}]"
+    return text
+
+
+def _grid(rows, columns) -> list[list[str]]:
+    lines = [["method", "whose", "answers", *(column[1] for column in columns)]]
+    if columns is not RESULT_COLUMNS:
+        rows = [row for row in rows if row["method"] not in SINGLE]
+    if columns is FALL_COLUMNS:
+        rows = [row for row in rows if row["source"] == "ours"]
+    for row in rows:
+        line = [row["label"], row["source"], str(row["answers"] or "-")]
+        for key, _, scale, digits in columns:
+            cell = row["cells"].get(key)
+            if not row["run"]:
+                line.append("not run")
+            elif row["source"] == "paper" and (cell is None or cell["value"] is None):
+                line.append("not known")
+            elif cell is None:
+                line.append("-")
+            else:
+                line.append(_number(cell, scale, digits) + "\u2020" * (cell.get("step") == "not stated"))
+        lines.append(line)
+    return lines
+
+
+def _align(grid) -> str:
+    widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
+    lines = ["  ".join(f"{v:<{w}}" for v, w in zip(line, widths, strict=True)).rstrip() for line in grid]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def to_text(rows) -> str:
+    """Return the rows for a terminal: results at the final step, what the loop did, where it fell, notes."""
+    parts = [f"{title}\n{_align(_grid(rows, columns))}" for title, columns in TABLES]
+    return "\n\n".join([*parts, "\n".join(NOTES)])
+
+
+def to_markdown(rows) -> str:
+    """Return the same as Markdown: three tables and the notes."""
+    parts = []
+    for title, columns in TABLES:
+        head, *body = [[v.replace("|", "\\|") for v in line] for line in _grid(rows, columns)]
+        lines = ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *body)]
+        parts.append(f"**{title}**\n\n" + "\n".join(lines))
+    return "\n\n".join([*parts, "\n".join(f"- {note}" for note in NOTES)]) + "\n"
+
+
+def summary(results: dict, paper: dict) -> str:
+    """Return the whole report as text: tables, paired differences, targets."""
+    differences = [["paired difference", "score", "value", "samples"]]
+    for d in results["differences"]:
+        scale, digits, unit = UNITS["difference" if d["metric"].endswith("acc50") else "ratio"]
+        differences.append([d["name"], d["metric"], _number(d, scale, digits) + unit, str(d["n"])])
+    words = {True: "reached", False: "not reached", None: "not run"}
+    goals = [["target", "", "measured", "claim"]]
+    for goal in targets(results):
+        scale, digits, unit = UNITS[goal["unit"]]
+        measured = "-" if goal["value"] is None else _number(goal, scale, digits) + unit
+        goals.append([goal["key"], words[goal["reached"]], measured, goal["claim"]])
+    head = f"Profile {results['profile']}, seed {results['seed']}, {results['n_test']} test samples"
+    return "\n\n".join([head, to_text(table(results, paper)), _align(differences), _align(goals)])
+
+
+def iou_per_step(results: dict):
+    """Return a matplotlib Figure: mean IoU at each step of every method, 95% bands; its label: alt text."""
+    figure, axes = _axes()
+    told = []
+    for number, (name, method) in enumerate(results["methods"].items()):
+        label, cells = METHODS.get(name, name), [step["miou"] for step in method["metrics"]["per_step"]]
+        values, steps = [cell["value"] for cell in cells], range(len(cells))
+        told.append(f"{label} " + ", ".join(f"{value:.3f}" for value in values))
+        look = {"color": COLOURS[number % len(COLOURS)], "label": label}
+        if len(cells) == 1:
+            axes.axhline(values[0], linestyle=":", **look)
+            continue
+        axes.plot(steps, values, marker="os^Dv<>"[number % 7], **look)
+        if all(cell["low"] is not None for cell in cells):
+            low, high = ([cell[limit] for cell in cells] for limit in ("low", "high"))
+            axes.fill_between(steps, low, high, color=look["color"], alpha=0.2, linewidth=0)
+    axes.set(xlabel="step (0: first answer)", ylabel="mean IoU (0 to 1)", ylim=(0, 1))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.legend(loc="outside right upper", fontsize="small")
+    figure.set_label("Mean IoU at each step. " + "; ".join(told) + ".")
+    return figure
+
+
+def paper_and_ours(results: dict, paper: dict):
+    """Return a matplotlib Figure: Acc@0.5 of each method in the paper and here; its label: alt text.
+
+    Bars are results, ours with 95% intervals, the paper's hatched where the scored step is not stated.
+    Diamonds are the best step of an oracle.
+    """
+    figure, axes = _axes()
+    rows = table(results, paper)
+    names, told = list(dict.fromkeys(row["method"] for row in rows)), []
+    for row in rows:
+        ours = row["source"] == "ours"
+        place = names.index(row["method"]) + (0.2 if ours else -0.2)
+        for key in ("acc50", "oracle_acc50"):
+            cell = row["cells"].get(key)
+            if cell is None or cell["value"] is None:
+                if key == "acc50":
+                    words = "not known" if not ours else "not run" if not row["run"] else ""
+                    axes.text(place, 2, words, rotation=90, ha="center", va="bottom", fontsize="small")
+                continue
+            value = 100 * cell["value"]
+            told.append(f"{row['label']}, {row['source']}{' oracle' * (key != 'acc50')} {value:.1f}")
+            if key == "oracle_acc50":
+                axes.plot(place, value, "D", color="black", markerfacecolor="white", label="oracle best step")
+                continue
+            vague = cell.get("step") == "not stated"
+            look = {"color": COLOURS[0 if ours else 6], "edgecolor": "black", "hatch": "//" * vague}
+            axes.bar(place, value, 0.38, label=row["source"] + ", step not stated" * vague, **look)
+            if cell.get("low") is not None:
+                axes.plot([place, place], [100 * cell["low"], 100 * cell["high"]], color="black", linewidth=3)
+    axes.set_xticks(range(len(names)), [METHODS.get(n, n) for n in names], rotation=20, ha="right")
+    axes.set(xlabel="method", ylabel="Acc@0.5 (% of test samples)", ylim=(0, 105))
+    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize="small")
+    figure.set_label("Acc@0.5 in percent. " + "; ".join(told) + ".")
+    return figure
+
+
+def _axes():
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
+    plt.close(figure)  # a notebook shows the returned figure once, and none is kept open
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def report_from(root: Path, *, names=tuple(METHODS), versions=None, commit=None, paper=None) -> dict:
+    """Return the results of a run, recomputed from its raw predictions, after printing the report.
+
+    Writes <root>/results.json and two figures in <root>/figures/. `names`: the methods to look for in
+    <root>/rollouts/. Raised as in `results_from`.
+    """
+    root = Path(root)
+    if versions is None:
+        versions, commit = artefacts.versions(), artefacts.commit()
+    results = results_from(root, versions=versions, commit=commit, names=names)
+    paper = paper or paper_results()
+    text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)
+    artefacts.write_text(root / "results.json", text + "\n")
+    os.environ.setdefault("MPLBACKEND", "Agg")  # no display needed; a notebook has set its own
+    figures = {"iou_per_step": iou_per_step(results), "paper_and_ours": paper_and_ours(results, paper)}
+    for name, figure in figures.items():
+        save_figure(figure, root / "figures" / f"{name}.png")
+    print(summary(results, paper))
+    print(f"\nResults: {root / 'results.json'}\nFigures: {root / 'figures'}")
+    return results
+
+
+def save_figure(figure, path: Path) -> None:
+    """Save a figure as PNG, whole or not at all; its label becomes the file's description."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        figure.savefig(temporary, format="png", dpi=120, metadata={"Description": figure.get_label()})
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,82 @@
+"""SFT on corrective trajectories (section 3 of the paper), with TRL's SFTTrainer and a LoRA adapter."""
+
+import json
+from pathlib import Path
+
+from ivt_utils import protocol
+from ivt_utils.artefacts import read_json, write_text
+from ivt_utils.render import draw_box
+from ivt_utils.student import Student, lora
+
+LOG = "training_log.json"
+
+
+def trajectories_dataset(records, trajectories: list[dict], style: str = "filled"):
+    """Return a datasets.Dataset with `messages` and `images` columns, one row a trajectory."""
+    from datasets import Dataset, Features, Image, List, Value
+
+    part = {"type": Value("string"), "text": Value("string")}
+    features = Features({"messages": List({"role": Value("string"), "content": List(part)}), "images": List(Image())})
+    images = {record["id"]: record["image"] for record in records}
+    rows = []
+    for item in trajectories:
+        image = images[item["id"]]
+        chat = protocol.transcript(image, item["expression"], item["steps"], lambda i, b: draw_box(i, b, style))
+        shown = [part["image"] for message in chat for part in message["content"] if part["type"] == "image"]
+        plain = [{"role": m["role"], "content": [{"type": p["type"], "text": p.get("text")} for p in m["content"]]}
+                 for m in chat]  # fmt: skip
+        rows.append({"messages": plain, "images": shown})
+    return Dataset.from_list(rows, features=features)
+
+
+def train_sft(student: Student, dataset, folder: Path, profile, seed: int, epochs: float | None = None) -> list[dict]:
+    """Train a fresh LoRA adapter on the dataset, save it to `folder` and return the log; resumes in `folder`.
+
+    The loss covers every assistant token, step 0 included: masking step 0 makes the student forget how to answer
+    at first sight. Values come from the profile.
+    """
+    from trl import SFTConfig, SFTTrainer
+
+    config = SFTConfig(
+        num_train_epochs=epochs or profile.sft_epochs, learning_rate=profile.sft_lr,
+        per_device_train_batch_size=profile.sft_batch, lr_scheduler_type="cosine", warmup_steps=0.05,
+        assistant_only_loss=True, max_length=None, **trainer_options(student, folder, profile, seed),
+    )  # fmt: skip
+    trainer = SFTTrainer(
+        model=student.model, args=config, train_dataset=dataset, processing_class=student.processor,
+        peft_config=lora(profile),
+    )  # fmt: skip
+    return finish(trainer, folder, profile.student)
+
+
+def trainer_options(student: Student, folder: Path, profile, seed: int) -> dict:
+    """Return the trainer settings that SFT and GRPO share: where to save, how to resume, no telemetry."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return dict(
+        output_dir=str(folder), seed=seed, data_seed=seed, logging_steps=5, save_strategy="steps",
+        save_steps=profile.save_every, save_total_limit=1, report_to=[], bf16=cuda and torch.cuda.is_bf16_supported(),
+        fp16=cuda and not torch.cuda.is_bf16_supported(), gradient_checkpointing=cuda, use_cpu=not cuda,
+        dataloader_pin_memory=cuda, disable_tqdm=False, remove_unused_columns=False,
+    )  # fmt: skip
+
+
+def finish(trainer, folder: Path, student_name: str) -> list[dict]:
+    """Train (from the last checkpoint in `folder` if there is one), save adapter and log, return the log's rows."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
+    trainer.model.save_pretrained(str(folder), selected_adapters=["default"], save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)
+    settings = read_json(folder / "adapter_config.json")
+    settings["base_model_name_or_path"] = student_name  # not a path of this machine
+    write_text(folder / "adapter_config.json", json.dumps(settings, indent=1, sort_keys=True))
+    log = [row for row in trainer.state.log_history if "loss" in row]
+    write_text(folder / LOG, json.dumps(log))
+    return log
+
+
+def read_log(folder: Path) -> list[dict]:
+    """Return the log rows of a finished training: {"step", "loss", ...}."""
+    return read_json(folder / LOG)
