@@ -48,18 +48,18 @@ def run_ablations(run, train, val, answers: list[dict], sft_adapter) -> list[dic
     def measured(name, adapter, **changes):
         student = None if adapter is None else lambda: load_student(profile, adapter)
         return run.rollouts(
-            f"ablation/{name}", lambda: evaluate(student(), val, profile, seed, f"ablation: {name}", **changes)
+            f"ablation_{name}", lambda: evaluate(student(), val, profile, seed, f"ablation: {name}", **changes)
         )
 
     def sft(name, trajectories):
         dataset = trajectories_dataset(train, trajectories, profile.style)
-        return run.adapter(f"ablation/{_slug(name)}", lambda folder: train_sft(
+        return run.adapter(f"ablation_{_slug(name)}", lambda folder: train_sft(
             load_student(profile), dataset, folder, profile, seed, profile.ablation_epochs))  # fmt: skip
 
     def grpo(name, **changes):
         prompts = prompts_dataset(train)
         start = None if changes.get("turns") == 0 else sft_adapter
-        return run.adapter(f"ablation/{_slug(name)}", lambda folder: train_grpo(
+        return run.adapter(f"ablation_{_slug(name)}", lambda folder: train_grpo(
             load_student(profile, start, trainable=True), prompts, folder, profile, seed,
             steps=profile.ablation_grpo_steps, **changes))  # fmt: skip
 

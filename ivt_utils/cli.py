@@ -106,7 +106,8 @@ def report_command(arguments) -> int:
 
 def build_command(arguments) -> int:
     """Return 0 after making one of the shipped parts again."""
-    from .artefacts import DATA, ship_reference
+    from .artefacts import DATA, ROOT, read_json, ship_reference
+    from .report import paper_results, write_table
 
     if arguments.what == "student":
         from .pretrain import train_student
@@ -118,6 +119,7 @@ def build_command(arguments) -> int:
         made = build_benchmark(seed=arguments.seed)
     else:
         made = ship_reference(arguments.run_dir)
+        write_table(ROOT / "README.md", read_json(made / "results.json"), paper_results())
     print(f"Made {made}.")
     return 0
 

@@ -13,8 +13,10 @@ class StudentRecipe:
     text_layers: int = 4
     vision_width: int = 64
     vision_layers: int = 3
-    steps: int = 11_000
-    batch_size: int = 16  # small batches: learning is limited by steps, not by scenes
+    steps: int = 9_000
+    vision_steps: int = 1_000  # the first steps train the vision tower alone, on what each image token shows
+    cell_weight: float = 0.3  # of that loss, which stays on to the end
+    batch_size: int = 8  # small batches: learning is limited by steps, not by scenes
     lr: float = 1e-3
     betas: tuple = (0.9, 0.98)
     weight_decay: float = 0.01
@@ -22,9 +24,11 @@ class StudentRecipe:
     floor: float = 0.03  # last learning rate as a share of the first
     window: int = 50  # steps a curriculum decision looks back
     # (from this step on, nats a coordinate below which one thing is added): patient at first, then quicker
-    next_level_below: tuple = ((0, 1.9), (3700, 2.25))
-    things: int = 8  # the hardest scenes
-    chats_from: int = 4  # things a scene from which chats have several questions and images
+    framed_below: float = 2.6  # nats a coordinate, and
+    bound_below: float = 0.4  # nats that x1 costs above y1: below both, the scenes get one thing more
+    plain_below: int = 6  # with fewer things than this, expressions are colour and shape alone
+    first_things: int = 1  # the scenes at first, and
+    things: int = 8  # the hardest ones
     # (images, questions on each): the kinds of batch, and how often each is drawn
     chats: tuple = ((1, 3), (2, 1), (2, 2), (3, 1))
     chat_weights: tuple = (0.7, 0.1, 0.1, 0.1)
@@ -72,7 +76,8 @@ class Profile:
     ablation_test: int = 255
     # intervals
     resamples: int = 2000
-    save_every: int = 20  # optimiser steps between checkpoints
+    save_every: int = 20  # optimiser steps between checkpoints, and
+    log_every: int = 5  # between rows of the log
     minutes: tuple = ()  # (notebook, expected minutes) on two cores, measured
 
     @property
@@ -89,7 +94,7 @@ _PAPER = Profile(
 PROFILES = {
     "smoke": replace(
         _MICRO, name="smoke", train=48, val=24, test=24, sft_epochs=1, grpo_steps=2, grpo_prompts=2,
-        ablation_epochs=0.5, ablation_grpo_steps=1, ablation_test=12, resamples=200, save_every=1,
+        ablation_epochs=0.5, ablation_grpo_steps=1, ablation_test=12, resamples=200, save_every=1, log_every=1,
     ),
     "micro": _MICRO,
     "colab": replace(_PAPER, name="colab", student="Qwen/Qwen3-VL-2B-Instruct", train=600, val=128, test=128),

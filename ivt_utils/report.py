@@ -244,6 +244,14 @@ def report_from(root: Path, *, names=tuple(METHODS), versions=None, commit=None,
     return results
 
 
+def write_table(readme: Path, results: dict, paper: dict) -> None:
+    """Put the table of `results` between the two table marks of a README."""
+    before, rest = readme.read_text(encoding="utf-8").split("<!-- table -->")
+    after = rest.split("<!-- /table -->")[1]
+    content = to_markdown(table(results, paper))
+    artefacts.write_text(readme, f"{before}<!-- table -->\n{content}<!-- /table -->{after}")
+
+
 def save_figure(figure, path: Path) -> None:
     """Save a figure as PNG, whole or not at all; its label becomes the file's description."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -258,7 +258,7 @@ def sample_expression(rng: random.Random, scene: Scene, subset: str, tries: int 
         target = rng.randrange(len(scene.things))
         form = _propose(rng, scene, target, subset)
         if form and is_unique(scene, form, target):
-            if subset != "compositional":
+            if subset in ("attributes", "distractors"):
                 form = _shorten(rng, scene, form, target, subset == "distractors")
             return to_text(form), target
     return None
@@ -268,6 +268,8 @@ def _propose(rng: random.Random, scene: Scene, target: int, subset: str) -> Form
     thing = scene.things[target]
     named = Form(shape=thing.shape, color=thing.color)
     size = thing.size if thing.size != "medium" else None  # nobody says "the medium circle"
+    if subset == "plain":  # the student's first lessons, not part of the benchmark
+        return replace(named, **rng.choice(({}, {"shape": None}, {"color": None})))
     if subset == "attributes":
         kind = rng.choices(("plain", "size", "place", "relation"), (4, 2, 2, 3))[0]
         if kind == "plain":

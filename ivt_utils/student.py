@@ -95,7 +95,7 @@ def build_micro(processor, seed: int, recipe: StudentRecipe = STUDENT_RECIPE):
             depth=recipe.vision_layers, hidden_size=recipe.vision_width, intermediate_size=recipe.vision_width * 4,
             num_heads=4, patch_size=recipe.patch, temporal_patch_size=2, spatial_merge_size=2,
             out_hidden_size=recipe.text_width, num_position_embeddings=side * side,
-            deepstack_visual_indexes=[0, 1], initializer_range=0.05,
+            deepstack_visual_indexes=[], initializer_range=0.05,
         ),
         image_token_id=ids["image_pad"], video_token_id=ids["video_pad"],
         vision_start_token_id=ids["vision_start"], vision_end_token_id=ids["vision_end"],

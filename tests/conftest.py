@@ -1,0 +1,100 @@
+"""What the tests share: a student with random weights, a few records, and a model that writes a given script."""
+
+import os
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import settings
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+settings.register_profile("course", deadline=None, derandomize=True, max_examples=100)
+settings.load_profile("course")
+
+
+class ScriptedModel:
+    """A stand-in for a model: at its t-th call it writes `script(t, i)` for chat i; `shown` keeps what it was given."""
+
+    device = "cpu"
+
+    def __init__(self, processor, script):
+        self.tokenizer, self.script, self.shown = processor.tokenizer, script, []
+
+    def generate(self, **inputs):
+        import torch
+
+        ids, turn = inputs["input_ids"], len(self.shown)
+        self.shown.append(inputs)
+        answers = [self.tokenizer(self.script(turn, i) + "<|im_end|>")["input_ids"] for i in range(len(ids))]
+        longest = max(len(answer) for answer in answers)
+        pad = self.tokenizer.pad_token_id
+        return torch.cat([ids, torch.tensor([a + [pad] * (longest - len(a)) for a in answers])], 1)
+
+    def prompt_ids(self, turn: int, i: int) -> list[int]:
+        """The ids of chat i at a call, without the padding on the left."""
+        shown = self.shown[turn]
+        return shown["input_ids"][i][shown["attention_mask"][i].bool()].tolist()
+
+
+@pytest.fixture(scope="session")
+def processor():
+    from ivt_utils.student import micro_processor
+
+    return micro_processor()
+
+
+@pytest.fixture(scope="session")
+def tiny_student(processor):
+    """The micro student with random weights, so that no test rests on the shipped ones; nobody may train it."""
+    import torch
+
+    from ivt_utils.student import GRID, Student, build_micro
+
+    torch.set_num_threads(1)
+    return Student(build_micro(processor, seed=0).eval(), processor, GRID)
+
+
+@pytest.fixture
+def fresh_student(processor):
+    """A student of the test's own, to be trained or changed."""
+    import torch
+
+    from ivt_utils.student import GRID, Student, build_micro
+
+    torch.set_num_threads(1)
+    return Student(build_micro(processor, seed=0).eval(), processor, GRID)
+
+
+@pytest.fixture
+def scripted(processor):
+    """Make a student that answers from a script: `scripted(lambda turn, i: ...)`."""
+    from ivt_utils.student import GRID, Student
+
+    return lambda script: Student(ScriptedModel(processor, script), processor, GRID)
+
+
+@pytest.fixture(scope="session")
+def records():
+    """Six records with different images, made as the benchmark's are, but for no split of it."""
+    from ivt_utils import scenes
+
+    rows = []
+    for i in range(6):
+        subset = scenes.SUBSETS[i % 3]
+        scene, [(expression, target), *_] = scenes.sample_questions(random.Random(f"tests {i}"), subset, 5, 1)
+        rows.append({
+            "id": f"t{i}-0", "image_id": f"t{i}", "image": scenes.draw_scene(scene), "expression": expression,
+            "bbox": [round(v, 2) for v in scene.things[target].box], "subset": subset,
+        })  # fmt: skip
+    return rows
+
+
+@pytest.fixture(scope="session")
+def tiny_profile():
+    """The profile `smoke`, cut down to a training of seconds."""
+    from ivt_utils.profiles import get_profile
+
+    return replace(
+        get_profile("smoke"), lora_rank=4, lora_alpha=8, sft_batch=2, grpo_prompts=2, generations=2, grpo_steps=2,
+        grpo_lr=1e-2, save_every=1,
+    )  # fmt: skip

@@ -1,0 +1,452 @@
+"""What a run leaves behind: a stage is made once, a file is whole or absent, and every trouble is one sentence."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ivt_utils import artefacts
+from ivt_utils.artefacts import ArtefactError, Run
+from ivt_utils.profiles import get_profile
+
+SMOKE = get_profile("smoke")
+ROWS = [{"id": "a", "expression": "links\u2028of the \x85 “star”", "steps": [{"text": "\ud800", "box": [1, 2, 3, 4]}]},
+        {"id": "b", "expression": "", "steps": [{"text": "", "box": None}]}]  # fmt: skip
+
+
+def sentence(caught) -> str:
+    message = str(caught.value)
+    assert message and "\n" not in message and not message.startswith("[Errno")
+    return message
+
+
+def never():
+    raise AssertionError("a finished stage was made again")
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run(SMOKE, 0, tmp_path / "run")
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+# --- stages
+
+
+def test_rollouts_are_made_once_and_read_afterwards(run):
+    made = run.rollouts("base_ivt", lambda: ROWS)
+    assert made == ROWS and run.rollouts("base_ivt", never) == ROWS
+    assert Run(SMOKE, 0, run.root).rollouts("base_ivt", never) == ROWS  # another session
+    assert files(run.root) == ["rollouts/base_ivt.jsonl", "run.json", "stages.json"]
+    assert len((run.root / "rollouts/base_ivt.jsonl").read_text().split("\n")) == 3
+
+
+def test_rows_hold_any_json_value(run):
+    value = {"a": [1, 2.5, None], "ü": "x"}
+    assert run.rows("ablations", lambda: value) == value and run.rows("ablations", never) == value
+
+
+def test_a_value_is_as_it_was_read_even_when_it_is_new(run):
+    assert run.rows("t", lambda: {"box": (1, 2)}) == {"box": [1, 2]} == run.rows("t", never)
+
+
+def test_stages_say_how_long_they_took_and_what_they_left(run):
+    run.rows("slow", lambda: time.sleep(0.11) or 1)
+    run.rollouts("quick", lambda: ROWS)
+    assert 0.1 <= run.seconds("tables/slow") < 5 and run.seconds("tables/never") == 0.0
+    assert set(run.stages()) == {"tables/slow", "rollouts/quick"}
+    for key, path in (("tables/slow", "tables/slow.json"), ("rollouts/quick", "rollouts/quick.jsonl")):
+        assert run.stages()[key]["sha256"] == artefacts.checksum(run.root / path)
+
+
+@pytest.mark.parametrize("kind, path", [("rollouts", "rollouts/a.jsonl"), ("rows", "tables/a.json")])
+def test_a_damaged_file_is_one_sentence_and_deleting_it_helps(run, kind, path):
+    getattr(run, kind)("a", lambda: ROWS)
+    with open(run.root / path, "a") as file:
+        file.write(" ")
+    with pytest.raises(ArtefactError) as caught:
+        getattr(run, kind)("a", never)
+    assert path in sentence(caught) and "damaged" in sentence(caught) and "delete" in sentence(caught)
+    (run.root / path).unlink()
+    assert getattr(run, kind)("a", lambda: ROWS) == ROWS
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, ValueError])
+def test_a_stage_that_stops_in_the_middle_is_made_again_and_leaves_nothing(run, stop):
+    def half():
+        yield ROWS[0]
+        raise stop("now")
+
+    for kind in ("rollouts", "rows"):
+        with pytest.raises(stop):
+            getattr(run, kind)("a", lambda: list(half()))
+    assert files(run.root) == ["run.json"] and run.stages() == {}
+    assert run.rollouts("a", lambda: ROWS) == ROWS
+
+
+def test_a_finished_stage_stays_when_a_later_one_stops(run):
+    run.rollouts("first", lambda: ROWS)
+    with pytest.raises(KeyboardInterrupt):
+        run.rollouts("second", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert run.rollouts("first", never) == ROWS and list(run.stages()) == ["rollouts/first"]
+
+
+# --- adapters
+
+
+def train(folder: Path):
+    (folder / "checkpoint-2").mkdir()
+    (folder / "checkpoint-2" / "optimizer.pt").write_text("big")
+    (folder / "adapter_model.safetensors").write_text("weights")
+
+
+def test_an_adapter_is_trained_once_and_its_checkpoints_go(run):
+    path = run.adapter("sft", train)
+    assert path == run.root / "adapters" / "sft" and files(path) == ["adapter_model.safetensors"]
+    assert run.adapter("sft", never) == path and not path.with_name("sft.training").exists()
+
+
+def test_a_training_that_stops_finds_its_checkpoint_next_time(run):
+    def stopped(folder):
+        (folder / "checkpoint-1").mkdir()
+        (folder / "checkpoint-1" / "state").write_text("one step")
+        raise KeyboardInterrupt
+
+    def resumed(folder):
+        assert (folder / "checkpoint-1" / "state").read_text() == "one step"
+        train(folder)
+
+    with pytest.raises(KeyboardInterrupt):
+        run.adapter("sft", stopped)
+    assert not (run.root / "adapters" / "sft").exists() and run.stages() == {}
+    assert files(run.adapter("sft", resumed)) == ["adapter_model.safetensors"]
+
+
+@pytest.mark.parametrize("damage", [
+    lambda folder: (folder / "adapter_model.safetensors").write_text("weightz"),
+    lambda folder: (folder / "adapter_model.safetensors").unlink(),
+    lambda folder: (folder / "more").write_text(""),
+    lambda folder: (folder / "adapter_model.safetensors").rename(folder / "renamed"),
+])  # fmt: skip
+def test_a_damaged_adapter_is_one_sentence(run, damage):
+    damage(run.adapter("sft", train))
+    with pytest.raises(ArtefactError) as caught:
+        run.adapter("sft", never)
+    assert "adapters/sft is damaged" in sentence(caught) and "delete" in sentence(caught)
+
+
+# --- one folder, one run
+
+
+@pytest.mark.parametrize("other", [
+    lambda root: Run(SMOKE, 1, root), lambda root: Run(get_profile("micro"), 0, root),
+    lambda root: Run(replace(SMOKE, sft_lr=0.5), 0, root),
+])  # fmt: skip
+def test_another_seed_profile_or_value_in_the_same_folder_is_one_sentence(run, other):
+    with pytest.raises(ArtefactError) as caught:
+        other(run.root)
+    assert str(run.root) in sentence(caught) and "RUN_DIR" in sentence(caught)
+    Run(SMOKE, 0, run.root)
+
+
+def test_what_a_run_is_expected_to_cost_does_not_matter(run):
+    Run(replace(SMOKE, minutes=(("01_self_correction_gap", 3),)), 0, run.root)
+
+
+def test_the_folder_is_named_after_the_profile_unless_told_otherwise(monkeypatch, tmp_path):
+    monkeypatch.setattr(artefacts, "ROOT", tmp_path)
+    assert Run(SMOKE).root == tmp_path / "runs" / "smoke"
+    assert Run(SMOKE, 3, str(tmp_path / "mine")).root == tmp_path / "mine"
+
+
+@pytest.mark.parametrize("name", ["run.json", "stages.json"])
+def test_a_damaged_note_is_one_sentence(run, name):
+    run.rows("a", lambda: 1)
+    (run.root / name).write_text('{"half')
+    with pytest.raises(ArtefactError) as caught:
+        Run(SMOKE, 0, run.root).rows("a", lambda: 1)
+    assert name in sentence(caught)
+
+
+# --- what earlier notebooks made
+
+
+@pytest.fixture
+def reference(tmp_path, monkeypatch):
+    """A folder of reference results with one adapter, one table and one file of rollouts."""
+    folder = tmp_path / "reference"
+    monkeypatch.setattr(artefacts, "REFERENCE", folder)
+    made = Run(SMOKE, 0, folder)
+    made.adapter("sft", train)
+    made.rows("ablations", lambda: [1])
+    made.rollouts("base_ivt", lambda: ROWS)
+    return folder
+
+
+RELATIVE = ["adapters/sft", "tables/ablations.json", "rollouts/base_ivt.jsonl"]
+
+
+@pytest.mark.parametrize("relative", RELATIVE)
+def test_what_this_run_has_not_made_is_taken_from_the_reference_and_said(run, reference, relative, capsys):
+    assert run.find(relative) == reference / relative
+    said = capsys.readouterr().out
+    assert relative in said and "reference" in said and said.count("\n") == 1
+
+
+def test_what_this_run_has_made_comes_first_and_nothing_is_said(run, reference, capsys):
+    run.adapter("sft", train)
+    run.rows("ablations", lambda: [2])
+    assert run.find("adapters/sft") == run.root / "adapters" / "sft"
+    assert json.loads(run.find("tables/ablations.json").read_text()) == [2]
+    assert capsys.readouterr().out == ""
+
+
+def test_what_is_in_neither_place_is_one_sentence(run, reference):
+    with pytest.raises(ArtefactError) as caught:
+        run.find("adapters/grpo")
+    assert "adapters/grpo" in sentence(caught) and "run the earlier notebooks" in sentence(caught)
+
+
+def spoil(path: Path) -> None:
+    path = path / "adapter_model.safetensors" if path.is_dir() else path
+    path.write_text(path.read_text() + " ")
+
+
+@pytest.mark.parametrize("relative", RELATIVE)
+def test_a_damaged_reference_is_one_sentence(run, reference, relative):
+    spoil(reference / relative)
+    with pytest.raises(ArtefactError) as caught:
+        run.find(relative)
+    assert "damaged" in sentence(caught) and "git checkout" in sentence(caught)
+
+
+@pytest.mark.parametrize("relative", RELATIVE)
+def test_a_damaged_artefact_of_this_run_is_not_used(run, reference, relative):
+    run.adapter("sft", train)
+    run.rows("ablations", lambda: [2])
+    run.rollouts("base_ivt", lambda: ROWS)
+    spoil(run.root / relative)
+    with pytest.raises(ArtefactError) as caught:
+        run.find(relative)
+    assert "damaged" in sentence(caught) and str(run.root) in sentence(caught)
+
+
+@pytest.fixture
+def finished(run):
+    """A run with everything that becomes the reference."""
+    for name in ("sft", "grpo", "grpo_single"):
+        run.adapter(name, train)
+    run.rows("ablations", lambda: [2])
+    run.rollouts("base_ivt", lambda: ROWS)
+    for name in ("results.json", "figures/final.png"):
+        artefacts.write_text(run.root / name, "{}")
+    return run
+
+
+def test_a_finished_run_becomes_the_reference(finished, reference, tmp_path, capsys):
+    assert artefacts.ship_reference(finished.root) == reference
+    other = Run(SMOKE, 1, tmp_path / "other")
+    for relative in (*RELATIVE, "figures/final.png", "adapters/grpo"):
+        assert other.find(relative) == reference / relative
+        assert artefacts.checksum(reference / relative) == artefacts.checksum(finished.root / relative)
+    assert capsys.readouterr().out.count("reference") == 5
+    assert not [path for path in files(reference) if "checkpoint" in path or "training" in path]
+
+
+@pytest.mark.parametrize("missing", ["results.json", "adapters/grpo"])
+def test_an_unfinished_run_does_not_become_the_reference(finished, reference, missing):
+    before = {path: (reference / path).read_bytes() for path in files(reference)}
+    (finished.root / missing).rename(finished.root / "elsewhere")
+    with pytest.raises(ArtefactError) as caught:
+        artefacts.ship_reference(finished.root)
+    assert missing in sentence(caught) and {p: (reference / p).read_bytes() for p in files(reference)} == before
+    assert not list(reference.parent.glob(".*"))
+
+
+# --- files
+
+
+def full(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_text_is_written_with_its_folders_and_replaces_the_old_one(tmp_path):
+    path = tmp_path / "a" / "b" / "note.txt"
+    artefacts.write_text(path, "ä\n")
+    artefacts.write_text(path, "second")
+    assert path.read_text(encoding="utf-8") == "second" and files(tmp_path) == ["a/b/note.txt"]
+
+
+@pytest.mark.parametrize("call", ["write_text", "mkdir"])
+def test_no_disk_space_is_one_sentence_and_the_old_file_stays(tmp_path, monkeypatch, call):
+    path = tmp_path / "note.txt"
+    artefacts.write_text(path, "old")
+    monkeypatch.setattr(Path, call, full)
+    with pytest.raises(ArtefactError) as caught:
+        artefacts.write_text(path, "new")
+    monkeypatch.undo()
+    assert "note.txt" in sentence(caught) and "disk space" in sentence(caught)
+    assert path.read_text() == "old" and files(tmp_path) == ["note.txt"]
+
+
+def test_a_disk_that_fills_up_while_writing_leaves_no_half_file(tmp_path, monkeypatch):
+    path, whole = tmp_path / "note.txt", Path.write_text
+
+    def half(self, text, **options):
+        whole(self, text[: len(text) // 2], **options)
+        full()
+
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(ArtefactError):
+        artefacts.write_text(path, "a long text")
+    assert files(tmp_path) == []
+
+
+def test_no_disk_space_in_a_stage_is_the_same_sentence(run, monkeypatch):
+    monkeypatch.setattr(artefacts.os, "replace", full)
+    with pytest.raises(ArtefactError) as caught:
+        run.rollouts("a", lambda: ROWS)
+    monkeypatch.undo()
+    assert "disk space" in sentence(caught) and run.rollouts("a", lambda: ROWS) == ROWS
+
+
+def test_a_kill_at_any_moment_leaves_the_old_text_or_the_new_one(tmp_path):
+    path = tmp_path / "note.txt"
+    code = (
+        "import itertools, sys; from pathlib import Path; from ivt_utils.artefacts import write_text\n"
+        "for i in itertools.count(): write_text(Path(sys.argv[1]), 'ab'[i % 2] * 3_000_000)"
+    )
+    for pause in (0.0, 0.013, 0.029):
+        path.unlink(missing_ok=True)
+        child = subprocess.Popen([sys.executable, "-c", code, path], cwd=artefacts.ROOT)
+        try:
+            until = time.monotonic() + 60
+            while not path.exists() and time.monotonic() < until:
+                time.sleep(0.005)
+            time.sleep(pause)
+        finally:
+            child.send_signal(signal.SIGKILL)
+            child.wait()
+        text = path.read_text()
+        assert len(text) == 3_000_000 and set(text) in ({"a"}, {"b"})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "folder"
+    path.mkdir()
+    (path / "old").write_text("old")
+    return path
+
+
+def test_a_folder_is_replaced_as_a_whole(folder):
+    with artefacts.replace_folder(folder) as new:
+        assert files(new) == [] and files(folder) == ["old"]
+        (new / "new").write_text("new")
+    assert files(folder.parent) == ["folder/new"]
+
+
+@pytest.mark.parametrize("stop", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
+def test_an_error_while_a_folder_is_written_keeps_the_old_one(folder, stop):
+    with pytest.raises(type(stop)):
+        with artefacts.replace_folder(folder) as new:
+            (new / "new").write_text("new")
+            raise stop
+    assert files(folder.parent) == ["folder/old"]
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_an_error_while_a_folder_is_renamed_keeps_the_old_one(folder, monkeypatch, failing):
+    real, calls = os.replace, []
+
+    def replace_or_fail(source, target):
+        calls.append(target)
+        if len(calls) == failing:
+            full()
+        real(source, target)
+
+    monkeypatch.setattr(artefacts.os, "replace", replace_or_fail)
+    with pytest.raises((OSError, ArtefactError)):
+        with artefacts.replace_folder(folder) as new:
+            (new / "new").write_text("new")
+    assert files(folder.parent) == ["folder/old"]
+
+
+def test_a_first_folder_that_fails_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError):
+        with artefacts.replace_folder(tmp_path / "deep" / "folder"):
+            raise ValueError
+    assert files(tmp_path) == [] and not (tmp_path / "deep" / "folder").exists()
+
+
+# --- reading
+
+
+def test_an_unreadable_file_is_one_sentence(tmp_path):
+    with pytest.raises(ArtefactError) as caught:
+        artefacts.read_json(tmp_path / "gone.json")
+    assert "gone.json is missing" in sentence(caught)
+    for name, content in (("a.json", b"{"), ("b.json", b"\xff\xfe")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ArtefactError) as caught:
+            artefacts.read_json(tmp_path / name)
+        assert f"{name} is not valid JSON" in sentence(caught)
+    (tmp_path / "c.jsonl").write_text('{"a": 1}\n{"a": \n')
+    with pytest.raises(ArtefactError) as caught:
+        artefacts.read_jsonl(tmp_path / "c.jsonl")
+    assert "Line 2 of" in sentence(caught) and "c.jsonl" in sentence(caught)
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe", '{"a": "line\u2028separator"}\n'.encode()])
+def test_rows_that_are_missing_or_of_another_encoding_are_one_sentence_and_other_separators_stay(tmp_path, content):
+    path = tmp_path / "rows.jsonl"
+    if content is not None:
+        path.write_bytes(content)
+    if content and content[0] == ord("{"):
+        assert artefacts.read_jsonl(path) == [{"a": "line\u2028separator"}]
+    else:
+        with pytest.raises(ArtefactError) as caught:
+            artefacts.read_jsonl(path)
+        assert "rows.jsonl" in sentence(caught)
+
+
+def test_a_checksum_knows_names_and_contents(tmp_path):
+    for name, content in (("x/a", "1"), ("y/a", "1"), ("z/b", "1"), ("w/a", "2"), ("v/sub/a", "1")):
+        artefacts.write_text(tmp_path / name, content)
+    sums = {name: artefacts.checksum(tmp_path / name) for name in "vwxyz"}
+    assert sums["x"] == sums["y"] and len(set(sums.values())) == 4
+    assert artefacts.checksum(tmp_path / "x/a").startswith("6b86b273ff34fce1")  # SHA-256 of "1"
+
+
+# --- where results come from
+
+
+def test_versions_of_all_that_matters(monkeypatch):
+    found = artefacts.versions()
+    assert set(found) >= {"torch", "transformers", "trl", "peft", "datasets"} and "missing" not in found.values()
+    monkeypatch.setattr(artefacts, "LIBRARIES", ("numpy", "no-such-library"))
+    assert artefacts.versions()["no-such-library"] == "missing"
+
+
+def test_the_commit_with_a_plus_for_changed_files_and_none_outside_a_checkout(tmp_path, monkeypatch):
+    monkeypatch.setattr(artefacts, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert artefacts.commit() is None
+    (tmp_path / "file").write_text("1")
+    identity = ["-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
+    for words in (["init", "-q"], ["add", "file"], [*identity, "commit", "-qm", "one"]):
+        subprocess.run(["git", "-C", tmp_path, *words], check=True)
+    clean = artefacts.commit()
+    assert len(clean) == 40 and set(clean) <= set("0123456789abcdef")
+    (tmp_path / "file").write_text("2")
+    assert artefacts.commit() == clean + "+"

@@ -1,0 +1,283 @@
+"""The command `ivt`: notebooks in order, each once; one sentence for everything that goes wrong."""
+
+import errno
+import io
+import json
+import sys
+import time
+import types
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from ivt_utils import course, doctor
+from ivt_utils.artefacts import ArtefactError
+from ivt_utils.cli import main
+
+
+def write_notebook(folder: Path, stem: str, *cells: str) -> Path:
+    """A notebook with a text, a tagged `parameters` cell and these code cells."""
+    parameters = nbformat.v4.new_code_cell("PROFILE = 'smoke'\nSEED = 0\nRUN_DIR = 'runs/smoke'")
+    parameters.metadata["tags"] = ["parameters"]
+    code = [nbformat.v4.new_code_cell(cell) for cell in cells]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# A title"), parameters, *code])
+    folder.mkdir(exist_ok=True)
+    nbformat.write(notebook, folder / f"{stem}.ipynb")
+    return folder / f"{stem}.ipynb"
+
+
+def log(text: str) -> str:
+    """A cell that appends `text`, an f-string's inside, to a log in the run."""
+    opening = "from pathlib import Path\nwith open(Path(RUN_DIR) / 'log', 'a') as file:\n"
+    return f"{opening}    print(f{text!r}, file=file)"
+
+
+@pytest.fixture
+def lessons(tmp_path, monkeypatch):
+    """A folder for notebooks; profiles and the report are stand-ins."""
+    profiles, report = types.ModuleType("ivt_utils.profiles"), types.ModuleType("ivt_utils.report")
+
+    def get_profile(name):
+        if name != "tiny":
+            raise ValueError(f"There is no profile {name}; choose from tiny.")
+        return types.SimpleNamespace(name=name, minutes={"01_first": 2, "02_second": 1.5})
+
+    profiles.get_profile = get_profile
+    report.report_from = lambda run_dir: print(f"the report of {run_dir.name}")
+    monkeypatch.setitem(sys.modules, "ivt_utils.profiles", profiles)
+    monkeypatch.setitem(sys.modules, "ivt_utils.report", report)
+    package, folder = tmp_path / "package", tmp_path / "lessons"
+    package.mkdir()
+    (package / "boxes.py").write_text("1")
+    monkeypatch.setattr(course, "PACKAGE", package)  # its sources may be edited while the tests run
+    folder.mkdir()
+    return folder
+
+
+def ivt_run(folder: Path, *more: str) -> int:
+    run_dir = str(folder.parent / "run")
+    return main(
+        ["run", "--profile", "tiny", "--seed", "3", "--run-dir", run_dir, "--notebooks", str(folder), *more]
+    )
+
+
+def logged(folder: Path) -> list[str]:
+    return (folder.parent / "run" / "log").read_text().splitlines()
+
+
+def test_notebooks_run_in_order_once_and_again_when_changed(lessons, capsys):
+    write_notebook(lessons, "02_second", log("second"))
+    write_notebook(
+        lessons, "01_first", log("first {PROFILE} {SEED} {Path.cwd().name} {Path(RUN_DIR).is_absolute()}")
+    )
+    write_notebook(lessons, "exercise", log("not of the course"))
+    assert ivt_run(lessons) == 0
+    first = f"first tiny 3 {course.PROJECT.name} True"
+    assert logged(lessons) == [first, "second"]
+    said = capsys.readouterr().out
+    assert "about 3.5 min" in said.splitlines()[0]  # the cost comes first
+    assert said.splitlines()[-1] == "the report of run"
+    assert "[2/2] 02_second: done in" in said
+    done = lessons.parent / "run" / "notebooks"
+    assert sorted(path.name for path in done.iterdir()) == ["01_first.ipynb", "02_second.ipynb"]
+
+    assert ivt_run(lessons) == 0  # nothing has changed
+    assert logged(lessons) == [first, "second"]
+    assert "nothing has changed" in capsys.readouterr().out
+
+    write_notebook(lessons, "02_second", log("second, better"))
+    assert ivt_run(lessons) == 0  # only what changed
+    assert logged(lessons) == [first, "second", "second, better"]
+
+    write_notebook(lessons, "01_first", log("first, better"))
+    assert ivt_run(lessons, "--only", "01") == 0
+    assert ivt_run(lessons) == 0  # and what comes after it
+    assert logged(lessons)[3:] == ["first, better", "second, better"]
+
+    for name, again in (("cli.py", 0), ("boxes.py", 2)):  # the package's code, where results depend on it
+        (course.PACKAGE / name).write_text("2")
+        before = len(logged(lessons))
+        assert ivt_run(lessons) == 0
+        assert len(logged(lessons)) == before + again
+
+
+def test_failing_cell_is_one_sentence_and_the_rest_is_kept(lessons, capsys):
+    write_notebook(lessons, "01_first", log("first"))
+    write_notebook(lessons, "02_second", "print('so far')", "raise ValueError('no box\\nat all')", "1 + 1")
+    assert ivt_run(lessons) == 1
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "02_second.ipynb stopped in cell 4 of 5: ValueError: no box." in told
+    partial = lessons.parent / "run" / "notebooks" / "02_second.partial.ipynb"
+    assert str(partial) in told and "so far" in partial.read_text()
+    assert not partial.with_name("02_second.ipynb").exists()
+
+    write_notebook(lessons, "02_second", log("second"))
+    assert ivt_run(lessons) == 0  # goes on where it stopped
+    assert logged(lessons) == ["first", "second"]
+    assert not partial.exists()
+
+
+def test_dead_process_is_one_sentence(lessons, capsys):
+    write_notebook(lessons, "01_first", "import os; os._exit(9)")
+    assert ivt_run(lessons) == 1
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "cell 3 of 3" in told and "memory" in told
+
+
+def test_ctrl_c_says_what_is_finished(lessons, capsys, monkeypatch):
+    write_notebook(lessons, "01_first", "1")
+    write_notebook(lessons, "02_second", "2")
+
+    def execute(notebook, *_):
+        if notebook.stem == "02_second":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(course, "execute", execute)
+    assert ivt_run(lessons) == 130
+    told = capsys.readouterr().err
+    assert told == "Stopped in 02_second. Finished: 01_first. The same command goes on from there.\n"
+
+
+def test_executed_notebook_names_no_path_of_the_machine(lessons, monkeypatch):
+    monkeypatch.setattr(course, "PROJECT", lessons.parent)
+    write_notebook(lessons, "01_first", log("first"))
+    assert ivt_run(lessons) == 0
+    text = (lessons.parent / "run" / "notebooks" / "01_first.ipynb").read_text()
+    assert str(lessons.parent) not in text and 'RUN_DIR = \\"run\\"' in text
+
+
+def test_a_run_is_stale_without_its_artefacts(tmp_path):
+    metadata = {
+        "papermill": {"exception": None},
+        course.MARK: {"made_from": "x", "artefacts": ["tables/a.json"]},
+    }
+    executed = tmp_path / "01.ipynb"
+    executed.write_text(json.dumps({"metadata": metadata}))
+    assert not course.is_current(executed, "x", tmp_path)
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "a.json").write_text("1")
+    assert course.artefacts_in(tmp_path) == ["tables/a.json"]
+    assert course.is_current(executed, "x", tmp_path)
+    assert not course.is_current(executed, "y", tmp_path)
+    executed.write_text(executed.read_text()[:-5])  # cut off
+    assert not course.is_current(executed, "x", tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------- bad input
+def one_sentence(capsys) -> str:
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "Traceback" not in told
+    return told
+
+
+def test_unknown_profile(lessons, capsys):
+    assert main(["run", "--profile", "huge"]) == 2
+    assert "choose from tiny" in one_sentence(capsys)
+    assert main(["doctor", "--profile", "huge"]) == 2
+    assert "choose from tiny" in one_sentence(capsys)
+
+
+def test_no_notebooks_and_unknown_notebook(lessons, capsys):
+    assert ivt_run(lessons) == 2
+    assert "No notebooks" in one_sentence(capsys)
+    write_notebook(lessons, "01_first", "1")
+    assert ivt_run(lessons, "--only", "07_mirage") == 2
+    assert "no notebook 07_mirage; choose from 01_first" in one_sentence(capsys)
+
+
+def test_report_without_a_run(tmp_path, capsys):
+    assert main(["report", "--from", str(tmp_path / "runs" / "micro")]) == 2
+    assert "no run" in one_sentence(capsys)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ArtefactError("The file a is damaged; delete it and run again."), "delete it"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "x.jsonl"),
+            "No space left on the disk for x.jsonl",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied", "x.jsonl"), "x.jsonl: Permission denied."),
+    ],
+)
+def test_what_a_user_can_put_right_is_one_sentence(lessons, tmp_path, capsys, monkeypatch, error, said):
+    def report_from(_):
+        raise error
+
+    monkeypatch.setattr(sys.modules["ivt_utils.report"], "report_from", report_from)
+    assert main(["report", "--from", str(tmp_path)]) == 2
+    assert said in one_sentence(capsys)
+
+
+def test_only_some_notebooks_may_leave_no_report(lessons, capsys, monkeypatch):
+    def report_from(_):
+        raise ArtefactError("No predictions yet.")
+
+    monkeypatch.setattr(sys.modules["ivt_utils.report"], "report_from", report_from)
+    monkeypatch.setattr(course, "execute", lambda *_: None)
+    write_notebook(lessons, "01_first", "1")
+    assert ivt_run(lessons, "--only", "01") == 0
+    assert "No report yet: No predictions yet." in capsys.readouterr().out
+    assert ivt_run(lessons) == 2
+
+
+# ---------------------------------------------------------------------------------------------- terminal
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(("out", "term", "live"), [(Terminal(), "xterm", True), (Terminal(), "dumb", False),
+                                                   (io.StringIO(), "xterm", False)])  # fmt: skip
+def test_progress_rewrites_its_line_only_on_a_terminal(out, term, live, monkeypatch):
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.setattr(course, "PLAIN_SECONDS", 0.2)
+    with course.progress(lambda: "cell 3/9", out):
+        time.sleep(1.5)
+    assert "cell 3/9" in out.getvalue()
+    assert ("\r" in out.getvalue()) is live and ("\n" in out.getvalue()) is not live
+
+
+def test_clock():
+    assert [course.clock(s) for s in (0, 65, 3599, 3660)] == ["0m00s", "1m05s", "59m59s", "1h01m"]
+
+
+# ---------------------------------------------------------------------------------------------- doctor
+def test_doctor_compares_with_the_lock(tmp_path):
+    lock = tmp_path / "requirements.lock"
+    lock.write_text("# why\nnumpy==1.0\nnbformat>=5\nno-such-package==1\nother==1 ; python_version < '3'\n")
+    lines = doctor.packages(lock)
+    assert [tag for tag, _ in lines] == [doctor.NOTE, doctor.MISS, doctor.OK]
+    assert (
+        "tested with 1.0" in lines[0][1] and "no-such-package" in lines[1][1] and lines[2][1].startswith("1 ")
+    )
+
+
+def test_doctor_takes_a_cpu_only_torch_for_the_locked_one(tmp_path, monkeypatch):
+    (tmp_path / "requirements.lock").write_text("torch==2.14.1\n")
+    monkeypatch.setattr(doctor, "installed", lambda name: "2.14.1+cpu")
+    assert doctor.packages(tmp_path / "requirements.lock")[0] == (doctor.OK, "torch 2.14.1+cpu")
+
+
+def test_doctor_fails_only_when_something_needed_is_missing(lessons, capsys, monkeypatch):
+    found = [(doctor.OK, "python 3.11.7"), (doctor.NOTE, "memory 1.0 GB free")]
+    monkeypatch.setattr(doctor, "examine", lambda project, profile: found)
+    assert main(["doctor", "--profile", "tiny"]) == 0
+    assert "[ OK ] python 3.11.7\n[NOTE] memory" in capsys.readouterr().out
+    found.append((doctor.MISS, "benchmark"))
+    assert main(["doctor", "--profile", "tiny"]) == 1
+    assert "[MISS] benchmark" in capsys.readouterr().out
+
+
+def test_doctor_sees_what_a_clone_lacks(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor, "gpu", lambda profile: [])
+    (tmp_path / "data" / "reference" / "adapter").mkdir(parents=True)
+    (tmp_path / "data" / "reference" / "adapter" / "a.safetensors").touch()
+    (tmp_path / "data" / "paper_results.json").touch()
+    lines = doctor.examine(tmp_path, types.SimpleNamespace(name="micro"))
+    missing = [text.split(":")[0] for tag, text in lines if tag == doctor.MISS]
+    assert {"benchmark", "micro student", "notebooks"} <= set(missing)
+    assert (doctor.OK, "the paper's numbers in data/") in lines

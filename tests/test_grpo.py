@@ -1,0 +1,467 @@
+"""GRPO: the environment, the reward and each trap on the way; then TRL's own trainer on scripted answers."""
+
+import io
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from ivt_utils import grpo, protocol, student
+from ivt_utils.boxes import iou, snap
+from ivt_utils.render import draw_box, load_image
+
+BOX, OTHER, TRUTH = (100, 200, 300, 400), (500, 500, 700, 900), [100.0, 200.0, 300.0, 500.0]
+
+
+def call(value) -> dict:
+    return {"type": "function", "function": {"name": "draw_box", "arguments": {"bbox_2d": value}}}
+
+
+def said(content="", *values) -> dict:
+    """An assistant message as TRL parses it."""
+    message = {"role": "assistant", "content": content}
+    return message | ({"tool_calls": [call(value) for value in values]} if values else {})
+
+
+def shown(content="feedback") -> dict:
+    return {"role": "tool", "name": "draw_box", "content": content}
+
+
+GOOD = [said("", list(OTHER)), shown(), said("It is too high: move down.", list(OTHER)), shown(), said("", list(BOX))]
+
+
+# --- the environment
+
+
+@pytest.fixture
+def environment(records):
+    made = grpo.make_environment()()
+    assert made.reset(images=[records[0]["image"]], truth=TRUTH, prompt="...") is None  # nothing joins the prompt
+    return made
+
+
+def test_the_feedback_is_that_of_the_loop(environment, records):
+    image = records[0]["image"]
+    for box in (BOX, OTHER):  # the second on the original, not on the first
+        content = environment.draw_box(list(box))
+        wanted = protocol.feedback(draw_box(image, box), box)["content"]
+        assert content[0]["image"].tobytes() == wanted[0]["image"].tobytes()
+        assert content[1] == wanted[1] and len(content) == 2 and content[0]["type"] == "image"
+    assert environment._shown == 2
+    environment.reset(images=[records[1]["image"]])
+    assert environment._shown == 0
+    assert environment.draw_box(list(BOX))[0]["image"].tobytes() == draw_box(records[1]["image"], BOX).tobytes()
+
+
+def test_the_style_is_passed_on(records):
+    made = grpo.make_environment("outline")()
+    made.reset(images=[records[0]["image"]])
+    outline = draw_box(records[0]["image"], BOX, "outline").tobytes()
+    assert made.draw_box(list(BOX))[0]["image"].tobytes() == outline
+
+
+@pytest.mark.parametrize("bad", [
+    [1, 2, 3], [1, 2, 3, 4, 5], [], [300, 2, 3, 4], [1, 2, 3, 1001], [1.0, 2, 3, 4], [float("nan"), 2, 3, 4],
+    ["1", "2", "3", "4"], [True, 2, 3, 4], None, 5, "1, 2, 3, 4", {"x": 1},
+])  # fmt: skip
+def test_no_box_is_drawn_for_a_call_without_one(environment, bad):
+    with pytest.raises(ValueError, match="holds no valid box"):
+        environment.draw_box(bad)
+    assert environment._shown == 0
+
+
+def test_the_environment_has_one_tool_with_a_schema():
+    from transformers.utils import get_json_schema
+
+    made = grpo.make_environment()()
+    assert [name for name in dir(made) if not name.startswith("_")] == ["draw_box", "reset"]
+    schema = get_json_schema(made.draw_box)["function"]
+    assert schema["name"] == "draw_box" and schema["parameters"]["required"] == ["bbox_2d"]
+
+
+# --- reading a rollout
+
+
+def test_the_boxes_of_a_rollout():
+    assert grpo.boxes_of(GOOD) == [OTHER, OTHER, BOX]
+    assert grpo.boxes_of([said("", list(BOX))]) == [BOX]
+    assert grpo.boxes_of([]) == [None]
+
+
+@pytest.mark.parametrize("message", [
+    said("no box"), said(""), said("", [1, 2, 3]), said("", [1, 2, 3, 4, 5]), said("", [300, 2, 3, 4]),
+    said("", [1, 2, 3, 1001]), said("", [float("nan"), 2, 3, 4]), said("", [1.5, 2, 3, 4]), said("", None),
+    said("", list(BOX), list(BOX)), said('{"bbox_2d": [1, 2, 3, 4]}', list(BOX)), said("", "[1, 2, 3, 4]"),
+    {"role": "assistant"}, {"role": "assistant", "content": None},
+])  # fmt: skip
+def test_an_answer_that_does_not_parse_is_no_box(message):
+    assert grpo.boxes_of([message]) == [None]
+    assert grpo.boxes_of([*GOOD[:2], message]) == [OTHER, None]
+
+
+def test_a_rollout_that_ends_on_the_feedback_has_failed():
+    assert grpo.boxes_of(GOOD[:2]) == [OTHER, None] and grpo.boxes_of(GOOD[:4]) == [OTHER, OTHER, None]
+
+
+def test_a_message_reads_as_the_model_wrote_it():
+    assert grpo.text_of(GOOD[2]) == "It is too high: move down." + protocol.answer_text(OTHER)
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert grpo.text_of({"role": "assistant", "content": parts}) == "ab"
+
+
+def test_every_answer_has_a_score():
+    assert grpo.score([BOX, None], TRUTH, 2) == [iou(BOX, TRUTH), None, None]
+    assert grpo.score([], TRUTH, 0) == [None]
+    assert grpo.score([OTHER, BOX, BOX, BOX], TRUTH, 2) == [0.0, iou(BOX, TRUTH), iou(BOX, TRUTH)]
+
+
+# --- the reward
+
+
+@pytest.fixture
+def judge():
+    """(rollouts, turns, images shown, image tokens left) -> rewards, metrics; an image takes 36 tokens."""
+
+    def run(completions, turns=2, images=None, left=None, bonus=0.1):
+        images = [0] * len(completions) if images is None else images
+        left = [36 * n for n in images] if left is None else left
+        logged = {}
+        environments = [SimpleNamespace(_shown=n, _image="image") for n in images]
+        reward = grpo.make_reward(turns, bonus, 7, {"image": 36}.get)
+        rewards = reward(
+            completions=completions, truth=[TRUTH] * len(completions), environments=environments, prompts=None,
+            completion_ids=[[1, 2] + [7] * n for n in left], log_metric=logged.__setitem__, trainer_state=None,
+        )  # fmt: skip
+        return rewards, logged
+
+    return run
+
+
+def test_a_rollout_of_good_answers_earns_its_final_iou_and_the_bonus(judge):
+    final = iou(BOX, TRUTH)
+    assert final == pytest.approx(2 / 3)
+    assert judge([GOOD])[0] == pytest.approx([final + 0.1])
+    assert judge([GOOD], bonus=0.0)[0] == pytest.approx([final])
+    assert judge([[said("", list(BOX))]], turns=0)[0] == pytest.approx([final + 0.1])
+
+
+@pytest.mark.parametrize("rollout", [
+    GOOD[:4],  # ended on the feedback: nothing was generated, or the budget ran out
+    GOOD[:2],
+    GOOD[:3],  # an answer too few: the rollout stopped early
+    GOOD[:1],
+    [],
+    [said("no box")],
+    [*GOOD[:2], said("no box")],  # a parse failure ends the rollout early
+    [*GOOD[:4], said("", [1, 2, 3])],
+    [*GOOD[:4], said("", [1, 2, 3, 4, 5])],
+    [*GOOD[:4], said("", list(BOX), list(BOX))],
+    [*GOOD[:4], said("", [300, 200, 100, 400])],
+    [*GOOD[:4], said("no box")],
+    [*GOOD[:4], said("", list(OTHER))][:4] + [said('{"bbox_2d": [1, 2, 3')],
+])  # fmt: skip
+def test_a_rollout_without_a_final_box_earns_nothing(judge, rollout):
+    rewards, logged = judge([rollout])
+    assert rewards == [0.0] and logged["failed_rollouts"] == 1.0 and logged["iou_step_2"] == 0.0
+
+
+@pytest.mark.parametrize("first", [said("", [1, 2, 3]), said("", [1, 2, 3, 4, 5]), said("", list(BOX), list(OTHER))])
+def test_a_failed_answer_on_the_way_costs_the_bonus_and_no_more(judge, first):
+    rewards, logged = judge([[first, shown("{'error': '...'}"), *GOOD[2:]]])
+    assert rewards == pytest.approx([iou(BOX, TRUTH)]) and logged["failed_rollouts"] == 1.0
+
+
+def test_a_box_that_the_trainer_did_not_ask_for_is_not_scored(judge):
+    more = [*GOOD, shown(), said("", [100, 200, 300, 500])]
+    assert judge([more])[0] == judge([GOOD])[0]
+
+
+def test_the_metrics_are_means_over_all_rollouts(judge):
+    exact = [said("", [100, 200, 300, 500])]
+    _, logged = judge([GOOD, [*exact, shown(), *exact, shown(), *exact], GOOD[:2], [said("no box")]])
+    assert logged == pytest.approx(
+        {"iou_step_0": 1 / 4, "iou_step_1": 1 / 4, "iou_step_2": (1 + iou(BOX, TRUTH)) / 4, "failed_rollouts": 1 / 2}
+    )
+
+
+@pytest.mark.parametrize("images, left", [([2, 2], [72, 36]), ([1], [0]), ([0], [36]), ([1], [35]), ([1, 1], [36, 37])])
+def test_dropped_feedback_stops_the_training_with_one_sentence(judge, images, left):
+    with pytest.raises(RuntimeError) as caught:
+        judge([GOOD] * len(images), images=images, left=left)
+    message = str(caught.value)
+    assert "feedback image was dropped" in message and "max_completion_length" in message and "\n" not in message
+
+
+# --- data
+
+
+def test_a_row_is_the_prompt_of_the_loop_its_image_and_the_truth(records):
+    rows = grpo.prompts_dataset(records)
+    assert rows.column_names == ["prompt", "images", "truth"] and len(rows) == len(records)
+    for row, record in zip(rows, records, strict=True):
+        (message,) = row["prompt"]
+        wanted = protocol.question(record["image"], record["expression"])
+        assert message["role"] == wanted["role"]
+        assert [(p["type"], p["text"]) for p in message["content"]] == [
+            (p["type"], p.get("text")) for p in wanted["content"]
+        ]
+        assert [image.tobytes() for image in row["images"]] == [record["image"].tobytes()]
+        assert row["truth"] == pytest.approx(record["bbox"])
+
+
+def test_a_picture_from_a_jpeg_reaches_the_trainer_as_the_loop_shows_it(records):
+    buffer = io.BytesIO()
+    records[0]["image"].save(buffer, "JPEG", quality=85)
+    picture = Image.open(buffer)  # as a data set of JPEG bytes gives it
+    row = grpo.prompts_dataset([{**records[0], "image": picture}])[0]
+    assert row["images"][0].convert("RGB").tobytes() == load_image(picture).tobytes()
+
+
+def test_tokens_of_an_image(tiny_student, records):
+    assert grpo.image_tokens(tiny_student, records[0]["image"]) == 36
+
+
+# --- TRL's trainer, on scripted answers
+
+EMPTY = ""  # nothing is generated, not even the end of the turn
+
+
+@pytest.fixture(scope="module")
+def scripted_trainer(processor, records):
+    """TRL's GRPOTrainer with `script(turn, rollout, truth)` in place of sampling; it keeps what passes through it."""
+    import trl
+
+    tokenizer = processor.tokenizer
+    truths = {record["expression"]: record["bbox"] for record in records}
+    assert len(truths) == len(records)
+    torch.set_num_threads(1)
+
+    class Scripted(trl.GRPOTrainer):
+        script, budget, stop, last = None, None, None, None
+
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            type(self).last = self
+            self.kept, self.max_completion_length = [], self.budget or self.max_completion_length
+
+        def training_step(self, *args, **kwargs):
+            if self.state.global_step == self.stop:
+                raise KeyboardInterrupt
+            return super().training_step(*args, **kwargs)
+
+        def _generate_single_turn(self, prompt_ids, *_, **__):
+            answers, free = [], list(range(len(self.histories)))
+            for ids in prompt_ids:  # which rollout is this? the one whose turns so far the prompt begins with
+                i = next(i for i in free if ids[: len(sum(self.histories[i], []))] == sum(self.histories[i], []))
+                free.remove(i)
+                expression = tokenizer.decode(ids).split(protocol.PROMPT[0])[1].split(protocol.PROMPT[1])[0]
+                text = type(self).script(len(self.histories[i]) // 2, i, truths[expression])
+                answer = tokenizer.encode(text + "<|im_end|>") if text else []
+                self.histories[i] += [ids[len(sum(self.histories[i], [])) :], answer]
+                answers.append(answer)
+            return answers, None
+
+        def _generate(self, prompts):
+            self.histories = [[] for _ in prompts]
+            out = super()._generate(prompts)
+            names = "prompt_ids", "completion_ids", "tool_mask", "completions", "_", "_", "images", "tool_images"
+            self.kept.append(dict(zip(names, out, strict=True)))
+            return out
+
+        def _calculate_rewards(self, *args):
+            rewards = super()._calculate_rewards(*args)
+            self.kept[-1]["rewards"] = rewards[:, 0].tolist()
+            return rewards
+
+        def _generate_and_score_completions(self, inputs):
+            batch = super()._generate_and_score_completions(inputs)
+            self.kept[-1] |= {"batch": batch, "truth": [row["truth"] for row in inputs]}
+            return batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trl, "GRPOTrainer", Scripted)
+        yield Scripted
+
+
+@pytest.fixture(scope="module")
+def sft_policy(processor, tmp_path_factory):
+    """A folder with an adapter that is no longer the base model, and its weights."""
+    from peft import get_peft_model
+
+    from ivt_utils.profiles import get_profile
+
+    profile = replace(get_profile("smoke"), lora_rank=4, lora_alpha=8)
+    torch.manual_seed(0)
+    model = get_peft_model(student.build_micro(processor, seed=0), student.lora(profile))
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.normal_(std=0.05)
+    folder = tmp_path_factory.mktemp("sft")
+    model.save_pretrained(folder)
+    return folder, load_file(folder / "adapter_model.safetensors")
+
+
+def with_policy(processor, folder):
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(student.build_micro(processor, seed=0), str(folder), is_trainable=True)
+    return student.Student(model, processor, student.GRID)
+
+
+def adapter_of(model, name) -> dict:
+    """An adapter's weights by the names of a file."""
+    return {key.replace(f".{name}.", "."): p.detach() for key, p in model.named_parameters() if f".{name}." in key}
+
+
+SCRIPT = {
+    0: lambda turn, true: protocol.answer_text(true if turn == 2 else OTHER, "It is too low: move up." * (turn == 1)),
+    1: lambda turn, true: protocol.answer_text(true) if turn == 0 else "It fits: keep it.",  # ends early
+    2: lambda turn, true: protocol.answer_text(true) if turn else '{"bbox_2d": [10, 20, 30]}',
+    3: lambda turn, true: EMPTY if turn == 2 else protocol.answer_text(true),  # ends on the feedback
+}
+
+
+def script(turn, rollout, truth):
+    return SCRIPT[rollout](turn, snap(truth, student.GRID))
+
+
+def train(trainer_class, student_, records, folder, profile, script=script, **options):
+    """Train with GRPO on scripted answers, two records a step; return the trainer, its first step and the log."""
+    trainer_class.script = script
+    folder.mkdir(exist_ok=True)
+    log = grpo.train_grpo(student_, grpo.prompts_dataset(records[:4]), folder, profile, seed=0, **options)
+    return SimpleNamespace(trainer=trainer_class.last, step=trainer_class.last.kept[0], log=log, folder=folder)
+
+
+@pytest.fixture(scope="module")
+def trained(processor, records, sft_policy, scripted_trainer, tiny_profile, tmp_path_factory):
+    """Two steps from the SFT policy on, two of four prompts with two rollouts each."""
+    folder = tmp_path_factory.mktemp("grpo") / "whole"
+    return train(scripted_trainer, with_policy(processor, sft_policy[0]), records, folder, tiny_profile)
+
+
+def test_each_rollout_ends_where_it_should_and_its_reward_says_so(trained):
+    step = trained.step
+    boxes = [snap(truth, student.GRID) for truth in step["truth"]]
+    assert [grpo.boxes_of(c) for c in step["completions"]] == [
+        [OTHER, OTHER, boxes[0]], [boxes[1], None], [None, boxes[2], boxes[2]], [boxes[3], boxes[3], None],
+    ]  # fmt: skip
+    assert [c[-1]["role"] for c in step["completions"]] == ["assistant", "assistant", "assistant", "tool"]
+    final = [iou(box, truth) for box, truth in zip(boxes, step["truth"], strict=True)]
+    assert step["rewards"] == pytest.approx([final[0] + 0.1, 0.0, final[2], 0.0], abs=1e-5) and min(final) > 0.8
+
+
+def test_every_image_that_was_shown_reaches_the_model(trained):
+    step = trained.step
+    assert [len(images) for images in step["tool_images"]] == [2, 1, 1, 2]
+    assert len(step["batch"]["image_grid_thw"]) == 4 + 6 and len(step["batch"]["pixel_values"]) == 10 * 144
+
+
+def test_the_models_tokens_are_learnt_and_the_feedbacks_are_not(trained, processor):
+    step, decode = trained.step, processor.tokenizer.decode
+    for rollout, (ids, mask) in enumerate(zip(step["completion_ids"], step["tool_mask"], strict=True)):
+        turns = (3, 2, 3, 2)[rollout]
+        written = "".join(script(t, rollout, step["truth"][rollout]) + "<|im_end|>" for t in range(turns))
+        assert decode([token for token, own in zip(ids, mask, strict=True) if own]) == written
+        masked = decode([token for token, own in zip(ids, mask, strict=True) if not own])
+        assert masked.count("<|image_pad|>") == 36 * len(step["tool_images"][rollout])
+        assert masked.count("<|im_start|>user\n") == masked.count("<|im_start|>assistant\n") == 2 - (rollout == 1)
+        assert step["batch"]["tool_mask"][rollout][: len(mask)].tolist() == mask
+
+
+def test_a_rollout_has_the_ids_and_the_mask_of_its_chat_in_sft(trained, processor, records):
+    step = trained.step
+    boxes = [OTHER, OTHER, snap(step["truth"][0], student.GRID)]
+    steps = [{"text": script(t, 0, step["truth"][0]), "box": box} for t, box in enumerate(boxes)]
+    (record,) = [r for r in records if r["bbox"] == pytest.approx(step["truth"][0])]
+    chat = protocol.transcript(record["image"], record["expression"], steps, draw_box)
+    marked = processor.apply_chat_template([chat], tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+    prompt, completion = step["prompt_ids"][0], step["completion_ids"][0]
+    assert marked["input_ids"][0] == prompt + completion + processor.tokenizer.encode("\n")
+    assert marked["assistant_masks"][0] == [0] * len(prompt) + step["tool_mask"][0] + [0]
+
+
+def test_the_kl_term_is_taken_to_the_sft_policy(trained, sft_policy):
+    reference, weights = adapter_of(trained.trainer.model, "ref"), sft_policy[1]
+    assert reference.keys() == weights.keys() and all(torch.equal(reference[n], weights[n]) for n in weights)
+    kept = trained.step["batch"]
+    assert kept["ref_per_token_logps"].shape == kept["completion_ids"].shape and trained.trainer.beta == 0.04
+
+
+def test_the_adapter_moves_away_from_the_sft_policy_and_is_saved_alone(trained, sft_policy):
+    learnt, weights = adapter_of(trained.trainer.model, "default"), sft_policy[1]
+    assert any(not torch.equal(learnt[name], weights[name]) for name in weights)
+    saved = load_file(trained.folder / "adapter_model.safetensors")
+    assert saved.keys() == learnt.keys() and all(torch.equal(saved[name], learnt[name]) for name in learnt)
+    assert not (trained.folder / "ref").exists()
+
+
+def test_the_papers_values_reach_the_trainer(trained):
+    args = trained.trainer.args
+    assert (args.beta, args.num_generations, args.max_tool_calling_iterations) == (0.04, 2, 2)
+    assert (args.loss_type, args.temperature, args.bf16) == ("grpo", 1.0, torch.cuda.is_available())
+
+
+def test_the_log_has_a_row_a_step_with_all_that_the_course_plots(trained):
+    assert [row["step"] for row in trained.log] == [1, 2]
+    first = trained.log[0]
+    assert {"reward", "kl", "entropy", "frac_reward_zero_std", "iou_step_0", "iou_step_1", "iou_step_2"} <= first.keys()
+    assert first["kl"] == pytest.approx(0, abs=1e-6)  # it starts on the policy that it is compared with
+    assert first["failed_rollouts"] == 0.75
+    assert first["reward"] == pytest.approx(sum(trained.step["rewards"]) / 4, abs=1e-4)
+
+
+def test_ctrl_c_and_the_same_call_again_end_on_the_same_adapter(
+    trained, processor, records, sft_policy, scripted_trainer, tiny_profile, tmp_path, monkeypatch
+):
+    def once_more():
+        return train(scripted_trainer, with_policy(processor, sft_policy[0]), records, tmp_path, tiny_profile)
+
+    monkeypatch.setattr(scripted_trainer, "stop", 1)
+    with pytest.raises(KeyboardInterrupt):
+        once_more()
+    assert (tmp_path / "checkpoint-1").is_dir() and not (tmp_path / "adapter_model.safetensors").exists()
+    monkeypatch.setattr(scripted_trainer, "stop", None)
+    reference = adapter_of(once_more().trainer.model, "ref")
+    assert all(torch.equal(reference[name], sft_policy[1][name]) for name in reference)
+    saved, again = (load_file(f / "adapter_model.safetensors") for f in (trained.folder, tmp_path))
+    assert all(torch.allclose(again[name], saved[name], atol=1e-6) for name in saved)
+
+
+def test_a_bare_student_gets_a_fresh_adapter_and_with_no_turns_a_single_answer(
+    records, fresh_student, scripted_trainer, tiny_profile, tmp_path
+):
+    made = train(
+        scripted_trainer, fresh_student, records, tmp_path, tiny_profile, turns=0, format_bonus=0.0, steps=1
+    )  # fmt: skip
+    assert [len(c) for c in made.step["completions"]] == [1, 1, 1, 1] and not any(made.step["tool_images"])
+    truth = made.step["truth"]
+    final = [iou(snap(t, student.GRID), t) for t in truth]
+    assert made.step["rewards"] == pytest.approx([iou(OTHER, truth[0]), final[1], 0.0, final[3]], abs=1e-5)
+    assert list(made.trainer.model.peft_config) == ["default"] and made.trainer.state.global_step == 1
+    assert (tmp_path / "adapter_model.safetensors").exists()
+
+
+def test_feedback_that_the_budget_drops_stops_the_training(
+    records, fresh_student, scripted_trainer, tiny_profile, tmp_path, monkeypatch
+):
+    """TRL leaves overlong feedback out without a word."""
+    monkeypatch.setattr(scripted_trainer, "budget", 60)  # one feedback fits, a second does not
+    with pytest.raises(RuntimeError, match="feedback image was dropped"):
+        train(scripted_trainer, fresh_student, records, tmp_path, tiny_profile)
+
+
+def test_the_budget_holds_the_longest_rollout(
+    processor, records, fresh_student, scripted_trainer, tiny_profile, tmp_path
+):
+    """Every answer as long as it may be, with two boxes in it: all feedback is shown, none is dropped."""
+    pair = protocol.answer_text(OTHER) + protocol.answer_text(BOX)
+    long = pair + " star" * (tiny_profile.max_new_tokens - 1 - len(processor.tokenizer.encode(pair)))
+    made = train(
+        scripted_trainer, fresh_student, records, tmp_path, tiny_profile, lambda turn, rollout, truth: long, steps=1
+    )  # fmt: skip
+    assert [len(images) for images in made.step["tool_images"]] == [4] * 4 and made.step["rewards"] == [0.0] * 4

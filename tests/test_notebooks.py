@@ -1,0 +1,78 @@
+"""The whole course at smoke size, through the command that users run, and each notebook alone."""
+
+import json
+import time
+
+import nbformat
+import pytest
+
+from ivt_utils import cli
+from ivt_utils.artefacts import ROOT
+from ivt_utils.profiles import get_profile
+from ivt_utils.results import METHODS
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory):
+    root = tmp_path_factory.mktemp("course") / "smoke"
+    started = time.time()
+    assert cli.main(["run", "--profile", "smoke", "--run-dir", str(root)]) == 0
+    return root, time.time() - started
+
+
+def test_the_course_runs_whole_and_in_time(smoke_run):
+    root, seconds = smoke_run
+    assert seconds < 300
+    results = json.loads((root / "results.json").read_text())
+    assert set(METHODS) <= set(results["methods"])
+    assert all(m["n"] == get_profile("smoke").test for m in results["methods"].values())
+    assert len({row["name"] for row in results["ablations"]}) >= 7 and len(results["ablations"]) >= 8
+    assert all(row["low"] <= row["value"] <= row["high"] and row["n"] for row in results["ablations"])
+
+
+def test_every_figure_is_there_with_alt_text(smoke_run):
+    root, _ = smoke_run
+    for notebook in NOTEBOOKS:
+        executed = nbformat.read(root / "notebooks" / notebook.name, as_version=4)
+        outputs = [o for cell in executed.cells if cell.cell_type == "code" for o in cell.outputs]
+        assert not [o for o in outputs if o.output_type == "error"]
+        pictures = [o for o in outputs if "image/png" in o.get("data", {})]
+        assert pictures and all(o.metadata.get("image/png", {}).get("alt") for o in pictures)
+    assert len(list((root / "figures").glob("*.png"))) >= 10
+
+
+def test_a_second_run_reuses_everything(smoke_run, capsys):
+    root, _ = smoke_run
+    before = (root / "stages.json").read_text()
+    started = time.time()
+    assert cli.main(["run", "--profile", "smoke", "--run-dir", str(root)]) == 0
+    assert time.time() - started < 60
+    assert (root / "stages.json").read_text() == before
+
+
+def test_the_report_needs_no_model(smoke_run, capsys):
+    root, _ = smoke_run
+    first = json.loads((root / "results.json").read_text())
+    assert cli.main(["report", "--from", str(root)]) == 0
+    again = json.loads((root / "results.json").read_text())
+    assert again["methods"] == first["methods"] and again["differences"] == first["differences"]
+    assert "oracle" in capsys.readouterr().out
+
+
+def test_a_notebook_alone_says_what_it_needs(tmp_path, capsys, monkeypatch):
+    """Without the results of the notebooks before it, and without a reference, there is one clear sentence."""
+    assert not (ROOT / "data" / "reference").exists(), "the reference is here: test that notebooks start from it"
+    assert cli.main(["run", "--profile", "smoke", "--run-dir", str(tmp_path / "alone"), "--only", "03"]) == 1
+    assert "run the earlier notebooks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_lessons(path):
+    notebook = nbformat.read(path, as_version=4)
+    kinds = [cell.cell_type for cell in notebook.cells]
+    assert kinds[0] == "markdown" and "minutes" in notebook.cells[0].source
+    assert [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])][0].source.startswith("PROFILE")
+    assert max(len(cell.source.splitlines()) for cell in notebook.cells) <= 30
+    assert not [c for c in notebook.cells if c.cell_type == "code" and c.outputs]

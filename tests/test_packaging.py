@@ -1,0 +1,196 @@
+"""The files that install the course agree with each other, and `make` does with them what the README says."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+PROJECT = Path(__file__).resolve().parent.parent
+PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text())
+LOCK_LINES = [
+    line for line in (PROJECT / "requirements.lock").read_text().splitlines() if line and line[0] != "#"
+]
+LOCK = {canonicalize_name(want.name): want for want in map(Requirement, LOCK_LINES)}
+CONDA = yaml.safe_load((PROJECT / "environment.yml").read_text())
+EXTRAS = PYPROJECT["project"]["optional-dependencies"]
+
+
+def pinned(name):
+    return str(LOCK[canonicalize_name(name)].specifier).removeprefix("==")
+
+
+@pytest.mark.parametrize("dependency", [*PYPROJECT["project"]["dependencies"], *EXTRAS["test"]])
+def test_dependency_is_locked_within_its_range(dependency):
+    want = Requirement(dependency)
+    assert want.specifier.contains(pinned(want.name)), f"{dependency} against {pinned(want.name)}"
+
+
+def test_lock_is_exact_and_says_each_package_once():
+    names = [canonicalize_name(Requirement(line).name) for line in LOCK_LINES]
+    assert len(names) == len(set(names))
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+( ; .+)?", line) for line in LOCK_LINES)
+
+
+def test_lock_does_not_force_cuda_on_a_cpu_only_torch():
+    assert not [name for name in LOCK if re.match(r"nvidia|cuda|triton", name)]
+    assert LOCK["torch"].specifier.contains(pinned("torch") + "+cpu")
+    assert Version(pinned("torch") + "+cpu") > Version(pinned("torch"))
+
+
+def test_build_backend_is_locked_for_an_install_without_isolation():
+    want = Requirement(PYPROJECT["build-system"]["requires"][0])
+    assert want.specifier.contains(pinned(want.name))
+
+
+def test_conda_installs_the_lock_and_this_package():
+    pip = next(entry["pip"] for entry in CONDA["dependencies"] if isinstance(entry, dict))
+    assert pip == ["-r requirements.lock", "-e ."]
+
+
+def test_python_versions_agree():
+    allowed = SpecifierSet(PYPROJECT["project"]["requires-python"])
+    conda = next(d for d in CONDA["dependencies"] if isinstance(d, str) and d.startswith("python="))
+    assert allowed.contains(conda.split("=")[1] + ".0")
+    assert PYPROJECT["tool"]["ruff"]["target-version"] == "py311" and "3.11.0" in allowed
+    makefile = (PROJECT / "Makefile").read_text()
+    for version in re.findall(r"python3\.(\d+)", makefile):
+        assert allowed.contains(f"3.{version}.0")
+    from ivt_utils import doctor
+
+    low, high = (".".join(map(str, pair)) for pair in doctor.PYTHONS)
+    assert PYPROJECT["project"]["requires-python"] == f">={low},<{high}"
+
+
+def test_version_is_said_once():
+    import ivt_utils
+
+    assert ivt_utils.__version__ == PYPROJECT["project"]["version"]
+    citation = yaml.safe_load((PROJECT / "CITATION.cff").read_text())
+    assert citation["version"] == ivt_utils.__version__ and citation["license"] == "Apache-2.0"
+    assert any("2606.13156" in entry["url"] for entry in citation["references"])
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "environment.yml", "pyproject.toml"])
+def test_no_direct_url_and_no_path_of_a_machine(name):
+    said = "\n".join(line.split("#")[0] for line in (PROJECT / name).read_text().splitlines())
+    assert not re.search(r"://| @ |(^|[\s\"'=])/\w|file:", said)
+
+
+def test_license_is_apache():
+    text = (PROJECT / "LICENSE").read_text()
+    assert "Apache License" in text and "Version 2.0, January 2004" in text
+    assert re.search(r"Copyright \d{4} The IVT course authors", text)
+
+
+def test_import_is_light():
+    code = (
+        "import time, sys; t = time.perf_counter(); import ivt_utils, ivt_utils.cli; "
+        "print(time.perf_counter() - t, 'torch' in sys.modules, 'papermill' in sys.modules)"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True
+    )
+    seconds, torch, papermill = out.stdout.split()
+    assert (torch, papermill) == ("False", "False")
+    assert float(seconds) < 3
+
+
+# ---------------------------------------------------------------------------------------------- make
+needs_make = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+
+
+def make(folder, *words, **environment):
+    """Runs make in a nearly empty environment."""
+    bare = {
+        "PATH": f"{folder}:/usr/bin:/bin",
+        "HOME": str(folder),
+        "LANG": "C",
+        "TERM": "dumb",
+        **environment,
+    }
+    return subprocess.run(["make", *words], cwd=folder, capture_output=True, text=True, env=bare)
+
+
+@needs_make
+def test_make_has_its_targets():
+    for target, said in {
+        "setup": "-r requirements.lock",
+        "course": ".venv/bin/ivt run --profile micro",
+        "test": ".venv/bin/python -m pytest",
+        "lab": "jupyter lab",
+        "clean": "rm -rf .venv",
+        "help": "make course",
+    }.items():
+        assert said in make(PROJECT, "-n", target).stdout
+    assert "--profile smoke" in make(PROJECT, "-n", "course", "PROFILE=smoke").stdout
+    assert "make test" in (PROJECT / ".ci" / "run").read_text()
+
+
+@pytest.fixture
+def stage(tmp_path):
+    """A folder with our Makefile and a stand-in for Python that notes what it is asked to do."""
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(PROJECT / name, tmp_path)
+    fake = tmp_path / "python3.11"
+    fake.write_text(
+        "#!/bin/sh\n"
+        f'echo "$@" >> {tmp_path}/asked\n'
+        'case "$*" in\n'
+        f'  "-m venv"*) mkdir -p .venv/bin; cp {fake} .venv/bin/python;;\n'
+        '  *"install -r requirements.lock"*) exit ${PIP_RESULT:-0};;\n'
+        "esac\n"
+    )
+    fake.chmod(0o755)
+    return tmp_path
+
+
+def installs(stage):
+    return [line for line in (stage / "asked").read_text().splitlines() if " install " in line]
+
+
+@needs_make
+def test_setup_installs_once_and_again_when_the_lock_changes(stage):
+    first = make(stage, "setup")
+    assert first.returncode == 0, first.stderr
+    assert "3 GB" in first.stdout and "6.4 GB" in first.stdout
+    assert len(installs(stage)) == 2 and "-m venv --clear .venv" in (stage / "asked").read_text()
+    make(stage, "setup")
+    assert len(installs(stage)) == 2
+    later = time.time() + 5
+    os.utime(stage / "requirements.lock", (later, later))
+    make(stage, "setup")
+    assert len(installs(stage)) == 4
+    assert (stage / "asked").read_text().count("-m venv") == 1  # the environment itself stays
+
+
+@needs_make
+def test_setup_that_failed_is_taken_up_again(stage):
+    assert make(stage, "setup", PIP_RESULT="1").returncode != 0
+    assert make(stage, "setup").returncode == 0
+    assert (stage / "asked").read_text().count("-m venv") == 1
+
+
+@needs_make
+def test_cpu_only_torch_comes_from_its_own_index_first(stage):
+    assert make(stage, "setup", "TORCH_INDEX=https://example.org/cpu").returncode == 0
+    first, second, third = installs(stage)
+    assert "--index-url https://example.org/cpu" in first and "--index-url" not in second + third
+    wanted = (stage / ".venv" / "torch.txt").read_text().split()
+    assert wanted == [f"torch=={pinned('torch')}", f"torchvision=={pinned('torchvision')}"]
+
+
+@needs_make
+def test_without_a_suitable_python_one_sentence_says_so(stage):
+    out = make(stage, "setup", "PYTHON=/nowhere/python3.9")
+    assert out.returncode != 0 and "/nowhere/python3.9" in out.stderr and "PYTHON=" in out.stderr

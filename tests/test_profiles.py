@@ -1,0 +1,43 @@
+"""Profiles: four names, the paper's values, and a sentence for any other name."""
+
+from dataclasses import FrozenInstanceError, fields
+
+import pytest
+
+from ivt_utils.profiles import PROFILES, STUDENT_RECIPE, get_profile
+
+
+def test_the_four_profiles_by_name():
+    assert list(PROFILES) == ["smoke", "micro", "colab", "paper"]
+    assert all(get_profile(name).name == name for name in PROFILES)
+
+
+@pytest.mark.parametrize("name", ["", "Micro", "large", None])
+def test_an_unknown_profile_is_one_sentence_with_the_choices(name):
+    with pytest.raises(ValueError) as caught:
+        get_profile(name)
+    message = str(caught.value)
+    assert repr(name) in message and all(choice in message for choice in PROFILES) and message.count(".") == 1
+
+
+def test_the_papers_values():
+    paper = get_profile("paper")
+    assert (paper.train, paper.val, paper.test) == (2400, 510, 505)
+    assert paper.student == "Qwen/Qwen3-VL-4B-Instruct" and paper.load_in_4bit and paper.lora_rank == 64
+    for profile in PROFILES.values():
+        values = profile.turns, profile.harvest_max_iou, profile.generations, profile.beta, profile.format_bonus
+        assert values == (2, 0.85, 6, 0.04, 0.1)
+
+
+def test_the_profiles_share_one_code_path_and_differ_in_values_only():
+    assert len({tuple(field.name for field in fields(profile)) for profile in PROFILES.values()}) == 1
+    smoke, micro = get_profile("smoke"), get_profile("micro")
+    assert smoke.student == micro.student and smoke.data == micro.data == "synthetic"
+    assert all(getattr(smoke, size) < getattr(micro, size) for size in ("train", "val", "test", "grpo_steps"))
+
+
+def test_a_profile_cannot_be_changed():
+    with pytest.raises(FrozenInstanceError):
+        get_profile("micro").turns = 3
+    with pytest.raises(FrozenInstanceError):
+        STUDENT_RECIPE.lr = 1.0

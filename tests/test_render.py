@@ -1,0 +1,237 @@
+"""Pictures: any image file gives an RGB image or one sentence, and a box is only ever drawn on the original."""
+
+import io
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from ivt_utils import render
+
+
+def picture(width=40, height=30) -> Image.Image:
+    return Image.merge("RGB", [Image.linear_gradient("L").resize((width, height)).rotate(90 * i) for i in range(3)])
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def sentence(caught) -> str:
+    message = str(caught.value)
+    assert message.startswith(("The image", "There is no image")) and "\n" not in message
+    return message
+
+
+# --- loading
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "I",
+                                  "F", "I;16"])  # fmt: skip
+def test_every_mode_becomes_rgb_of_the_same_size(mode):
+    grey = picture().convert("L")
+    source = Image.new("LAB", grey.size) if mode == "LAB" else grey.convert(mode)
+    image = render.load_image(source)
+    assert image.mode == "RGB" and image.size == (40, 30)
+    if mode in ("L", "LA", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"):
+        assert abs(np.asarray(image, int) - np.asarray(grey, int)[..., None]).max() < 12
+
+
+@pytest.mark.parametrize("kind, options", [
+    ("JPEG", {}), ("PNG", {}), ("GIF", {}), ("BMP", {}), ("WEBP", {"lossless": True}), ("TIFF", {}), ("PPM", {}),
+])  # fmt: skip
+def test_files_and_bytes_of_the_usual_kinds(kind, options, tmp_path):
+    content = encoded(picture(), kind, **options)
+    (tmp_path / "image").write_bytes(content)
+    from_bytes, from_path = render.load_image(content), render.load_image(tmp_path / "image")
+    assert from_bytes.tobytes() == from_path.tobytes() == render.load_image(str(tmp_path / "image")).tobytes()
+    assert from_bytes.size == (40, 30) and from_bytes.mode == "RGB"
+
+
+def test_what_is_transparent_becomes_white():
+    see_through = Image.new("RGBA", (10, 10), (255, 0, 0, 0))
+    assert render.load_image(see_through).getpixel((5, 5)) == (255, 255, 255)
+    half = Image.new("LA", (10, 10), (0, 128))
+    assert render.load_image(half).getpixel((5, 5)) == pytest.approx((127, 127, 127), abs=1)
+    palette = Image.new("P", (10, 10), 0)
+    palette.putpalette([200, 0, 0, 0, 0, 200])
+    content = encoded(palette, "PNG", transparency=0)
+    assert render.load_image(content).getpixel((5, 5)) == (255, 255, 255)
+    for mode, clear in (("L", 0), ("RGB", (0, 0, 0)), ("1", 0), ("I;16", 0)):
+        content = encoded(Image.new(mode, (10, 10)), "PNG", transparency=clear)
+        assert render.load_image(content).size == (10, 10)
+
+
+def test_cmyk_and_palette_files():
+    cmyk = encoded(Image.new("CMYK", (20, 20), (0, 255, 255, 0)), "JPEG")
+    red = render.load_image(cmyk).getpixel((9, 9))
+    assert red[0] > 200 and max(red[1:]) < 60
+    palette = picture().quantize(16)
+    from_file = render.load_image(encoded(palette, "PNG"))
+    assert from_file.tobytes() == palette.convert("RGB").tobytes() and len(from_file.getcolors()) > 8
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP"])
+@pytest.mark.parametrize("part", [0.0, 0.02, 0.5, 0.9])
+def test_a_truncated_file_is_one_sentence(kind, part):
+    content = encoded(picture(300, 200), kind)
+    with pytest.raises(render.ImageError) as caught:
+        render.load_image(content[: int(len(content) * part)])
+    assert "cannot be read" in sentence(caught)
+
+
+def test_a_truncated_picture_that_pillow_has_opened_is_one_sentence():
+    content = encoded(picture(300, 200), "JPEG")
+    lazy = Image.open(io.BytesIO(content[: len(content) // 2]))
+    with pytest.raises(render.ImageError) as caught:
+        render.load_image(lazy)
+    assert "cannot be read" in sentence(caught)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00" * 100, b"GIF89a", b"<svg/>", b"{}"])
+def test_what_is_no_image_is_one_sentence(content, tmp_path):
+    (tmp_path / "file.jpg").write_bytes(content)
+    for source in (content, tmp_path / "file.jpg"):
+        with pytest.raises(render.ImageError) as caught:
+            render.load_image(source)
+        assert "cannot be read" in sentence(caught) and "0x" not in sentence(caught)
+
+
+def test_a_missing_file_and_a_folder_are_one_sentence(tmp_path):
+    with pytest.raises(render.ImageError, match="There is no image at .*gone.png"):
+        render.load_image(tmp_path / "gone.png")
+    with pytest.raises(render.ImageError) as caught:
+        render.load_image(tmp_path)
+    sentence(caught)
+
+
+@pytest.mark.parametrize("size, why", [
+    ((1, 1), "1 x 1 pixels"), ((1, 300), "at least 8"), ((7, 100), "7 x 100"), ((8, 2400), "at most 100 times"),
+    ((3000, 10), "3000 x 10"),
+])  # fmt: skip
+def test_an_image_of_no_use_is_one_sentence(size, why):
+    with pytest.raises(render.ImageError) as caught:
+        render.load_image(Image.new("RGB", size))
+    assert why in sentence(caught)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (8, 800), (1000, 10)])
+def test_small_and_long_images_within_the_limits_are_used(size, processor):
+    image = render.load_image(Image.new("L", size))
+    assert image.size == size
+    assert processor.image_processor(images=[image], return_tensors="pt")["image_grid_thw"].tolist()
+
+
+def test_a_decompression_bomb_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
+    with pytest.raises(render.ImageError) as caught:
+        render.load_image(encoded(picture(300, 200), "PNG"))
+    assert "too large" in sentence(caught)
+
+
+@settings(max_examples=150)
+@given(st.sampled_from(["JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM"]),
+       st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=8))  # fmt: skip
+def test_a_file_with_wrong_bytes_gives_an_image_or_one_sentence(kind, damage):
+    content = bytearray(encoded(picture(), kind))
+    for where, value in damage:
+        content[int(where * len(content))] = value
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's own remarks on damaged files
+        try:
+            assert render.load_image(bytes(content)).mode == "RGB"
+        except render.ImageError as error:
+            assert "\n" not in str(error)
+
+
+def test_loading_gives_a_copy(records):
+    image = records[0]["image"]
+    loaded = render.load_image(image)
+    loaded.paste((0, 0, 0), (0, 0, 50, 50))
+    assert image.tobytes() != loaded.tobytes()
+
+
+# --- drawing
+
+
+@pytest.fixture
+def grey():
+    return Image.new("RGB", (200, 100), (128, 128, 128))
+
+
+def touched(before, after):
+    """The pixels that differ, as (left, top, right, bottom)."""
+    ys, xs = np.nonzero(np.any(np.asarray(before) != np.asarray(after), -1))
+    return xs.min(), ys.min(), xs.max() + 1, ys.max() + 1
+
+
+@pytest.mark.parametrize("style", ["filled", "outline"])
+def test_a_box_changes_its_own_pixels_and_no_other(style, grey):
+    drawn = render.draw_box(grey, (100, 200, 600, 800), style)
+    assert drawn.mode == "RGB" and drawn.size == grey.size
+    assert touched(grey, drawn) == (20, 20, 120, 80)
+    assert drawn.getpixel((20, 50)) == drawn.getpixel((119, 79)) == (255, 0, 0)
+    inside = drawn.getpixel((70, 50))
+    assert inside == (128, 128, 128) if style == "outline" else inside[0] > 150 and 60 < inside[1] < 128
+
+
+@given(st.lists(st.integers(0, 1000), min_size=2, max_size=2, unique=True),
+       st.lists(st.integers(0, 1000), min_size=2, max_size=2, unique=True),
+       st.sampled_from(["filled", "outline"]), st.integers(8, 64), st.integers(8, 64))  # fmt: skip
+def test_any_box_leaves_a_mark_within_a_pixel_of_its_place(xs, ys, style, width, height):
+    image = Image.new("RGB", (width, height), (128, 128, 128))
+    box = min(xs), min(ys), max(xs), max(ys)
+    left, top, right, bottom = touched(image, render.draw_box(image, box, style))
+    scaled = [v * size / 1000 for v, size in zip(box, (width, height) * 2, strict=True)]
+    assert left >= scaled[0] - 1 and top >= scaled[1] - 1
+    slack = 1 if min(scaled[2] - scaled[0], scaled[3] - scaled[1]) >= 2 else 2  # Pillow's thinnest rectangles
+    assert right <= scaled[2] + slack and bottom <= scaled[3] + slack
+
+
+def test_drawing_leaves_the_image_alone_and_never_draws_box_on_box(records):
+    image = records[0]["image"]
+    before = image.tobytes()
+    first = render.draw_box(image, (0, 0, 300, 300))
+    second = render.draw_box(image, (600, 600, 900, 900))
+    assert image.tobytes() == before
+    assert second.tobytes() == render.draw_box(image.copy(), (600, 600, 900, 900)).tobytes()
+    assert touched(image, second)[0] >= 100 and touched(image, first)[2] <= 60  # 192 pixels a side
+
+
+def test_no_box_or_the_style_none_gives_the_bare_image_as_a_copy(grey):
+    for bare in (render.draw_box(grey, None), render.draw_box(grey, (0, 0, 500, 500), "none")):
+        assert bare is not grey and bare.tobytes() == grey.tobytes()
+
+
+@pytest.mark.parametrize("style", ["", "Filled", "dotted", None])
+@pytest.mark.parametrize("box", [None, (0, 0, 10, 10)])
+def test_an_unknown_style_is_one_sentence_with_the_choices(style, box, grey):
+    with pytest.raises(ValueError, match="filled, outline, none"):
+        render.draw_box(grey, box, style)
+
+
+# --- strips
+
+
+def test_a_strip_shows_each_step_of_each_rollout(records):
+    import matplotlib.pyplot as plt
+
+    rollouts = [
+        {**{k: r[k] for k in ("id", "image_id", "subset", "expression")}, "truth": r["bbox"],
+         "steps": [{"text": "", "box": (0, 0, 500, 500)}, {"text": "", "box": None}, {"text": "", "box": (0, 0, 9, 9)}]}
+        for r in records[:2]
+    ]  # fmt: skip
+    figure = render.trajectory_strip(records, rollouts, "A title")
+    try:
+        titles = [ax.get_title() for ax in figure.axes]
+        assert len(titles) == 6 and titles[1] == titles[4] == "step 1: no box in the answer"
+        assert all(title.startswith(f"step {i % 3}") for i, title in enumerate(titles))
+        assert [len(ax.patches) for ax in figure.axes] == [2, 1, 2] * 2  # the truth, and the answer if there is one
+        assert records[0]["expression"] in figure.axes[0].get_xlabel()
+    finally:
+        plt.close(figure)

@@ -1,0 +1,432 @@
+"""results.json, the table against the paper, the targets, and the report from raw predictions."""
+
+import copy
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ivt_utils import metrics, report, results
+from ivt_utils.artefacts import ArtefactError, Run, checksum
+from ivt_utils.profiles import get_profile
+
+FULL, HALF, NONE, SMALL = [0, 0, 100, 100], [0, 0, 100, 50], [500, 500, 600, 600], [0, 0, 100, 80]
+SETTINGS = {
+    "profile_name": "smoke", "seed": 0, "n_resamples": 200, "wall_seconds": {"base_ivt": 1.5},
+    "versions": {"numpy": "2"}, "commit": "abc",
+}  # fmt: skip
+
+
+def rows(*steps, count=40):
+    """Rollouts in which sample i takes steps[t][i % len(steps[t])] at step t; two samples share an image."""
+    return [
+        {
+            "id": f"s{i}", "image_id": f"i{i // 2}", "subset": ("attributes", "distractors")[i % 2],
+            "expression": "left\u2028of the star", "truth": [0.0, 0.0, 100.0, 100.0],
+            "steps": [{"text": "", "box": step[i % len(step)]} for step in steps],
+        }
+        for i in range(count)
+    ]  # fmt: skip
+
+
+def all_methods():
+    """A run that reaches every target: base .8, a loop that collapses, SFT that degrades, GRPO that holds."""
+    start = [FULL, FULL, FULL, FULL, NONE]
+    return {
+        "base_ivt": rows(start, [NONE], [NONE, None, NONE, NONE, FULL]),
+        "base_ivt_bare": rows(start, [NONE], [NONE]),
+        "sft_ivt": rows(start, [HALF, FULL, FULL, FULL, FULL], [HALF]),
+        "sft_grpo_ivt": rows(start, start, [SMALL, FULL, FULL, FULL, FULL]),
+        "grpo_single": rows(start, [NONE]),
+    }
+
+
+@pytest.fixture(scope="module")
+def built():
+    return results.build_results(all_methods(), **SETTINGS)
+
+
+@pytest.fixture
+def run(tmp_path):
+    (tmp_path / "rollouts").mkdir()
+    for name, rollouts in all_methods().items():
+        lines = (json.dumps(r, ensure_ascii=False) + "\n" for r in rollouts)
+        (tmp_path / "rollouts" / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    settings = {"profile": "smoke", "seed": 0, "n_resamples": 200}
+    (tmp_path / "run.json").write_text(json.dumps(settings))
+    note = {"seconds": 1.5, "sha256": checksum(tmp_path / "rollouts" / "base_ivt.jsonl")}
+    (tmp_path / "stages.json").write_text(json.dumps({"rollouts/base_ivt": note}))
+    return tmp_path
+
+
+def measured(content):
+    return {key: content[key] for key in ("methods", "differences", "ablations", "n_test")}
+
+
+def difference(content, name, metric):
+    (found,) = [d for d in content["differences"] if (d["name"], d["metric"]) == (name, metric)]
+    return found
+
+
+# --- results.json
+
+
+def test_shape_of_the_results(built):
+    assert built["schema"] == 1 and built["n_test"] == 40 and built["commit"] == "abc"
+    assert list(built["methods"]) == list(results.METHODS)
+    one = built["methods"]["base_ivt"]
+    assert {key: one[key] for key in ("n", "n_images", "seed", "wall_seconds", "answers_per_sample")} == {
+        "n": 40, "n_images": 20, "seed": 0, "wall_seconds": 1.5, "answers_per_sample": 3,
+    }  # fmt: skip
+    assert one["metrics"] == metrics.evaluate(all_methods()["base_ivt"], 0, 200)
+    assert json.loads(json.dumps(built, allow_nan=False)) == built
+
+
+def test_single_methods_are_scored_on_step_0_alone(built):
+    for name in results.SINGLE:
+        assert built["methods"][name]["answers_per_sample"] == 1
+        assert built["methods"][name]["metrics"]["final"]["acc50"]["value"] == 0.8
+    assert built["methods"]["base_single"]["wall_seconds"] is None
+
+
+def test_own_base_single_takes_precedence_over_step_0_of_the_loop():
+    content = results.build_results(all_methods() | {"base_single": rows([NONE])}, **SETTINGS)
+    assert content["methods"]["base_single"]["metrics"]["final"]["acc50"]["value"] == 0
+
+
+def test_differences_by_hand(built):
+    expected = {
+        ("base_ivt final - base_single", "acc50"): 0.2 - 0.8,
+        ("base_ivt_bare final - base_single", "acc50"): -0.8,
+        ("base_ivt final - base_ivt_bare final", "acc50"): 0.2,
+        ("sft_ivt final - base_single", "acc50"): 0.2,
+        ("sft_ivt step 0 - base_single", "acc50"): 0,
+        ("sft_ivt oracle best step - base_single", "oracle_acc50"): 0.2,
+        ("sft_ivt final - sft_ivt step 0", "miou"): 0.5 - 0.8,
+        ("sft_grpo_ivt final - sft_ivt final", "miou"): 0.96 - 0.5,
+        ("sft_grpo_ivt final - sft_ivt final", "acc50"): 0,
+        ("grpo_single - base_single", "acc50"): 0,
+        ("sft_grpo_ivt degradation - sft_ivt degradation", "degradation_per_step"): -0.08 - 0.15,
+        ("sft_grpo_ivt degradation / sft_ivt degradation", "degradation_ratio"): -0.08 / 0.15,
+    }
+    for (name, metric), value in expected.items():
+        found = difference(built, name, metric)
+        assert found["value"] == pytest.approx(value), name
+        assert found["low"] - 1e-12 <= found["value"] <= found["high"] + 1e-12
+        assert (found["n"], found["seed"]) == (40, 0)
+        assert found["a"] in built["methods"] and found["b"] in built["methods"]
+
+
+def test_only_oracle_differences_use_the_truth_to_choose(built):
+    for entry in built["differences"]:
+        assert ("oracle" in entry["name"]) == entry["metric"].startswith("oracle_")
+
+
+def test_two_builds_give_the_same_metrics_in_any_order(built):
+    backwards = {name: rollouts[::-1] for name, rollouts in reversed(all_methods().items())}
+    again = results.build_results(backwards, **SETTINGS | {"wall_seconds": {}, "commit": None})
+    first = copy.deepcopy(built)
+    for method in (*again["methods"].values(), *first["methods"].values()):
+        del method["wall_seconds"]
+    assert measured(again) == measured(first)
+
+
+def test_a_part_of_the_methods_is_enough_and_unknown_ones_come_last():
+    some = {"zoom": rows([FULL], [FULL]), "base_ivt": all_methods()["base_ivt"]}
+    content = results.build_results(some, **SETTINGS)
+    assert list(content["methods"]) == ["base_single", "base_ivt", "zoom"]
+    assert {d["name"] for d in content["differences"]} == {"base_ivt final - base_single"}
+
+
+def test_methods_on_other_samples_are_refused():
+    with pytest.raises(ValueError, match="sft_ivt and base_single are about different samples"):
+        results.build_results(all_methods() | {"sft_ivt": rows([FULL], count=30)}, **SETTINGS)
+    with pytest.raises(ValueError, match="no rollouts"):
+        results.build_results({}, **SETTINGS)
+
+
+# --- targets
+
+
+def reached(content):
+    return {goal["key"]: goal["reached"] for goal in results.targets(content)}
+
+
+def test_targets_are_reached_by_a_run_that_reaches_them(built):
+    everything = all_methods() | {"base_single": rows([FULL, FULL, FULL, FULL, NONE])}
+    content = results.build_results(everything, **SETTINGS)
+    assert reached(content) == dict.fromkeys("abcdef", True)
+    goals = {goal["key"]: goal for goal in results.targets(content)}
+    assert goals["a"]["value"] == pytest.approx(-0.6) and goals["a"]["n"] == 40
+    assert goals["d"]["unit"] == "ratio" and goals["d"]["value"] == pytest.approx(-0.08 / 0.15)
+
+
+def test_targets_that_were_not_run_say_so():
+    content = results.build_results({"base_ivt": all_methods()["base_ivt"]}, **SETTINGS)
+    assert reached(content) == {"a": True, "b": None, "c": None, "d": None, "e": True, "f": True}
+    assert "not run" in report.summary(content, report.paper_results()).split("claim")[1]
+
+
+@pytest.mark.parametrize(
+    ("key", "change"),
+    [
+        ("a", {"base_ivt": rows([FULL, FULL, FULL, FULL, NONE], [FULL], [FULL, FULL, FULL, HALF, NONE])}),
+        ("b", {"sft_ivt": rows([FULL, FULL, FULL, FULL, NONE], [NONE], [NONE])}),
+        ("c", {"sft_ivt": rows([FULL, FULL, FULL, NONE, NONE], [FULL], [HALF])}),
+        ("d", {"sft_grpo_ivt": rows([FULL], [FULL], [SMALL])}),  # .1 a step against SFT's .15
+        ("e", {"base_single": rows([FULL] * 7 + [NONE] * 3)}),
+        ("e", {"base_single": rows([FULL] * 9 + [NONE])}),
+        ("f", {"base_single": rows([FULL] * 19 + [None])}),
+    ],
+)
+def test_targets_can_be_missed(key, change):
+    content = results.build_results(all_methods() | change, **SETTINGS)
+    assert reached(content)[key] is False
+
+
+def test_a_value_on_its_limit_counts():
+    base = rows([FULL] * 3 + [NONE])  # .75
+    loop = rows([FULL] * 3 + [NONE], [NONE], [FULL] * 11 + [NONE] * 9)  # .55: exactly 20 points below
+    content = results.build_results({"base_single": base, "base_ivt": loop}, **SETTINGS)
+    assert reached(content)["a"] is True and reached(content)["e"] is True
+
+
+def test_where_sft_does_not_degrade_the_final_iou_decides():
+    start = [HALF, HALF, FULL, FULL, NONE]
+    improving = all_methods() | {"sft_ivt": rows(start, start, [SMALL, HALF, FULL, FULL, NONE])}
+    above = results.build_results(improving, **SETTINGS)
+    (goal,) = [goal for goal in results.targets(above) if goal["key"] == "d"]
+    assert goal["unit"] == "IoU" and goal["reached"] is True and goal["low"] > 0
+    same = results.build_results(improving | {"sft_grpo_ivt": improving["sft_ivt"]}, **SETTINGS)
+    assert reached(same)["d"] is False  # an interval that is 0 does not exclude 0
+
+
+# --- the paper's numbers
+
+
+def test_the_papers_numbers_and_what_is_not_known():
+    paper = report.paper_results()
+    methods = paper["methods"]
+    assert methods["base_single"]["acc50"]["value"] == 0.796
+    assert methods["sft_ivt"]["oracle_acc50"] == methods["sft_ivt"]["oracle_acc50"] | {
+        "value": 0.82, "version": "v2", "step": "oracle",
+    }  # fmt: skip
+    assert methods["sft_ivt"]["acc50"]["value"] is None  # the final step's number is not known
+    assert methods["sft_grpo_ivt"]["acc90"]["value"] is None
+    assert "base_ivt_bare" not in methods
+    for name, numbers in methods.items():
+        for key, number in numbers.items():
+            known = number["value"] is not None
+            assert (number["version"] in ("v1", "v2") and bool(number["source"])) == known, (name, key)
+            assert not known or 0 <= number["value"] <= 1, (name, key)
+
+
+# --- tables
+
+
+def test_rows_stand_in_order_paper_before_ours(built):
+    found = [(row["method"], row["source"]) for row in report.table(built, report.paper_results())]
+    assert found[:3] == [("base_single", "paper"), ("base_single", "ours"), ("base_ivt", "paper")]
+    assert ("base_ivt_bare", "paper") not in found and ("base_ivt_bare", "ours") in found
+
+
+def test_the_oracle_never_stands_in_a_result_column(built):
+    text = report.to_markdown(report.table(built, report.paper_results()))
+    result, loop, fall = (part.split("\n\n")[1] for part in text.split("\n**") if "|" in part)
+    assert "82.0" not in result and "82.0" in loop and "oracle" in loop and "oracle" not in result
+    ours = [line for line in result.splitlines() if line.startswith("| SFT + IVT | ours")]
+    assert ours[0].split(" | ")[3].startswith("100.0")  # final: every box is HALF
+    paper = [line for line in result.splitlines() if line.startswith("| SFT + IVT | paper")]
+    assert paper[0].split(" | ")[3] == "not known"
+    assert "paper" not in fall
+    row = "| base + IVT, no training | ours"
+    base = [line.split(" | ") for line in loop.splitlines() if line.startswith(row)]
+    assert base[0][3].startswith("80.0") and base[0][4].startswith("100.0")  # step 0, then the oracle
+
+
+def test_markdown_is_rectangular_and_marks_what_was_not_run():
+    content = results.build_results({"base_ivt": all_methods()["base_ivt"], "a|b": rows([FULL])}, **SETTINGS)
+    text = report.to_markdown(report.table(content, report.paper_results()))
+    for block in text.split("\n\n"):
+        lines = [line.replace("\\|", "") for line in block.splitlines() if line.startswith("|")]
+        assert len({line.count("|") for line in lines}) <= 1
+    assert "| SFT + GRPO + IVT | ours | - | not run |" in text
+    assert "48.7\u2020" in text and "79.6 |" in text
+    assert "a\\|b" in text
+
+
+def test_text_shows_values_with_their_intervals(built):
+    text = report.to_text(report.table(built, report.paper_results()))
+    cell = built["methods"]["base_single"]["metrics"]["final"]["acc50"]
+    assert f"80.0 [{cell['low'] * 100:.1f}, {cell['high'] * 100:.1f}]" in text
+    assert max(map(len, text.splitlines())) < 150
+
+
+def test_summary_says_which_targets_are_reached(built):
+    text = report.summary(built, report.paper_results())
+    for name in ("base_ivt final - base_single", "sft_ivt oracle best step - base_single", "-60.0 ["):
+        assert name in text
+    assert any(line.startswith("a  ") and " reached " in line for line in text.splitlines())
+
+
+# --- figures
+
+
+def test_figures_draw_the_values_they_claim(built):
+    figure = report.iou_per_step(built)
+    (axes,) = figure.axes
+    lines = {line.get_label(): line.get_ydata() for line in axes.lines}
+    assert lines["SFT + IVT"] == pytest.approx([0.8, 0.9, 0.5])
+    assert len(axes.collections) == 4  # one band for each method that loops
+    assert axes.get_xlabel() and "IoU" in axes.get_ylabel()
+    assert "SFT + IVT 0.800, 0.900, 0.500" in figure.get_label()
+
+    figure = report.paper_and_ours(built, report.paper_results())
+    (axes,) = figure.axes
+    heights = sorted(round(bar.get_height(), 1) for bar in axes.patches)
+    assert heights == sorted([79.6, 48.7, 80.6, 80.0, 80.0, 20.0, 0.0, 100.0, 100.0, 80.0])
+    assert "not known" in [text.get_text() for text in axes.texts]
+    assert "%" in axes.get_ylabel()
+    assert "SFT + IVT, paper oracle 82.0" in figure.get_label()
+
+
+def test_figures_of_a_run_with_too_few_images_have_no_band():
+    content = results.build_results({"base_ivt": rows([FULL], [HALF], count=2)}, **SETTINGS)
+    assert not report.iou_per_step(content).axes[0].collections
+    report.paper_and_ours(content, report.paper_results())
+
+
+# --- from raw predictions
+
+
+def test_report_from_recomputes_what_was_built(run, built, capsys):
+    content = report.report_from(run, versions={"numpy": "2"}, commit="abc")
+    written = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    assert written == content
+    assert measured(content) == measured(built)
+    assert content["methods"]["base_ivt"]["wall_seconds"] == 1.5
+    said = capsys.readouterr().out
+    assert "base, single shot" in said and "reached" in said and str(run / "figures") in said
+    figures = sorted(path.name for path in (run / "figures").iterdir())
+    assert figures == ["iou_per_step.png", "paper_and_ours.png"]
+    assert not list(run.rglob("*.tmp"))
+
+
+def test_report_from_takes_ablations_and_leaves_other_predictions_out(run):
+    table = [{"name": "turns", "variant": "T=1", "n": 40, "seed": 0, "value": 0.5, "low": 0.4, "high": 0.6}]
+    (run / "tables").mkdir()
+    (run / "tables" / "ablations.json").write_text(json.dumps(table))
+    (run / "rollouts" / "harvest_train.jsonl").write_text("not a test method, so never read")
+    content = report.report_from(run, versions={}, commit=None)
+    assert content["ablations"] == table
+    assert "harvest_train" not in content["methods"]
+
+
+def test_a_failed_write_leaves_the_old_results(run, monkeypatch):
+    report.report_from(run, versions={}, commit=None)
+    before = (run / "results.json").read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises((OSError, RuntimeError)):
+        report.report_from(run, versions={}, commit="new")
+    assert (run / "results.json").read_bytes() == before
+
+
+def test_a_line_separator_inside_an_expression_is_not_a_new_line(run):
+    assert results.read_rollouts(run / "rollouts" / "base_ivt.jsonl") == all_methods()["base_ivt"]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('{"id": "s1", "image_', "not JSON"),
+        ("", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("9" * 5000, "not JSON"),
+        ("\x00\xff", "not JSON"),
+        ("[1, 2]", "must be a dictionary"),
+        (json.dumps(rows([[1, 2, 3]])[0]), "Step 0 of 's0'"),
+        (json.dumps({**rows([FULL])[0], "truth": [0, 0, float("inf"), 1]}), "ground truth of 's0'"),
+    ],
+)
+def test_a_damaged_line_is_named_in_one_sentence(run, line, says):
+    path = run / "rollouts" / "sft_ivt.jsonl"
+    lines = path.read_bytes().split(b"\n")
+    lines[2] = line.encode("latin-1")
+    path.write_bytes(b"\n".join(lines))
+    with pytest.raises(ArtefactError, match=says) as error:
+        report.report_from(run, versions={}, commit=None)
+    assert "sft_ivt.jsonl" in str(error.value) and "line 3" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (run / "results.json").exists()
+
+
+def test_a_whole_line_that_is_lost_shows_in_the_checksum(run):
+    path = run / "rollouts" / "base_ivt.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+    with pytest.raises(ArtefactError, match="base_ivt.jsonl is damaged .checksum.*run its stage again"):
+        report.report_from(run, versions={}, commit=None)
+
+
+def test_a_run_made_by_the_notebooks_can_be_reported(tmp_path, built):
+    settings = replace(get_profile("smoke"), resamples=200)
+    made = Run(settings, seed=0, root=tmp_path)
+    for name, rollouts in all_methods().items():
+        made.rollouts(name, lambda rollouts=rollouts: rollouts)
+    content = report.report_from(tmp_path)
+    assert content["differences"] == built["differences"] and content["profile"] == "smoke"
+    assert content["methods"]["sft_ivt"]["wall_seconds"] == made.seconds("rollouts/sft_ivt")
+    assert content["versions"]["numpy"] == np.__version__
+    assert str(tmp_path) not in (tmp_path / "results.json").read_text(encoding="utf-8")
+
+
+def test_a_file_cut_short_is_damaged_in_its_last_line(run):
+    path = run / "rollouts" / "sft_ivt.jsonl"
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(ArtefactError, match="line 40"):
+        report.report_from(run, versions={}, commit=None)
+    path.write_bytes(b"")
+    with pytest.raises(ArtefactError, match="line 1"):
+        report.report_from(run, versions={}, commit=None)
+
+
+def test_missing_and_damaged_side_files_are_named(run):
+    (run / "stages.json").write_text("{")
+    with pytest.raises(ArtefactError, match="stages.json is not valid JSON"):
+        report.report_from(run, versions={}, commit=None)
+    (run / "stages.json").unlink()
+    (run / "tables").mkdir()
+    (run / "tables" / "ablations.json").write_text('{"a": 1}')
+    with pytest.raises(ArtefactError, match="ablations.json is not a list of rows"):
+        report.report_from(run, versions={}, commit=None)
+    (run / "tables" / "ablations.json").unlink()
+    (run / "run.json").write_text('{"profile": "smoke"}')
+    with pytest.raises(ArtefactError, match="run.json lacks"):
+        report.report_from(run, versions={}, commit=None)
+    (run / "run.json").unlink()
+    with pytest.raises(ArtefactError, match="run.json is missing"):
+        report.report_from(run, versions={}, commit=None)
+
+
+def test_a_run_without_predictions_says_what_to_do(tmp_path):
+    (tmp_path / "run.json").write_text('{"profile": "smoke", "seed": 0, "n_resamples": 200}')
+    with pytest.raises(ArtefactError, match="run the notebooks first"):
+        report.report_from(tmp_path, versions={}, commit=None)
+
+
+def test_intervals_in_the_results_are_finite_numbers_or_null(built):
+    def walk(value):
+        if isinstance(value, dict):
+            for part in value.values():
+                yield from walk(part)
+        elif isinstance(value, list):
+            for part in value:
+                yield from walk(part)
+        elif isinstance(value, float):
+            yield value
+
+    assert np.isfinite(list(walk(built))).all()

@@ -1,0 +1,142 @@
+"""The micro student: real Qwen3-VL classes, a small vocabulary, and a folder that loads or says what is wrong."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ivt_utils import protocol, student
+from ivt_utils.artefacts import ArtefactError, checksum, write_text
+from ivt_utils.loop import run_loop
+from ivt_utils.profiles import STUDENT_RECIPE, get_profile
+
+
+def test_the_classes_are_those_of_the_papers_model(tiny_student):
+    assert type(tiny_student.model).__name__ == "Qwen3VLForConditionalGeneration"
+    assert type(tiny_student.processor).__name__ == "Qwen3VLProcessor"
+    parameters = sum(p.numel() for p in tiny_student.model.parameters())
+    assert 1e6 < parameters < 4e6 and parameters * 4 < 20e6  # bytes of the shipped safetensors
+
+
+def test_the_vocabulary_is_small_and_says_each_token_once(processor):
+    tokens = student.vocabulary(student.expression_words())
+    assert len(tokens) == len(set(tokens)) == len(processor.tokenizer) < 400
+    assert processor.tokenizer.convert_tokens_to_ids(tokens) == list(range(len(tokens)))
+    assert set(protocol.PHRASES) < set(tokens)
+
+
+def test_the_special_tokens_are_qwens(processor, tiny_student):
+    tokenizer, config = processor.tokenizer, tiny_student.model.config
+    assert (tokenizer.eos_token, tokenizer.pad_token, tokenizer.padding_side) == ("<|im_end|>", "<|endoftext|>", "left")
+    assert config.image_token_id == processor.image_token_id == tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    assert tiny_student.model.generation_config.eos_token_id == tokenizer.eos_token_id
+    assert config.text_config.vocab_size == len(tokenizer)
+
+
+@pytest.mark.parametrize("size", [(192, 192), (96, 96), (400, 400)])
+def test_a_square_image_is_36_tokens(processor, size):
+    from PIL import Image
+
+    grid = processor.image_processor(images=[Image.new("RGB", size)], return_tensors="pt")["image_grid_thw"]
+    assert grid.tolist() == [[1, 12, 12]] and int(grid.prod()) // 4 == 36
+
+
+def test_a_seed_gives_the_same_weights(processor):
+    one, two, other = (student.build_micro(processor, seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_near_numbers_start_near_each_other(tiny_student):
+    tokenizer = tiny_student.processor.tokenizer
+    embed = tiny_student.model.get_input_embeddings().weight
+    for form in ("{}", ", {}"):
+        rows = embed[[tokenizer.convert_tokens_to_ids(form.format(v)) for v in range(0, 1001, 10)]]
+        near, far = (rows[:-1] - rows[1:]).norm(dim=1), (rows[:-50] - rows[50:]).norm(dim=1)
+        assert near.max() < far.min()
+    assert tiny_student.model.lm_head.weight is embed
+
+
+def test_rotary_frequencies_fill_half_a_head():
+    for half in (8, 16, 24, 64):
+        assert sum(student._mrope_section(half)) == half and min(student._mrope_section(half)) > 0
+
+
+# --- loading
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory, processor):
+    """A student's folder with random weights, and a profile that names it."""
+    folder = tmp_path_factory.mktemp("student") / "student"
+    student.build_micro(processor, seed=3).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    write_text(folder / "manifest.json", json.dumps({"model.safetensors": checksum(folder / "model.safetensors")}))
+    return folder, replace(get_profile("smoke"), student=str(folder))
+
+
+def test_a_loaded_student_answers_as_it_did_when_it_was_saved(shipped, processor, records):
+    made = student.Student(student.build_micro(processor, seed=3).eval(), processor, student.GRID)
+    loaded = student.load_student(shipped[1])
+    assert loaded.grid == 10 and not loaded.model.training
+    a, b = (run_loop(s, records[:2], turns=1, max_new_tokens=6) for s in (made, loaded))
+    assert a == b
+    assert loaded.processor.tokenizer.response_template == protocol.RESPONSE_TEMPLATE
+    assert loaded.processor.chat_template == protocol.chat_template()
+    assert loaded.processor.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
+
+
+def copy(shipped, tmp_path):
+    shutil.copytree(shipped[0], tmp_path / "student")
+    return tmp_path / "student", replace(shipped[1], student=str(tmp_path / "student"))
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "no manifest", "bad manifest", "no folder"])
+def test_a_missing_or_damaged_student_is_one_sentence(shipped, tmp_path, damage):
+    folder, profile = copy(shipped, tmp_path)
+    weights = folder / "model.safetensors"
+    if damage in ("flip", "truncate"):
+        content = bytearray(weights.read_bytes())
+        content[len(content) // 2] ^= 1
+        weights.write_bytes(content if damage == "flip" else content[:-9])
+    elif damage == "remove":
+        weights.unlink()
+    elif damage == "no manifest":
+        (folder / "manifest.json").unlink()
+    elif damage == "bad manifest":
+        (folder / "manifest.json").write_text("{}")
+    else:
+        profile = replace(profile, student=str(tmp_path / "elsewhere"))
+    with pytest.raises(ArtefactError) as caught:
+        student.load_student(profile)
+    assert "\n" not in str(caught.value) and "restore it with" in str(caught.value)
+
+
+def test_a_missing_adapter_is_one_sentence(shipped, tmp_path):
+    with pytest.raises(ArtefactError, match="There is no adapter in .*nothing; run the notebook"):
+        student.load_student(shipped[1], tmp_path / "nothing")
+
+
+def test_an_adapter_is_loaded_frozen_or_trainable(shipped, tmp_path):
+    from peft import get_peft_model
+
+    base = student.load_student(shipped[1])
+    get_peft_model(base.model, student.lora(shipped[1])).save_pretrained(tmp_path / "adapter")
+    for trainable in (False, True):
+        model = student.load_student(shipped[1], tmp_path / "adapter", trainable=trainable).model
+        learning = {name for name, p in model.named_parameters() if p.requires_grad}
+        assert bool(learning) == trainable and all("lora_" in name for name in learning)
+
+
+def test_the_recipe_is_used_for_the_model(processor):
+    small = replace(STUDENT_RECIPE, text_layers=2, vision_layers=2, text_width=64, vision_width=32)
+    config = student.build_micro(processor, 0, small).config
+    assert (config.text_config.num_hidden_layers, config.text_config.hidden_size) == (2, 64)
+    assert (config.vision_config.depth, config.vision_config.hidden_size) == (2, 32)
+
+
+def test_words_have_their_space_and_every_word_of_an_expression_is_there():
+    words = student.expression_words()
+    assert words[0] == "the" and " the" in words and all(word[0] == " " for word in words[1:])
