@@ -29,9 +29,9 @@ class ArtefactError(RuntimeError):
 def write_text(path: Path, text: str) -> None:
     """Write `text` whole or not at all: to a temporary name first, then renamed."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:
@@ -52,6 +52,10 @@ def replace_folder(path: Path):
         if path.exists():
             os.replace(path, old)
         os.replace(temporary, path)
+    except BaseException:
+        if old.exists() and not path.exists():
+            os.replace(old, path)
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
@@ -175,6 +179,10 @@ class Run:
         """
         own, shipped = self.root / relative, REFERENCE / relative
         if own.exists():
+            noted = self.stages().get(stage_key(relative))
+            if noted and noted["sha256"] != checksum(own):
+                raise ArtefactError(f"{own} is damaged (its checksum differs from stages.json); "
+                                    "delete it and run again.")  # fmt: skip
             return own
         if not shipped.exists():
             raise ArtefactError(f"{relative} is neither in {self.root} nor in {REFERENCE}; run the earlier notebooks.")
@@ -197,11 +205,15 @@ def read_json(path: Path):
 
 def read_jsonl(path: Path) -> list[dict]:
     """Return the rows of a JSONL file; a line that is not JSON raises an ArtefactError with its number."""
+    try:
+        lines = Path(path).read_bytes().removesuffix(b"\n").split(b"\n")
+    except FileNotFoundError:
+        raise ArtefactError(f"{path} is missing; run the stage that makes it.") from None
     rows = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(lines if lines != [b""] else [], 1):
         try:
             rows.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ArtefactError(f"Line {number} of {path} is not JSON; delete the file and run again.") from None
     return rows
 
