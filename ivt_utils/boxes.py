@@ -10,7 +10,7 @@ import re
 Box = tuple[int, int, int, int]
 SCALE = 1000
 _ANSWER = re.compile(r'\{\s*"bbox_2d"\s*:\s*\[([^\[\]{}]*)\]\s*\}', re.ASCII)
-_INTEGER = re.compile(r"\s*[0-9]{1,4}\s*", re.ASCII)
+_INTEGER = re.compile(r"\s*(0|[1-9][0-9]{0,3})\s*", re.ASCII)  # JSON's integers: no sign, no leading zero
 
 
 def to_pixels(box, width: int, height: int) -> tuple[float, float, float, float]:

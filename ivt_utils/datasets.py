@@ -33,7 +33,8 @@ def load_split(profile: Profile, split: str, folder: Path = BENCHMARK):
                             "cannot prepare yet; run with PROFILE=micro.")  # fmt: skip
     path = folder / f"{split}.parquet"
     manifest = read_json(folder / "manifest.json")
-    if not path.exists() or checksum(path) != manifest["files"][path.name]["sha256"]:
+    noted = manifest.get("files", {}).get(path.name, {}) if isinstance(manifest, dict) else {}
+    if not path.exists() or checksum(path) != noted.get("sha256"):
         raise ArtefactError(f"{path} is missing or damaged (checksum); restore it with: git checkout -- data/benchmark")
     rows = Dataset(parquet.read_table(path))
     return rows.select(range(min(getattr(profile, split), len(rows))))

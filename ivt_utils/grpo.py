@@ -101,9 +101,10 @@ def prompts_dataset(records):
     })  # fmt: skip
     rows = []
     for record in records:
-        message = protocol.question(record["image"], record["expression"])
+        image = load_image(record["image"])  # without a file format, so that it is not compressed again
+        message = protocol.question(image, record["expression"])
         content = [{"type": p["type"], "text": p.get("text")} for p in message["content"]]
-        rows.append({"prompt": [{"role": "user", "content": content}], "images": [record["image"]],
+        rows.append({"prompt": [{"role": "user", "content": content}], "images": [image],
                      "truth": record["bbox"]})  # fmt: skip
     return Dataset.from_list(rows, features=features)
 

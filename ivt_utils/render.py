@@ -3,7 +3,7 @@
 import io
 from pathlib import Path
 
-from PIL import Image, ImageDraw, UnidentifiedImageError
+from PIL import Image, ImageDraw
 
 from ivt_utils.boxes import to_pixels
 
@@ -31,8 +31,8 @@ def load_image(source) -> Image.Image:
         image.load()
     except FileNotFoundError:
         raise ImageError(f"There is no image at {source}.") from None
-    except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise ImageError(f"The image cannot be read; it is truncated, too large or of no known kind: {error}") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError):
+        raise ImageError("The image cannot be read; it is truncated, too large or of no known kind.") from None
     width, height = image.size
     if min(width, height) < 8:
         raise ImageError(f"The image is {width} x {height} pixels; at least 8 on each side are needed.")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ivt_utils import protocol
 from ivt_utils.artefacts import read_json, write_text
-from ivt_utils.render import draw_box
+from ivt_utils.render import draw_box, load_image
 from ivt_utils.student import Student, lora
 
 LOG = "training_log.json"
@@ -20,7 +20,7 @@ def trajectories_dataset(records, trajectories: list[dict], style: str = "filled
     images = {record["id"]: record["image"] for record in records}
     rows = []
     for item in trajectories:
-        image = images[item["id"]]
+        image = load_image(images[item["id"]])  # without a file format, so that it is not compressed again
         chat = protocol.transcript(image, item["expression"], item["steps"], lambda i, b: draw_box(i, b, style))
         shown = [part["image"] for message in chat for part in message["content"] if part["type"] == "image"]
         plain = [{"role": m["role"], "content": [{"type": p["type"], "text": p.get("text")} for p in m["content"]]}
@@ -64,9 +64,7 @@ def trainer_options(student: Student, folder: Path, profile, seed: int) -> dict:
 
 def finish(trainer, folder: Path, student_name: str) -> list[dict]:
     """Train (from the last checkpoint in `folder` if there is one), save adapter and log, return the log's rows."""
-    from transformers.trainer_utils import get_last_checkpoint
-
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     trainer.model.save_pretrained(str(folder), selected_adapters=["default"], save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
     settings = read_json(folder / "adapter_config.json")
@@ -75,6 +73,12 @@ def finish(trainer, folder: Path, student_name: str) -> list[dict]:
     log = [row for row in trainer.state.log_history if "loss" in row]
     write_text(folder / LOG, json.dumps(log))
     return log
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """Return the newest whole checkpoint in a folder, or None; the trainer's state is the last file it writes."""
+    whole = [state.parent for state in Path(folder).glob("checkpoint-*/trainer_state.json")]
+    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
 
 
 def read_log(folder: Path) -> list[dict]:
