@@ -124,7 +124,7 @@ def execute(notebook, output, parameters, stamp, label, expected, started, out) 
     except papermill.PapermillExecutionError as error:
         reason = f"{error.ename}: {error.evalue}".strip().splitlines()[0]
         raise NotebookStopped(
-            f"{notebook.name} stopped in cell {current} of {cells}: {reason.rstrip(".")}. "
+            f"{notebook.name} stopped in cell {current} of {cells}: {reason.rstrip('.')}. "
             f"What ran is kept in {shown(partial)}."
         ) from None
     except DeadKernelError:
