@@ -462,6 +462,7 @@ def test_the_budget_holds_the_longest_rollout(
     pair = protocol.answer_text(OTHER) + protocol.answer_text(BOX)
     long = pair + " star" * (tiny_profile.max_new_tokens - 1 - len(processor.tokenizer.encode(pair)))
     made = train(
-        scripted_trainer, fresh_student, records, tmp_path, tiny_profile, lambda turn, rollout, truth: long, steps=1
+        scripted_trainer, fresh_student, records, tmp_path, tiny_profile, lambda turn, rollout, truth: long, turns=4,
+        steps=1,
     )  # fmt: skip
-    assert [len(images) for images in made.step["tool_images"]] == [4] * 4 and made.step["rewards"] == [0.0] * 4
+    assert [len(images) for images in made.step["tool_images"]] == [8] * 4 and made.step["rewards"] == [0.0] * 4

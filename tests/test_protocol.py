@@ -139,6 +139,12 @@ def test_a_box_is_six_tokens_and_each_sentence_is_one(processor):
     assert max(len(encode(protocol.answer_text(BOXES[0], trace))) for trace in all_traces()) + 1 <= 32  # max_new_tokens
 
 
+def test_an_answer_as_it_is_written():
+    assert protocol.answer_text((1, 2, 3, 4)) == '{"bbox_2d": [1, 2, 3, 4]}'
+    assert protocol.answer_text((1, 2, 3, 4), "It fits: keep it.") == 'It fits: keep it. {"bbox_2d": [1, 2, 3, 4]}'
+    assert protocol.answer("text") == {"role": "assistant", "content": [{"type": "text", "text": "text"}]}
+
+
 def test_what_each_turn_says():
     content = protocol.question("an image", "the star")["content"]
     assert [part["type"] for part in content] == ["image", "text"] and "the star" in content[1]["text"]
