@@ -132,7 +132,7 @@ def test_make_has_its_targets():
         "clean": "rm -rf .venv",
         "help": "make course",
     }.items():
-        assert said in make(PROJECT, "-n", target).stdout
+        assert said in make(PROJECT, "-nB", target).stdout  # -B: also where the set-up is done already
     assert "--profile smoke" in make(PROJECT, "-n", "course", "PROFILE=smoke").stdout
     assert "make test" in (PROJECT / ".ci" / "run").read_text()
 
