@@ -46,10 +46,8 @@ def run_ablations(run, train, val, answers: list[dict], sft_adapter) -> list[dic
     val = val.select(range(min(profile.ablation_test, len(val))))
 
     def measured(name, adapter, **changes):
-        student = None if adapter is None else lambda: load_student(profile, adapter)
-        return run.rollouts(
-            f"ablation_{name}", lambda: evaluate(student(), val, profile, seed, f"ablation: {name}", **changes)
-        )
+        return run.rollouts(f"ablation_{name}", lambda: evaluate(
+            load_student(profile, adapter), val, profile, seed, f"ablation: {name}", **changes))  # fmt: skip
 
     def sft(name, trajectories):
         dataset = trajectories_dataset(train, trajectories, profile.style)
@@ -57,19 +55,18 @@ def run_ablations(run, train, val, answers: list[dict], sft_adapter) -> list[dic
             load_student(profile), dataset, folder, profile, seed, profile.ablation_epochs))  # fmt: skip
 
     def grpo(name, **changes):
-        prompts = prompts_dataset(train)
         start = None if changes.get("turns") == 0 else sft_adapter
         return run.adapter(f"ablation_{_slug(name)}", lambda folder: train_grpo(
             load_student(profile, start, trainable=True), prompts, folder, profile, seed,
             steps=profile.ablation_grpo_steps, **changes))  # fmt: skip
 
-    def row(ablation, variant, against, a, b, step_a="final", step_b="final"):
-        scores = metrics.step_score(step_a, "miou"), metrics.step_score(step_b, "miou")
-        cell = metrics.paired_difference(a, b, *scores, seed=seed, n_resamples=profile.resamples)
+    def row(ablation, variant, against, a, b):
+        score = metrics.step_score("final", "miou")
+        cell = metrics.paired_difference(a, b, score, seed=seed, n_resamples=profile.resamples)
         return {"name": ablation, "variant": variant, "against": against, "metric": "final mean IoU", "seed": seed,
                 "answers": len(a[0]["steps"]), **cell}  # fmt: skip
 
-    rows = []
+    rows, prompts = [], prompts_dataset(train)
     variants = sft_variants(answers, profile, seed)
     finals = {name: measured(_slug(name), sft(name, t)) for name, t in variants.items()}
     groups = {"origin of the errors": ("perturbed ground truth",), "trace": ("no trace",),

@@ -75,13 +75,15 @@ def checksum(path: Path) -> str:
 
 def versions() -> dict[str, str]:
     """Return the installed versions of the libraries that results depend on."""
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "missing"
-    return found
+    return {name: installed(name) or "missing" for name in LIBRARIES}
+
+
+def installed(name: str) -> str | None:
+    """Return the installed version of a package, or None."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def commit() -> str | None:
@@ -151,15 +153,18 @@ class Run:
         return path
 
     def _stage(self, key: str, path: Path, produce) -> None:
-        stages = self.stages()
-        if key in stages and path.exists():
-            if checksum(path) == stages[key]["sha256"]:
-                return
-            raise ArtefactError(f"{path} is damaged (its checksum differs from stages.json); delete it and run again.")
+        if key in self.stages() and path.exists():
+            self._check(key, path)
+            return
         started = time.time()
         produce()
         stages = self.stages() | {key: {"seconds": round(time.time() - started, 1), "sha256": checksum(path)}}
         write_text(self.root / "stages.json", json.dumps(stages, indent=1, sort_keys=True))
+
+    def _check(self, key: str, path: Path) -> None:
+        noted = self.stages().get(key)
+        if noted and noted["sha256"] != checksum(path):
+            raise ArtefactError(f"{path} is damaged (its checksum differs from stages.json); delete it and run again.")
 
     def stages(self) -> dict:
         """Return what is finished: {"rollouts/base_ivt": {"seconds", "sha256"}, ...}."""
@@ -179,10 +184,7 @@ class Run:
         """
         own, shipped = self.root / relative, REFERENCE / relative
         if own.exists():
-            noted = self.stages().get(stage_key(relative))
-            if noted and noted["sha256"] != checksum(own):
-                raise ArtefactError(f"{own} is damaged (its checksum differs from stages.json); "
-                                    "delete it and run again.")  # fmt: skip
+            self._check(stage_key(relative), own)
             return own
         if not shipped.exists():
             raise ArtefactError(f"{relative} is neither in {self.root} nor in {REFERENCE}; run the earlier notebooks.")

@@ -3,10 +3,11 @@
 import os
 import shutil
 import sys
-from importlib import metadata
 from pathlib import Path
 
 from packaging.requirements import Requirement
+
+from .artefacts import installed
 
 OK, NOTE, MISS = " OK ", "NOTE", "MISS"
 MAIN = ("torch", "torchvision", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "scipy",
@@ -77,14 +78,6 @@ def read_lock(lock: Path) -> list[Requirement]:
     lines = [line.split("#")[0].strip() for line in lock.read_text(encoding="utf-8").splitlines()]
     wanted = [Requirement(line) for line in lines if line]
     return [want for want in wanted if want.marker is None or want.marker.evaluate()]
-
-
-def installed(name: str) -> str | None:
-    """Return the installed version of a package, or None."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def cores() -> tuple[str, str]:

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from ivt_utils.report import COLOURS, save_figure
+from ivt_utils.report import COLOURS, markdown_table, number, save_figure
+
+__all__ = ["cell_text", "lines_figure", "markdown_table", "show"]
 
 MARKERS = "os^Dv<>"
 
@@ -37,16 +39,4 @@ def lines_figure(lines: dict[str, list[dict]], xlabel: str, ylabel: str):
 
 def cell_text(cell: dict, scale: float = 1) -> str:
     """Return "value [low, high]" of a cell; shares are shown in percent with `scale` 100."""
-    if cell["value"] is None:
-        return "none"
-    digits = 1 if scale == 100 else 3
-    text = f"{cell['value'] * scale:.{digits}f}"
-    if cell.get("low") is None:
-        return text
-    return f"{text} [{cell['low'] * scale:.{digits}f}, {cell['high'] * scale:.{digits}f}]"
-
-
-def markdown_table(head: list[str], rows: list[list]) -> str:
-    """Return a Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(value).replace("|", "\\|") for value in line) + " |" for line in lines)
+    return number(cell, scale, 1 if scale == 100 else 3)

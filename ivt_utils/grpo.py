@@ -129,7 +129,7 @@ def train_grpo(
         warmup_steps=0.05, per_device_train_batch_size=profile.grpo_prompts * profile.generations,
         num_generations=profile.generations, beta=profile.beta, temperature=profile.temperature, loss_type="grpo",
         max_tool_calling_iterations=turns, max_completion_length=(turns + 1) * (answer + 64) + turns * 2 * per_image,
-        generation_kwargs={"max_new_tokens": answer}, **trainer_options(student, folder, profile, seed),
+        generation_kwargs={"max_new_tokens": answer}, **trainer_options(folder, profile, seed),
     )  # fmt: skip
     reward = make_reward(turns, bonus, student.processor.image_token_id, lambda image: image_tokens(student, image))
     trainer = GRPOTrainer(

@@ -83,7 +83,8 @@ def _our_cells(found: dict) -> dict:
     return cells
 
 
-def _number(cell, scale, digits) -> str:
+def number(cell: dict, scale: float, digits: int) -> str:
+    """Return "value [low, high]" of a cell, times `scale`; "none" without a value, the value alone without limits."""
     if cell["value"] is None:
         return "none"
     text = f"{cell['value'] * scale:.{digits}f}"
@@ -109,7 +110,7 @@ def _grid(rows, columns) -> list[list[str]]:
             elif cell is None:
                 line.append("-")
             else:
-                line.append(_number(cell, scale, digits) + "\u2020" * (cell.get("step") == "not stated"))
+                line.append(number(cell, scale, digits) + "\u2020" * (cell.get("step") == "not stated"))
         lines.append(line)
     return lines
 
@@ -126,13 +127,18 @@ def to_text(rows) -> str:
     return "\n\n".join([*parts, "\n".join(NOTES)])
 
 
+def markdown_table(head: list[str], rows: list[list]) -> str:
+    """Return a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(v).replace("|", "\\|") for v in line) + " |" for line in lines)
+
+
 def to_markdown(rows) -> str:
     """Return the same as Markdown: three tables and the notes."""
     parts = []
     for title, columns in TABLES:
-        head, *body = [[v.replace("|", "\\|") for v in line] for line in _grid(rows, columns)]
-        lines = ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *body)]
-        parts.append(f"**{title}**\n\n" + "\n".join(lines))
+        head, *body = _grid(rows, columns)
+        parts.append(f"**{title}**\n\n{markdown_table(head, body)}")
     return "\n\n".join([*parts, "\n".join(f"- {note}" for note in NOTES)]) + "\n"
 
 
@@ -141,12 +147,12 @@ def summary(results: dict, paper: dict) -> str:
     differences = [["paired difference", "score", "value", "samples"]]
     for d in results["differences"]:
         scale, digits, unit = UNITS["difference" if d["metric"].endswith("acc50") else "ratio"]
-        differences.append([d["name"], d["metric"], _number(d, scale, digits) + unit, str(d["n"])])
+        differences.append([d["name"], d["metric"], number(d, scale, digits) + unit, str(d["n"])])
     words = {True: "reached", False: "not reached", None: "not run"}
     goals = [["target", "", "measured", "claim"]]
     for goal in targets(results):
         scale, digits, unit = UNITS[goal["unit"]]
-        measured = "-" if goal["value"] is None else _number(goal, scale, digits) + unit
+        measured = "-" if goal["value"] is None else number(goal, scale, digits) + unit
         goals.append([goal["key"], words[goal["reached"]], measured, goal["claim"]])
     head = f"Profile {results['profile']}, seed {results['seed']}, {results['n_test']} test samples"
     return "\n\n".join([head, to_text(table(results, paper)), _align(differences), _align(goals)])

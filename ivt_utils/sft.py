@@ -40,7 +40,7 @@ def train_sft(student: Student, dataset, folder: Path, profile, seed: int, epoch
     config = SFTConfig(
         num_train_epochs=epochs or profile.sft_epochs, learning_rate=profile.sft_lr,
         per_device_train_batch_size=profile.sft_batch, lr_scheduler_type="cosine", warmup_steps=0.05,
-        assistant_only_loss=True, max_length=None, **trainer_options(student, folder, profile, seed),
+        assistant_only_loss=True, max_length=None, **trainer_options(folder, profile, seed),
     )  # fmt: skip
     trainer = SFTTrainer(
         model=student.model, args=config, train_dataset=dataset, processing_class=student.processor,
@@ -49,7 +49,7 @@ def train_sft(student: Student, dataset, folder: Path, profile, seed: int, epoch
     return finish(trainer, folder, profile.student)
 
 
-def trainer_options(student: Student, folder: Path, profile, seed: int) -> dict:
+def trainer_options(folder: Path, profile, seed: int) -> dict:
     """Return the trainer settings that SFT and GRPO share: where to save, how to resume, no telemetry."""
     import torch
 
