@@ -124,12 +124,16 @@ def train_grpo(
     bonus = profile.format_bonus if format_bonus is None else format_bonus
     per_image = image_tokens(student, load_image(dataset[0]["images"][0]))
     answer = profile.max_new_tokens
+    # Only the processor may write these: a sampled one would stand for an image that is not there.
+    placeholders = [student.processor.image_token_id, student.processor.video_token_id]
     config = GRPOConfig(
         max_steps=steps or profile.grpo_steps, learning_rate=profile.grpo_lr, lr_scheduler_type="constant_with_warmup",
         warmup_steps=0.05, per_device_train_batch_size=profile.grpo_prompts * profile.generations,
         num_generations=profile.generations, beta=profile.beta, temperature=profile.temperature, loss_type="grpo",
+        scale_rewards=profile.scale_rewards,
         max_tool_calling_iterations=turns, max_completion_length=(turns + 1) * (answer + 64) + turns * 2 * per_image,
-        generation_kwargs={"max_new_tokens": answer}, **trainer_options(folder, profile, seed),
+        generation_kwargs={"max_new_tokens": answer, "suppress_tokens": placeholders},
+        **trainer_options(folder, profile, seed),
     )  # fmt: skip
     reward = make_reward(turns, bonus, student.processor.image_token_id, lambda image: image_tokens(student, image))
     trainer = GRPOTrainer(

@@ -2,7 +2,7 @@
 
 The student learns to answer: one or several questions about an image, over one or several images in a chat, so that
 a second image is nothing new to it. It never sees a box drawn on an image, nor the feedback prompt: those are what
-the course teaches. What makes this work on two cores is in `data/student/README.md`.
+the course teaches. What makes this work on two cores is in `data/student/README.md` (`_card` below).
 """
 
 import json
@@ -18,20 +18,21 @@ from ivt_utils.artefacts import checksum, replace_folder, write_text
 from ivt_utils.boxes import snap
 from ivt_utils.profiles import STUDENT_RECIPE
 
+CURVE = ["step", "things", "seconds", "nats_per_coordinate", "binding", "said", "shown", "naming", "framing"]
 AHEAD = 3  # batches made ahead of use; the curriculum's level is fixed when a batch is ordered
 _processor = None  # one a worker process
 
 
-def sample_chat(rng: random.Random, level: int, images: int, questions: int) -> tuple[list[dict], list]:
-    """Return one training chat, and the scenes of its images in order.
+def sample_chat(rng: random.Random, level: int, images: int, questions: int) -> tuple[list[dict], list, list]:
+    """Return one training chat, the scenes of its images, and (image, expression, target) of each answer, in order.
 
     It has `images` scenes of at most `level` things and up to `questions` questions on each. A further image is
     another scene or, half of the time, the same one again with new questions.
     """
     messages: list[dict] = []
-    shown = []
+    shown, asked = [], []
     scene = subset = picture = None
-    for _ in range(images):
+    for image in range(images):
         pairs = []
         if scene is not None and rng.random() < 0.5:
             pairs = [pair for _ in range(questions) if (pair := scenes.sample_expression(rng, scene, subset))]
@@ -46,7 +47,8 @@ def sample_chat(rng: random.Random, level: int, images: int, questions: int) -> 
             messages.append(protocol.question(picture if i == 0 else None, expression))
             box = snap(scene.things[target].box, student.GRID)
             messages.append(protocol.answer(protocol.answer_text(box)))
-    return messages, shown
+            asked.append((image, expression, target))
+    return messages, shown, asked
 
 
 def label_cells(scene: scenes.Scene, side: int) -> list[list[float]]:
@@ -66,8 +68,23 @@ def label_cells(scene: scenes.Scene, side: int) -> list[list[float]]:
     return cells
 
 
-def make_batch(seed: int, step: int, level: int) -> dict:
-    """Return one batch of tensors for a training step; the same for the same (seed, step, level)."""
+def referent_cells(thing: scenes.Thing, cells: list[list[float]]) -> list[int]:
+    """Return the image tokens, of those that `label_cells` describes, under whose centre `thing` lies on top.
+
+    A thing that lies under no centre gets the token at its own centre.
+    """
+    side = round(len(cells) ** 0.5)
+    box = [v / 1000 for v in thing.box]
+    column, row = (min(side - 1, int(v * side / 1000)) for v in thing.center)
+    return [i for i, cell in enumerate(cells) if cell[0] and cell[2:] == box] or [row * side + column]
+
+
+def make_batch(seed: int, step: int, level: int) -> tuple[dict, dict]:
+    """Return one batch of tensors for a training step, and its labels; the same for the same (seed, step, level).
+
+    The labels: `cells` (image tokens, 6) of `label_cells`, and for each answer in order `said` (answers, words),
+    the share of each word in its expression, and `shown` (answers, positions), True at its referent's image tokens.
+    """
     import torch
 
     global _processor
@@ -77,15 +94,28 @@ def make_batch(seed: int, step: int, level: int) -> dict:
     rng = random.Random(f"student {seed} {step}")
     # One kind of chat a batch: little padding.
     images, questions = rng.choices(STUDENT_RECIPE.chats, STUDENT_RECIPE.chat_weights)[0]
-    pairs = [sample_chat(rng, level, images, questions) for _ in range(STUDENT_RECIPE.batch_size)]
-    chats = [chat for chat, _ in pairs]
+    if step < STUDENT_RECIPE.vision_steps:
+        images, questions = 1, 1
+    drawn = [sample_chat(rng, level, images, questions) for _ in range(STUDENT_RECIPE.batch_size)]
+    chats = [chat for chat, _, _ in drawn]
     texts = _processor.apply_chat_template(chats, tokenize=False)
     pictures = [[part["image"] for m in chat for part in m["content"] if "image" in part] for chat in chats]
     batch = _processor(text=texts, images=pictures, padding=True, padding_side="right", return_tensors="pt")
     batch = {key: batch[key] for key in ("input_ids", "mm_token_type_ids", "pixel_values", "image_grid_thw")}
     side = STUDENT_RECIPE.image_side // STUDENT_RECIPE.patch // 2
-    cells = [cell for _, shown in pairs for scene in shown for cell in label_cells(scene, side)]
-    return batch | {"cells": torch.tensor(cells)}
+    vocabulary = student.expression_words()
+    cells, said, shown = [], [], []
+    for ids, (_, chat_scenes, asked) in zip(batch["input_ids"], drawn, strict=True):
+        labels = [label_cells(scene, side) for scene in chat_scenes]
+        positions = (ids == _processor.image_token_id).nonzero().view(len(labels), side * side)
+        for image, expression, target in asked:
+            words = expression.replace(" ", "| ").split("|")
+            said.append([words.count(word) / len(words) for word in vocabulary])
+            there = torch.zeros(len(ids), dtype=torch.bool)
+            there[positions[image, referent_cells(chat_scenes[image].things[target], labels[image])]] = True
+            shown.append(there)
+        cells += [cell for label in labels for cell in label]
+    return batch, {"cells": torch.tensor(cells), "said": torch.tensor(said), "shown": torch.stack(shown)}
 
 
 def answer_mask(input_ids, tokenizer):
@@ -112,7 +142,8 @@ def train_student(out: Path, seed: int = 0, scratch: Path | None = None, steps: 
     scratch = scratch or out.with_name(out.name + ".training")
     processor = student.micro_processor()
     model = student.build_micro(processor, seed)
-    model.cells = torch.nn.Linear(recipe.text_width, 6)  # for `_cell_loss`; thrown away at the end
+    model.set_attn_implementation({"text_config": "eager"})  # attention that the guides can read
+    model.cells = torch.nn.Linear(recipe.text_width, 5)  # for `_cell_loss`; thrown away at the end
     seen = {}
     model.model.visual.merger.register_forward_hook(lambda _, __, output: seen.update(tokens=output))
     optimizer = torch.optim.AdamW(
@@ -122,40 +153,42 @@ def train_student(out: Path, seed: int = 0, scratch: Path | None = None, steps: 
     if (scratch / "state.json").exists():
         state = _load_checkpoint(scratch, model, optimizer)
         print(f"Continuing from step {state['step']} in {scratch}.")
-    print(f"Training the micro student: {steps} steps of {recipe.batch_size} chats, about an hour on two cores.")
+    print(f"Training the micro student: {steps} steps of {recipe.batch_size} chats, about half an hour on two cores.")
     recent = deque(state["recent"], maxlen=recipe.window)
-    words = torch.tensor(processor.tokenizer.convert_tokens_to_ids([f" {w}" for w in (*scenes.COLORS, *scenes.SHAPES)]))
+    ids = processor.tokenizer.convert_tokens_to_ids
+    names = torch.tensor(ids([f" {w}" for w in (*scenes.COLORS, *scenes.SHAPES)]))
+    words = torch.tensor(ids(student.expression_words()))
     tokenizer, started, before, saved = processor.tokenizer, time.time(), state["seconds"], time.time()
     model.train()
     with ProcessPoolExecutor(1) as pool:
         ordered = deque()
         for step in range(state["step"], steps):
             while len(ordered) < AHEAD and step + len(ordered) < steps:
-                ordered.append(pool.submit(make_batch, seed, step + len(ordered), state["level"]))
+                ahead = step + len(ordered)
+                level = recipe.things if ahead < recipe.vision_steps else state["level"]
+                ordered.append(pool.submit(make_batch, seed, ahead, level))
+            blind = step < recipe.vision_steps  # the text model does not take part yet
             for group in optimizer.param_groups:
-                group["lr"] = recipe.lr * _schedule(step / steps, recipe.floor)
-            batch = ordered.popleft().result()
-            cells = batch.pop("cells")
-            if step < recipe.vision_steps:
+                group["lr"] = recipe.vision_lr if blind else recipe.lr * _schedule(step, recipe)
+            batch, labels = ordered.popleft().result()
+            if blind:
                 model.model.visual(batch["pixel_values"], grid_thw=batch["image_grid_thw"])
-                loss, coordinate, binding = 0.0, 9.9, 9.9
+                loss, row = 0.0, [0.0] * 4
             else:
-                loss, coordinate, binding = _loss(model, batch, tokenizer)
-            naming, framing = _cell_loss(model, seen["tokens"], cells, words)
+                loss, row = _loss(model, batch, labels, tokenizer, words)
+            naming, framing = _cell_loss(model, seen["tokens"], labels["cells"], names)
             (loss + recipe.cell_weight * (naming + 10 * framing)).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
             optimizer.step()
             optimizer.zero_grad()
-            recent.append([coordinate, binding])
+            recent.append([*row, naming.item(), framing.item()])
             state.update(step=step + 1, seconds=before + time.time() - started, recent=list(recent))
             if (step + 1) % recipe.window == 0:
-                mean, binding = (sum(column) / len(recent) for column in zip(*recent, strict=True))
-                state["curve"].append([step + 1, round(mean, 4), state["level"], round(state["seconds"])])
-                print(f"step {step + 1}/{steps}  {mean:.3f} nats a coordinate  binding {binding:.2f}  "
-                      f"naming {naming.item():.2f}  framing {framing.item():.4f}  {state['level']} things  "
-                      f"{state['seconds'] / 60:.1f} min", flush=True)  # fmt: skip
-                learnt = mean < recipe.framed_below and binding < recipe.bound_below
-                if learnt and state["level"] < recipe.things:
+                means = [round(sum(column) / len(recent), 4) for column in zip(*recent, strict=True)]
+                state["curve"].append([step + 1, level, round(state["seconds"]), *means])
+                shown = "  ".join(f"{name} {value:.2f}" for name, value in zip(CURVE[3:], means, strict=True))
+                print(f"step {step + 1}/{steps}  {level} things  {state['seconds'] / 60:.1f} min  {shown}", flush=True)
+                if not blind and means[0] < recipe.learnt_below and state["level"] < recipe.things:
                     state["level"] += 1
             if time.time() - saved > 180 or step + 1 == steps:
                 _save_checkpoint(scratch, model, optimizer, state)
@@ -164,44 +197,57 @@ def train_student(out: Path, seed: int = 0, scratch: Path | None = None, steps: 
     return out
 
 
-def _loss(model, batch: dict, tokenizer):
-    """Return (mean cross-entropy of the answer tokens, nats per coordinate, nats of x1 above y1).
+def _loss(model, batch: dict, labels: dict, tokenizer, words):
+    """Return the loss of the answers with two guides, and its parts as floats (the columns 3 to 6 of CURVE).
 
-    The first coordinate says which thing is meant, the second only where it is: their difference is what binding
-    words to things still costs (ln n for a student that picks one of n things at random).
-    Padding is on the right and attention is causal, so no mask is needed; the head sees answer positions only.
+    The first coordinate says which thing is meant, the second only where it is: x1 above y1 is what binding words
+    to things still costs (ln n for a student that picks one of n things at random). A small model finds the two
+    steps of binding by itself only after many scenes, for neither pays without the other. The guides show each one:
+    the words of the expression are to be readable, through their own embeddings, where the answer begins (`said`);
+    and from each coordinate one attention head is to look at the referent's image tokens (`shown`).
     """
     import torch
 
+    recipe = STUDENT_RECIPE
     mask = answer_mask(batch["input_ids"], tokenizer)
-    hidden = model.model(**batch, use_cache=False).last_hidden_state[:, :-1][mask[:, 1:]]
-    targets = batch["input_ids"][:, 1:][mask[:, 1:]]
-    losses = torch.nn.functional.cross_entropy(model.lm_head(hidden), targets, reduction="none")
-    four = losses.detach().view(-1, 7)[:, 1:5].mean(0)  # an answer: opening, four numbers, closing, end of turn
-    return losses.mean(), float(four.mean()), float(four[0] - four[1])
+    output = model.model(**batch, use_cache=False, output_hidden_states=True, output_attentions=True)
+    # An answer: opening, four numbers, closing, end of turn; `row`, `at`: (answers, 7) the token before each.
+    row, at = mask[:, 1:].nonzero().view(-1, 7, 2).unbind(-1)
+    logits = model.lm_head(output.last_hidden_state[row, at]).flatten(0, 1)  # the head sees answers only
+    losses = torch.nn.functional.cross_entropy(logits, batch["input_ids"][row, at + 1].flatten(), reduction="none")
+    four = losses.detach().view(-1, 7)[:, 1:5].mean(0)
+    begin = output.hidden_states[recipe.words_after][row[:, 1], at[:, 1]]
+    spoken = (begin @ model.get_input_embeddings()(words).T).log_softmax(-1)
+    said = torch.nn.functional.kl_div(spoken, labels["said"], reduction="batchmean")
+    looks = output.attentions[recipe.points_in][row[:, 1:5], 0, at[:, 1:5]]  # (answers, 4, positions)
+    shown = -(looks * labels["shown"][:, None]).sum(-1).clamp(min=1e-6).log().mean()
+    loss = losses.mean() + recipe.word_weight * said + recipe.point_weight * shown
+    return loss, [float(v.detach()) for v in (four.mean(), four[0] - four[1], said, shown)]
 
 
-def _cell_loss(model, tokens, cells, words):
-    """Return (cross-entropy of colour and shape over the image tokens, absolute error of the box where a thing is).
+def _cell_loss(model, tokens, cells, names):
+    """Return (cross-entropy of whether, which colour and which shape, absolute error of the box) over image tokens.
 
     A token is named by its product with the words' own embeddings, as in contrastive image-text training: what is
-    red points the way of " red" before the language model ever looks for it.
+    red points the way of " red" before the language model ever looks for it. Colour, shape and box (shares 0..1)
+    count where a thing is: most tokens are background, and would drown them.
     """
-    import torch
-    from torch.nn.functional import cross_entropy
+    from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-    rest = model.cells(tokens)
-    named = tokens @ model.get_input_embeddings()(words).T
-    colors, shapes = named.split([len(scenes.COLORS), len(scenes.SHAPES)], 1)
-    naming = cross_entropy(torch.cat([rest[:, :1], colors], 1), cells[:, 0].long())
-    naming = naming + cross_entropy(torch.cat([rest[:, 1:2], shapes], 1), cells[:, 1].long())
     thing = cells[:, 0] > 0
-    return naming, (rest[thing, 2:] - cells[thing, 2:]).abs().mean()
+    guess = model.cells(tokens)
+    named = tokens[thing] @ model.get_input_embeddings()(names).T
+    colors, shapes = named.split([len(scenes.COLORS), len(scenes.SHAPES)], 1)
+    naming = binary_cross_entropy_with_logits(guess[:, 0], thing.float())
+    naming = naming + cross_entropy(colors, cells[thing, 0].long() - 1)
+    naming = naming + cross_entropy(shapes, cells[thing, 1].long() - 1)
+    return naming, (guess[thing, 1:] - cells[thing, 2:]).abs().mean()
 
 
-def _schedule(progress: float, floor: float) -> float:
-    """Return the share of the learning rate: constant for the first half, then linear to `floor`."""
-    return 1.0 if progress < 0.5 else 1.0 - (1.0 - floor) * (progress - 0.5) * 2
+def _schedule(step: int, recipe) -> float:
+    """Return the share of the learning rate: constant up to `decay_from`, then linear to `floor`."""
+    progress = min(1.0, max(0.0, (step - recipe.decay_from) / recipe.decay_steps))
+    return 1.0 - (1.0 - recipe.floor) * progress
 
 
 def _save_checkpoint(scratch: Path, model, optimizer, state: dict) -> None:
@@ -233,10 +279,11 @@ def _load_checkpoint(scratch: Path, model, optimizer) -> dict:
 def _ship(out: Path, model, processor, state: dict, seed: int) -> None:
     """Write the student as a folder that `from_pretrained` reads, with its learning curve."""
     del model.cells
+    model.set_attn_implementation({"text_config": "sdpa"})
     with replace_folder(out) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
-        curve = {"columns": ["step", "nats_per_coordinate", "things", "seconds"], "rows": state["curve"],
+        curve = {"columns": CURVE, "rows": state["curve"],
                  "seed": seed, "seconds": state["seconds"]}  # fmt: skip
         write_text(folder / "learning_curve.json", json.dumps(curve))
         write_text(folder / "README.md", _card(model, state, seed))
@@ -248,7 +295,7 @@ def _card(model, state: dict, seed: int) -> str:
     """Return the model card: what it is, how it was made, what it is good for."""
     size = sum(p.numel() for p in model.parameters())
     values = "\n".join(f"| {f.name} | {getattr(STUDENT_RECIPE, f.name)} |" for f in fields(STUDENT_RECIPE))
-    last = state["curve"][-1] if state["curve"] else [state["step"], "-", state["level"], 0]
+    last = state["curve"][-1] if state["curve"] else [0, state["level"], 0, "-"]
     return f"""# The micro student
 
 A `Qwen3VLForConditionalGeneration` with {size:,} parameters and a word-level `Qwen3VLProcessor`, trained from
@@ -257,7 +304,7 @@ else; it is a teaching instrument, not a detector. It has seen chats of several 
 drawn on an image, nor the feedback prompt, nor an image of the benchmark.
 
 Made by `ivt build student --seed {seed}` in {state["seconds"] / 60:.0f} minutes on two CPU cores:
-{state["step"]:,} steps, ending at {last[1]} nats a coordinate on scenes of up to {last[2]} things
+{state["step"]:,} steps, ending at {last[3]} nats a coordinate on scenes of up to {last[1]} things
 (`learning_curve.json`). Its results on the benchmark are in the rows "base" of the project's table.
 Licence: Apache-2.0.
 
@@ -265,7 +312,11 @@ Licence: Apache-2.0.
 |---|---|
 {values}
 
-What makes it work on two cores: small batches (learning is limited by steps, not by scenes); scenes that grow by
-one thing when the loss allows it; an initialisation made for a small width; a smooth code for numbers, so that
-neighbouring coordinates are alike from the start; a number and its separator in one token.
+What makes it work on two cores: small batches (learning is limited by steps, not by scenes); an initialisation made
+for a small width; a smooth code for numbers, so that neighbouring coordinates are alike from the start; a number and
+its separator in one token; the vision tower first, alone; scenes that grow by one thing when the loss allows it; and
+three guides beside the loss of the answers. Image tokens are named by the words' own embeddings, the words of the
+expression are to be readable where the answer begins, and one attention head is to look at the referent. Without the
+guides, earlier attempts framed boxes well and still chose among the things at random. What only the guides need is
+thrown away at the end.
 """

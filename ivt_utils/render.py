@@ -42,6 +42,8 @@ def load_image(source) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
+    if image.mode.startswith("I;16"):  # 16 bits a pixel: keep the upper eight, where convert() would clip
+        image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
     return image.convert("RGB")
 
 

@@ -55,7 +55,7 @@ def trainer_options(folder: Path, profile, seed: int) -> dict:
 
     cuda = torch.cuda.is_available()
     return dict(
-        output_dir=str(folder), seed=seed, data_seed=seed, logging_steps=profile.log_every, save_strategy="steps",
+        output_dir=str(folder), seed=seed, data_seed=seed, logging_steps=1, save_strategy="steps",
         save_steps=profile.save_every, save_total_limit=1, report_to=[], bf16=cuda and torch.cuda.is_bf16_supported(),
         fp16=cuda and not torch.cuda.is_bf16_supported(), gradient_checkpointing=cuda, use_cpu=not cuda,
         dataloader_pin_memory=cuda, disable_tqdm=False, remove_unused_columns=False,

@@ -403,7 +403,14 @@ def test_the_adapter_moves_away_from_the_sft_policy_and_is_saved_alone(trained, 
 def test_the_papers_values_reach_the_trainer(trained):
     args = trained.trainer.args
     assert (args.beta, args.num_generations, args.max_tool_calling_iterations) == (0.04, 2, 2)
-    assert (args.loss_type, args.temperature, args.bf16) == ("grpo", 1.0, torch.cuda.is_available())
+    assert (args.loss_type, args.temperature, args.scale_rewards) == ("grpo", 0.5, "batch")  # these two are ours
+    assert args.bf16 == torch.cuda.is_available()
+
+
+def test_no_placeholder_of_an_image_can_be_sampled(trained, processor):
+    """At temperature 1 one would come sooner or later, and the model would look for an image that is not there."""
+    suppressed = trained.trainer.generation_config.suppress_tokens
+    assert processor.tokenizer.convert_ids_to_tokens(suppressed) == ["<|image_pad|>", "<|video_pad|>"]
 
 
 def test_the_log_has_a_row_a_step_with_all_that_the_course_plots(trained):

@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file
 
 from ivt_utils import pretrain, protocol, scenes, student
-from ivt_utils.boxes import parse_answer, valid
+from ivt_utils.boxes import iou, parse_answer, valid
 from ivt_utils.profiles import STUDENT_RECIPE, get_profile
 
 SMALL = replace(
-    STUDENT_RECIPE, batch_size=2, text_layers=1, vision_layers=2, window=2, vision_steps=2
-)  # fmt: skip
+    STUDENT_RECIPE, batch_size=2, text_layers=1, vision_layers=2, words_after=1, points_in=0, window=2, vision_steps=2
+)
 
 
 # --- chats
@@ -28,23 +28,26 @@ def turns_of(chat):
 @pytest.mark.parametrize("images, questions", STUDENT_RECIPE.chats)
 def test_a_chat_has_its_images_and_questions_and_grid_boxes(images, questions):
     for seed in range(8):
-        chat, shown = pretrain.sample_chat(random.Random(seed), 6, images, questions)
+        chat, shown, asked = pretrain.sample_chat(random.Random(seed), 6, images, questions)
         roles = [message["role"] for message in chat]
         assert roles == ["user", "assistant"] * (len(chat) // 2) and len(chat) <= 2 * images * questions
         kinds = [kind for role, kind in turns_of(chat) if role == "user"]
         assert kinds[0] == ["image", "text"] and sum("image" in kind for kind in kinds) == images == len(shown)
         pictures = [part["image"] for message in chat for part in message["content"] if part["type"] == "image"]
         assert [picture.tobytes() for picture in pictures] == [scenes.draw_scene(s).tobytes() for s in shown]
-        for message in chat[1::2]:
+        for message, (image, _, target) in zip(chat[1::2], asked, strict=True):
             box = parse_answer(message["content"][0]["text"])
             assert valid(box) and all(v % student.GRID == 0 for v in box)
+            assert iou(box, shown[image].things[target].box) > 0.8
+        questions_asked = [m["content"][-1]["text"] for m in chat[::2]]
+        assert questions_asked == [protocol.question(None, words)["content"][0]["text"] for _, words, _ in asked]
 
 
 def test_no_chat_holds_an_overlay_or_a_feedback_prompt():
     """They are what the course teaches; the student must not know them beforehand."""
     rng, opening = random.Random(0), protocol.PROMPT[0]
     for _ in range(40):
-        chat, _ = pretrain.sample_chat(rng, 8, *rng.choice(STUDENT_RECIPE.chats))
+        chat, _, _ = pretrain.sample_chat(rng, 8, *rng.choice(STUDENT_RECIPE.chats))
         for message in chat:
             text = message["content"][-1]["text"]
             assert text.startswith(opening if message["role"] == "user" else '{"bbox_2d": [')
@@ -56,22 +59,60 @@ def test_no_chat_holds_an_overlay_or_a_feedback_prompt():
 def test_a_second_image_may_be_the_same_one_with_new_questions():
     rng, same = random.Random(1), []
     for _ in range(30):
-        chat, _ = pretrain.sample_chat(rng, 6, 2, 1)
+        chat, _, _ = pretrain.sample_chat(rng, 6, 2, 1)
         first, second = (m["content"][0]["image"].tobytes() for m in chat[::2])
         same.append(first == second)
     assert 0.2 < sum(same) / len(same) < 0.8
 
 
-@pytest.mark.parametrize("step, level", [(0, 3), (4, 8)])
+BEGIN = STUDENT_RECIPE.vision_steps  # the first step of the text model
+
+
+@pytest.mark.parametrize("step, level", [(0, 8), (BEGIN, 3), (BEGIN + 4, 8)])
 def test_a_batch_depends_on_seed_step_and_level_alone(step, level):
-    one, two = pretrain.make_batch(3, step, level), pretrain.make_batch(3, step, level)
-    assert set(one) == {"input_ids", "mm_token_type_ids", "pixel_values", "image_grid_thw", "cells"}
+    (one, labels), (two, again) = pretrain.make_batch(3, step, level), pretrain.make_batch(3, step, level)
+    assert set(one) == {"input_ids", "mm_token_type_ids", "pixel_values", "image_grid_thw"}
     assert all(torch.equal(one[key], two[key]) for key in one)
+    assert all(torch.equal(labels[key], again[key]) for key in ("cells", "said", "shown"))
     assert len(one["input_ids"]) == pretrain.STUDENT_RECIPE.batch_size
-    for other in (pretrain.make_batch(4, step, level), pretrain.make_batch(3, step + 1, level)):
-        assert not torch.equal(one["input_ids"][:, :90], other["input_ids"][:, :90])
+    for other, _ in (pretrain.make_batch(4, step, level), pretrain.make_batch(3, step + 1, level)):
+        assert not torch.equal(one["pixel_values"][:144], other["pixel_values"][:144])
     images = (one["input_ids"] == pretrain._processor.image_token_id).sum()
-    assert images == len(one["pixel_values"]) // 4 == (one["mm_token_type_ids"] == 1).sum() == len(one["cells"])
+    assert images == len(one["pixel_values"]) // 4 == (one["mm_token_type_ids"] == 1).sum() == len(labels["cells"])
+
+
+@pytest.mark.parametrize("step", [BEGIN, BEGIN + 1, BEGIN + 7])
+def test_the_labels_of_an_answer_are_its_words_and_its_referent_s_image_tokens(step):
+    """Read back from the batch: the words out of the ids, the referent's place out of the answer's numbers."""
+    batch, labels = pretrain.make_batch(0, step, 8)
+    tokenizer, side = pretrain._processor.tokenizer, 6
+    row, at = pretrain.answer_mask(batch["input_ids"], tokenizer).nonzero().view(-1, 7, 2).unbind(-1)
+    assert len(row) == len(labels["said"]) == len(labels["shown"])
+    for answer, (chat, first) in enumerate(zip(row[:, 0].tolist(), at[:, 0].tolist(), strict=True)):
+        ids = batch["input_ids"][chat]
+        asked = tokenizer.decode(ids[:first]).split(protocol.PROMPT[0])[-1].split(protocol.PROMPT[1])[0]
+        share = dict(zip(student.expression_words(), labels["said"][answer].tolist(), strict=True))
+        said = {word.strip() for word, value in share.items() if value}
+        assert said == set(asked.split()) and sum(share.values()) == pytest.approx(1)
+        box = parse_answer(tokenizer.decode(ids[at[answer]], skip_special_tokens=True))
+        shown = labels["shown"][answer].nonzero()[:, 0]
+        images = (ids == pretrain._processor.image_token_id).nonzero()[:, 0]
+        images = images[images < first][-side * side :]  # of the latest image
+        for cell in (images == shown[:, None]).nonzero()[:, 1].tolist():
+            x, y = (cell % side + 0.5) * 1000 / side, (cell // side + 0.5) * 1000 / side
+            margin = 10 if len(shown) > 1 else 90  # a thing under no centre has the nearest token
+            assert box[0] - margin <= x <= box[2] + margin and box[1] - margin <= y <= box[3] + margin
+        assert len(shown) == (images == shown[:, None]).sum() >= 1
+
+
+def test_the_referent_has_the_tokens_where_it_lies_on_top_or_else_the_one_at_its_centre():
+    below = scenes.Thing("star", "red", "large", (0, 0, 400, 400), scenes.COLORS["red"])
+    above = scenes.Thing("cross", "blue", "small", (300, 300, 500, 500), scenes.COLORS["blue"])
+    tiny = scenes.Thing("cross", "red", "small", (610, 610, 680, 680), scenes.COLORS["red"])  # between four centres
+    cells = pretrain.label_cells(scenes.Scene((below, above, tiny), ("plain", (240,) * 3, (230,) * 3)), 6)
+    assert pretrain.referent_cells(above, cells) == [14]
+    assert pretrain.referent_cells(below, cells) == [0, 1, 6, 7]
+    assert pretrain.referent_cells(tiny, cells) == [3 * 6 + 3]
 
 
 def test_the_label_of_an_image_token_is_the_thing_on_top_at_its_centre():
@@ -89,21 +130,26 @@ def test_the_loss_of_the_image_tokens_is_zero_for_a_perfect_guess_and_not_otherw
     """Tokens that are the words' own embeddings, here unit vectors: six colours, then five shapes."""
     colors, shapes = len(scenes.COLORS), len(scenes.SHAPES)
     cells = torch.tensor([[0, 0, 0, 0, 0, 0], [1, 4, 0.1, 0.2, 0.3, 0.4], [6, 5, 0.5, 0.5, 0.9, 0.9]])
-    tokens, rest = torch.zeros(3, colors + shapes), torch.zeros(3, 6)
-    for token, guess, cell in zip(tokens, rest, cells, strict=True):
+    tokens, guesses = torch.zeros(3, colors + shapes), torch.zeros(3, 5)
+    for token, guess, cell in zip(tokens, guesses, cells, strict=True):
+        guess[0] = 50.0 if cell[0] else -50.0  # whether there is a thing
         if cell[0]:
             token[int(cell[0]) - 1] = token[colors + int(cell[1]) - 1] = 50.0
-        else:
-            guess[:2] = 50.0  # background
-        guess[2:] = cell[2:]
-    model = SimpleNamespace(cells=lambda _: rest, get_input_embeddings=lambda: torch.eye(colors + shapes).__getitem__)
-    words = torch.arange(colors + shapes)
-    naming, framing = pretrain._cell_loss(model, tokens, cells, words)
+        guess[1:] = cell[2:]
+    model = SimpleNamespace(
+        cells=lambda _: guesses, get_input_embeddings=lambda: torch.eye(colors + shapes).__getitem__
+    )
+    names = torch.arange(colors + shapes)
+    naming, framing = pretrain._cell_loss(model, tokens, cells, names)
     assert float(naming) == pytest.approx(0, abs=1e-6) and float(framing) == 0
-    rest[0, 2:] = 9  # a box where there is nothing does not count
-    rest[1, -1] += 0.8
-    assert float(pretrain._cell_loss(model, tokens, cells, words)[1]) == pytest.approx(0.1)
-    assert float(pretrain._cell_loss(model, tokens.roll(1, 0), cells, words)[0]) > 10
+    guesses[0, 1:] = 9  # neither a box nor a name counts where there is nothing
+    tokens[0] = 7
+    guesses[1, -1] += 0.8
+    naming, framing = pretrain._cell_loss(model, tokens, cells, names)
+    assert float(naming) == pytest.approx(0, abs=1e-6) and float(framing) == pytest.approx(0.1)
+    assert float(pretrain._cell_loss(model, tokens.roll(1, 0), cells, names)[0]) > 10
+    guesses[0, 0] = 50.0  # something where there is nothing
+    assert float(pretrain._cell_loss(model, tokens, cells, names)[0]) > 10
 
 
 # --- the loss
@@ -119,25 +165,66 @@ def test_the_mask_covers_the_answer_and_its_end(processor):
     assert mask.sum() == 14
 
 
-def test_the_loss_is_that_of_the_whole_model_on_the_answers(fresh_student):
-    batch = pretrain.make_batch(0, 5, 8)
-    del batch["cells"]
-    tokenizer = fresh_student.processor.tokenizer
+@pytest.fixture(scope="module")
+def guided(processor):
+    """A fresh student as the training holds it, a batch of its chats, and the words."""
+    model = student.build_micro(processor, 0).eval()
+    model.set_attn_implementation({"text_config": "eager"})
+    words = torch.tensor(processor.tokenizer.convert_tokens_to_ids(student.expression_words()))
+    return model, *pretrain.make_batch(0, BEGIN + 5, 8), words
+
+
+def test_the_loss_is_that_of_the_whole_model_on_the_answers_and_the_two_guides(guided, processor):
+    model, batch, labels, words = guided
+    tokenizer = processor.tokenizer
     with torch.no_grad():
-        loss, coordinate, binding = pretrain._loss(fresh_student.model, batch, tokenizer)
+        loss, (coordinate, binding, said, shown) = pretrain._loss(model, batch, labels, tokenizer, words)
         mask = pretrain.answer_mask(batch["input_ids"], tokenizer)
         attention = batch["input_ids"] != tokenizer.pad_token_id
-        logits = fresh_student.model(**batch, attention_mask=attention, use_cache=False).logits
+        logits = model(**batch, attention_mask=attention, use_cache=False).logits
     wanted = torch.nn.functional.cross_entropy(logits[:, :-1][mask[:, 1:]], batch["input_ids"][mask], reduction="none")
-    assert float(loss) == pytest.approx(float(wanted.mean()), rel=1e-4)
+    guides = STUDENT_RECIPE.word_weight * said + STUDENT_RECIPE.point_weight * shown
+    assert float(loss) == pytest.approx(float(wanted.mean()) + guides, rel=1e-4) and said > 0 and shown > 0
     numbers = wanted.view(-1, 7)[:, 1:5].mean(0)  # opening, four numbers, closing, end of the turn
     assert coordinate == pytest.approx(float(numbers.mean()), rel=1e-4)
-    assert binding == pytest.approx(float(numbers[0] - numbers[1]), rel=1e-3)
+    assert binding == pytest.approx(float(numbers[0] - numbers[1]), abs=1e-3)
+
+
+def test_the_guides_are_zero_for_a_student_that_says_the_words_and_looks_at_the_referent(guided, processor):
+    """The model's outputs are replaced by perfect ones; then one answer alone looks elsewhere."""
+    model, batch, labels, words = guided
+    tokenizer, recipe = processor.tokenizer, STUDENT_RECIPE
+    row, at = pretrain.answer_mask(batch["input_ids"], tokenizer)[:, 1:].nonzero().view(-1, 7, 2).unbind(-1)
+    size = tuple(batch["input_ids"].shape)
+    states = torch.zeros(*size, len(words))
+    states[row[:, 1], at[:, 1]] = labels["said"].clamp(min=1e-30).log()  # its softmax is the share of each word
+    looks = torch.zeros(size[0], 4, size[1], size[1])
+    share = labels["shown"] / labels["shown"].sum(1, keepdim=True)
+    looks[row[:, 1:5], 0, at[:, 1:5]] = share[:, None].expand(-1, 4, -1)
+
+    def guides():
+        output = SimpleNamespace(
+            last_hidden_state=torch.zeros(*size, 1),
+            hidden_states=[None] * recipe.words_after + [states], attentions=[None] * recipe.points_in + [looks],
+        )  # fmt: skip
+        stand_in = SimpleNamespace(
+            model=lambda **_: output, lm_head=lambda h: h.expand(*h.shape[:-1], len(tokenizer)),
+            get_input_embeddings=lambda: lambda _: torch.eye(len(words)),
+        )  # fmt: skip
+        return pretrain._loss(stand_in, batch, labels, tokenizer, words)[1][2:]
+
+    assert guides() == pytest.approx([0, 0], abs=1e-4)
+    looks[row[0, 1], 0, at[0, 1]] = 0.0  # x1 of the first answer looks at nothing
+    states[row[1, 1], at[1, 1]] = 0.0  # the second answer says every word alike
+    said, shown = guides()
+    assert shown == pytest.approx(13.8155 / (4 * len(row)), rel=1e-3) and said > 0.01
 
 
 def test_the_learning_rate_is_constant_and_then_falls_to_the_floor():
-    assert [pretrain._schedule(p, 0.03) for p in (0, 0.3, 0.499)] == [1.0] * 3
-    assert pretrain._schedule(0.75, 0.03) == pytest.approx(0.515) and pretrain._schedule(1, 0.03) == pytest.approx(0.03)
+    recipe = replace(STUDENT_RECIPE, decay_from=100, decay_steps=200, floor=0.03)
+    assert [pretrain._schedule(step, recipe) for step in (0, 50, 100)] == [1.0] * 3
+    assert pretrain._schedule(200, recipe) == pytest.approx(0.515)
+    assert pretrain._schedule(300, recipe) == pytest.approx(0.03) == pretrain._schedule(900, recipe)
 
 
 # --- the training
@@ -219,12 +306,13 @@ def test_ctrl_c_and_the_same_call_again_end_on_the_same_student(whole, tmp_path,
     again, weights = (load_file(folder / "model.safetensors") for folder in (out, whole))
     assert again.keys() == weights.keys() and all(torch.equal(again[name], weights[name]) for name in weights)
     rows, wanted = (json.loads((f / "learning_curve.json").read_text())["rows"] for f in (out, whole))
-    assert [row[:3] for row in rows] == [row[:3] for row in wanted] and not list(tmp_path.glob(".*"))
+    assert [row[:2] + row[3:] for row in rows] == [row[:2] + row[3:] for row in wanted]
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_thing_is_added_when_the_loss_is_low_enough(small, tmp_path, monkeypatch):
     levels, first, make = [], SMALL.first_things, pretrain.make_batch
-    recipe = replace(SMALL, bound_below=99.0, framed_below=99.0, things=first + 2, vision_steps=0)
+    recipe = replace(SMALL, learnt_below=99.0, things=first + 2, vision_steps=0)
     monkeypatch.setattr(pretrain, "STUDENT_RECIPE", recipe)
     monkeypatch.setattr(
         pretrain, "make_batch", lambda seed, step, level: levels.append(level) or make(seed, step, level)

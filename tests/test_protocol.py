@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from ivt_utils import grpo, pretrain, protocol, scenes, sft, student
 from ivt_utils.boxes import parse_answer
 from ivt_utils.loop import run_loop
+from ivt_utils.profiles import STUDENT_RECIPE
 from ivt_utils.render import draw_box
 
 BOXES = [(100, 200, 300, 400), (110, 220, 330, 440), (120, 240, 360, 480)]
@@ -284,7 +285,7 @@ def batch_of(monkeypatch, step: int, level: int) -> tuple[list, dict]:
         return made
 
     monkeypatch.setattr(pretrain, "sample_chat", keep)
-    return chats, pretrain.make_batch(0, step, level)
+    return chats, pretrain.make_batch(0, STUDENT_RECIPE.vision_steps + step, level)[0]
 
 
 @pytest.mark.parametrize("step, level", [(0, 3), (2, 8), (3, 8), (7, 8)])

@@ -67,6 +67,12 @@ def test_what_is_transparent_becomes_white():
         assert render.load_image(content).size == (10, 10)
 
 
+def test_sixteen_bits_a_pixel_are_scaled_to_eight():
+    ramp = np.linspace(0, 65535, 400).astype("uint16").reshape(20, 20)
+    image = render.load_image(encoded(Image.fromarray(ramp), "PNG"))
+    assert abs(np.asarray(image, int)[..., 0] - ramp // 256).max() <= 1
+
+
 def test_cmyk_and_palette_files():
     cmyk = encoded(Image.new("CMYK", (20, 20), (0, 255, 255, 0)), "JPEG")
     red = render.load_image(cmyk).getpixel((9, 9))
