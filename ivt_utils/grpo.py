@@ -60,11 +60,12 @@ def text_of(message: dict) -> str:
     return content
 
 
-def make_reward(turns: int, format_bonus: float, image_token_id: int, tokens_of_image):
+def make_reward(turns: int, format_bonus: float, generations: int, image_token_id: int, tokens_of_image):
     """Return TRL's reward function: IoU of the final box + `format_bonus` when all `turns` + 1 answers parse.
 
-    It also logs the mean IoU per step and the share of failed rollouts, and it stops the training when feedback was
-    dropped on the way: `tokens_of_image(image)` says how many tokens each shown image must have left behind.
+    It also logs the mean IoU per step, the share of failed rollouts and that of groups (of `generations` rollouts) with
+    one reward for all, which teach nothing; and it stops the training when feedback was dropped on the way:
+    `tokens_of_image(image)` says how many tokens each shown image must have left behind.
     """
 
     def reward(completions, truth, environments, completion_ids, log_metric, **_) -> list[float]:
@@ -78,7 +79,10 @@ def make_reward(turns: int, format_bonus: float, image_token_id: int, tokens_of_
             log_metric(f"iou_step_{step}", sum(s[step] or 0.0 for s in scores) / len(scores))
         failed = [None in s for s in scores]
         log_metric("failed_rollouts", sum(failed) / len(failed))
-        return [(s[-1] or 0.0) + format_bonus * (not bad) for s, bad in zip(scores, failed, strict=True)]
+        rewards = [(s[-1] or 0.0) + format_bonus * (not bad) for s, bad in zip(scores, failed, strict=True)]
+        groups = [rewards[i : i + generations] for i in range(0, len(rewards), generations)]
+        log_metric("equal_groups", sum(max(group) - min(group) < 1e-6 for group in groups) / len(groups))
+        return rewards
 
     reward.__name__ = "final_iou_and_format"
     return reward
@@ -135,7 +139,8 @@ def train_grpo(
         generation_kwargs={"max_new_tokens": answer, "suppress_tokens": placeholders},
         **trainer_options(folder, profile, seed),
     )  # fmt: skip
-    reward = make_reward(turns, bonus, student.processor.image_token_id, lambda image: image_tokens(student, image))
+    reward = make_reward(turns, bonus, profile.generations, student.processor.image_token_id,
+                         lambda image: image_tokens(student, image))  # fmt: skip
     trainer = GRPOTrainer(
         model=student.model, reward_funcs=reward, args=config, train_dataset=dataset,
         processing_class=student.processor, environment_factory=make_environment(profile.style),

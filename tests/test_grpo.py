@@ -130,7 +130,7 @@ def judge():
         left = [36 * n for n in images] if left is None else left
         logged = {}
         environments = [SimpleNamespace(_shown=n, _image="image") for n in images]
-        reward = grpo.make_reward(turns, bonus, 7, {"image": 36}.get)
+        reward = grpo.make_reward(turns, bonus, 2, 7, {"image": 36}.get)
         rewards = reward(
             completions=completions, truth=[TRUTH] * len(completions), environments=environments, prompts=None,
             completion_ids=[[1, 2] + [7] * n for n in left], log_metric=logged.__setitem__, trainer_state=None,
@@ -183,8 +183,9 @@ def test_the_metrics_are_means_over_all_rollouts(judge):
     exact = [said("", [100, 200, 300, 500])]
     _, logged = judge([GOOD, [*exact, shown(), *exact, shown(), *exact], GOOD[:2], [said("no box")]])
     assert logged == pytest.approx(
-        {"iou_step_0": 1 / 4, "iou_step_1": 1 / 4, "iou_step_2": (1 + iou(BOX, TRUTH)) / 4, "failed_rollouts": 1 / 2}
-    )
+        {"iou_step_0": 1 / 4, "iou_step_1": 1 / 4, "iou_step_2": (1 + iou(BOX, TRUTH)) / 4, "failed_rollouts": 1 / 2,
+         "equal_groups": 1 / 2}  # groups of two: the second one earned nothing twice
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("images, left", [([2, 2], [72, 36]), ([1], [0]), ([0], [36]), ([1], [35]), ([1, 1], [36, 37])])
@@ -416,7 +417,7 @@ def test_no_placeholder_of_an_image_can_be_sampled(trained, processor):
 def test_the_log_has_a_row_a_step_with_all_that_the_course_plots(trained):
     assert [row["step"] for row in trained.log] == [1, 2]
     first = trained.log[0]
-    assert {"reward", "kl", "entropy", "frac_reward_zero_std", "iou_step_0", "iou_step_1", "iou_step_2"} <= first.keys()
+    assert {"reward", "kl", "entropy", "equal_groups", "iou_step_0", "iou_step_1", "iou_step_2"} <= first.keys()
     assert first["kl"] == pytest.approx(0, abs=1e-6)  # it starts on the policy that it is compared with
     assert first["failed_rollouts"] == 0.75
     assert first["reward"] == pytest.approx(sum(trained.step["rewards"]) / 4, abs=1e-4)
