@@ -103,7 +103,10 @@ PROFILES = {
         _MICRO, name="smoke", train=48, val=24, test=24, sft_epochs=1, grpo_steps=2, grpo_prompts=2,
         ablation_epochs=0.5, ablation_grpo_steps=1, ablation_test=12, resamples=200, save_every=1,
     ),
-    "micro": _MICRO,
+    "micro": replace(_MICRO, minutes=(
+        ("01_self_correction_gap", 1), ("02_error_harvesting", 1), ("03_sft_warmup", 7), ("04_grpo", 9),
+        ("05_ablations", 17),
+    )),
     "colab": replace(_PAPER, name="colab", student="Qwen/Qwen3-VL-2B-Instruct", train=600, val=128, test=128),
     "paper": _PAPER,
 }  # fmt: skip

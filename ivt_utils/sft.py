@@ -58,12 +58,16 @@ def trainer_options(folder: Path, profile, seed: int) -> dict:
         output_dir=str(folder), seed=seed, data_seed=seed, logging_steps=1, save_strategy="steps",
         save_steps=profile.save_every, save_total_limit=1, report_to=[], bf16=cuda and torch.cuda.is_bf16_supported(),
         fp16=cuda and not torch.cuda.is_bf16_supported(), gradient_checkpointing=cuda, use_cpu=not cuda,
-        dataloader_pin_memory=cuda, disable_tqdm=False, remove_unused_columns=False,
+        dataloader_pin_memory=cuda, disable_tqdm=True, remove_unused_columns=False,
     )  # fmt: skip
 
 
 def finish(trainer, folder: Path, student_name: str) -> list[dict]:
     """Train (from the last checkpoint in `folder` if there is one), save adapter and log, return the log's rows."""
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)  # it would print every row of the log
+    trainer.add_callback(_progress_bar())
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     trainer.model.save_pretrained(str(folder), selected_adapters=["default"], save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
@@ -73,6 +77,27 @@ def finish(trainer, folder: Path, student_name: str) -> list[dict]:
     log = [row for row in trainer.state.log_history if "loss" in row]
     write_text(folder / LOG, json.dumps(log))
     return log
+
+
+def _progress_bar():
+    """Return a trainer callback that shows one progress bar with the latest loss, in a notebook as in a terminal."""
+    from tqdm.auto import tqdm
+    from transformers import TrainerCallback
+
+    class Bar(TrainerCallback):
+        def on_train_begin(self, args, state, control, **_):
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step")
+
+        def on_step_end(self, args, state, control, **_):
+            self.bar.update()
+
+        def on_log(self, args, state, control, logs=None, **_):
+            self.bar.set_postfix({key: f"{logs[key]:.3f}" for key in ("loss", "reward") if key in logs})
+
+        def on_train_end(self, args, state, control, **_):
+            self.bar.close()
+
+    return Bar()
 
 
 def last_checkpoint(folder: Path) -> str | None:

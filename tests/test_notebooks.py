@@ -52,6 +52,16 @@ def test_a_second_run_reuses_everything(smoke_run, capsys):
     assert (root / "stages.json").read_text() == before
 
 
+def test_the_same_seed_gives_the_same_answers(smoke_run, tmp_path):
+    """Notebooks 1 to 4 again, from nothing: every prediction of every method, trained or not, is the same."""
+    again, root = tmp_path / "again", smoke_run[0]
+    assert cli.main(["run", "--profile", "smoke", "--run-dir", str(again), "--only", "01", "02", "03", "04"]) == 0
+    made = sorted(path.name for path in (again / "rollouts").glob("*.jsonl"))
+    assert {"base_ivt.jsonl", "trajectories.jsonl", "sft_ivt.jsonl", "sft_grpo_ivt.jsonl"} <= set(made)
+    for name in made:
+        assert (again / "rollouts" / name).read_bytes() == (root / "rollouts" / name).read_bytes()
+
+
 def test_the_report_needs_no_model(smoke_run, capsys):
     root, _ = smoke_run
     first = json.loads((root / "results.json").read_text())
@@ -61,11 +71,13 @@ def test_the_report_needs_no_model(smoke_run, capsys):
     assert "oracle" in capsys.readouterr().out
 
 
-def test_a_notebook_alone_says_what_it_needs(tmp_path, capsys, monkeypatch):
-    """Without the results of the notebooks before it, and without a reference, there is one clear sentence."""
-    assert not (ROOT / "data" / "reference").exists(), "the reference is here: test that notebooks start from it"
-    assert cli.main(["run", "--profile", "smoke", "--run-dir", str(tmp_path / "alone"), "--only", "03"]) == 1
-    assert "run the earlier notebooks" in capsys.readouterr().err
+@pytest.mark.parametrize("number", ["03", "04", "05"])
+def test_a_notebook_alone_starts_from_the_reference_and_says_so(number, tmp_path):
+    root = tmp_path / "alone"
+    assert cli.main(["run", "--profile", "smoke", "--run-dir", str(root), "--only", number]) == 0
+    executed = next((root / "notebooks").glob(f"{number}*.ipynb")).read_text()
+    assert "using the reference result" in executed
+    assert json.loads((root / "stages.json").read_text())
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
