@@ -181,6 +181,7 @@ def stub():
     trainer = SimpleNamespace(
         noted=noted, state=state, model=SimpleNamespace(save_pretrained=save),
         train=lambda resume_from_checkpoint: noted.append(resume_from_checkpoint),
+        add_callback=lambda _: None, remove_callback=lambda _: None,
     )  # fmt: skip
     return trainer
 
