@@ -50,9 +50,9 @@ def run_ablations(run, train, val, answers: list[dict], sft_adapter) -> list[dic
             load_student(profile, adapter), val, profile, seed, f"ablation: {name}", **changes))  # fmt: skip
 
     def sft(name, trajectories):
-        dataset = trajectories_dataset(train, trajectories, profile.style)
         return run.adapter(f"ablation_{_slug(name)}", lambda folder: train_sft(
-            load_student(profile), dataset, folder, profile, seed, profile.ablation_epochs))  # fmt: skip
+            load_student(profile), trajectories_dataset(train, trajectories, profile.style), folder, profile, seed,
+            profile.ablation_epochs))  # fmt: skip
 
     def grpo(name, **changes):
         start = None if changes.get("turns") == 0 else sft_adapter

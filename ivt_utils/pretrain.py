@@ -109,7 +109,7 @@ def make_batch(seed: int, step: int, level: int) -> tuple[dict, dict]:
         labels = [label_cells(scene, side) for scene in chat_scenes]
         positions = (ids == _processor.image_token_id).nonzero().view(len(labels), side * side)
         for image, expression, target in asked:
-            words = expression.replace(" ", "| ").split("|")
+            words = _processor.tokenizer.tokenize(expression)
             said.append([words.count(word) / len(words) for word in vocabulary])
             there = torch.zeros(len(ids), dtype=torch.bool)
             there[positions[image, referent_cells(chat_scenes[image].things[target], labels[image])]] = True
