@@ -1,7 +1,7 @@
 """The ablations: what each choice of the recipe is worth, on the first validation samples, as paired differences.
 
-Trainings are shorter than the main run's (the profile says how long), so rows compare with a reference trained the
-same way, not with the main results. Nothing here touches the test split.
+Trainings are shorter than the main run's, and all of the same number of steps (the profile says how many), so rows
+compare with a reference trained the same way, not with the main results. Nothing here touches the test split.
 """
 
 import random
@@ -52,7 +52,7 @@ def run_ablations(run, train, val, answers: list[dict], sft_adapter) -> list[dic
     def sft(name, trajectories):
         return run.adapter(f"ablation_{_slug(name)}", lambda folder: train_sft(
             load_student(profile), trajectories_dataset(train, trajectories, profile.style), folder, profile, seed,
-            profile.ablation_epochs))  # fmt: skip
+            profile.ablation_sft_steps))  # fmt: skip
 
     def grpo(name, **changes):
         start = None if changes.get("turns") == 0 else sft_adapter

@@ -95,22 +95,16 @@ def score(boxes: list, truth, turns: int) -> list[float | None]:
 
 
 def prompts_dataset(records):
-    """Return a datasets.Dataset with `prompt`, `images` and `truth` columns, one row a record."""
-    from datasets import Dataset, Features, Image, List, Value
+    """Return a datasets.Dataset with `prompt`, `images` and `truth`, one row a record, its image read when needed."""
+    from datasets import Dataset
 
-    part = {"type": Value("string"), "text": Value("string")}
-    features = Features({
-        "prompt": List({"role": Value("string"), "content": List(part)}), "images": List(Image()),
-        "truth": List(Value("float32")),
-    })  # fmt: skip
-    rows = []
-    for record in records:
-        image = load_image(record["image"])  # without a file format, so that it is not compressed again
-        message = protocol.question(image, record["expression"])
-        content = [{"type": p["type"], "text": p.get("text")} for p in message["content"]]
-        rows.append({"prompt": [{"role": "user", "content": content}], "images": [image],
-                     "truth": record["bbox"]})  # fmt: skip
-    return Dataset.from_list(rows, features=features)
+    def read(batch):
+        chosen = [records[number] for number in batch["number"]]
+        rows = [protocol.split_images([protocol.question(load_image(r["image"]), r["expression"])]) for r in chosen]
+        return {"prompt": [row["messages"] for row in rows], "images": [row["images"] for row in rows],
+                "truth": [record["bbox"] for record in chosen]}  # fmt: skip
+
+    return Dataset.from_dict({"number": list(range(len(records)))}).with_transform(read)
 
 
 def train_grpo(

@@ -4,7 +4,7 @@ import random
 
 from ivt_utils import protocol
 from ivt_utils.boxes import iou, snap
-from ivt_utils.teacher import geometric_trace
+from ivt_utils.teacher import geometric_trace, problems
 
 
 def keep_errors(rollouts: list[dict], max_iou: float = 0.85) -> list[dict]:
@@ -22,11 +22,15 @@ def straight_line(start, truth, turns: int, grid: int = 1) -> list[tuple[int, in
 def trajectory(rollout: dict, turns: int, grid: int = 1, trace=geometric_trace) -> dict:
     """Return the rollout with its steps replaced by: the student's own answer, then `turns` corrected answers.
 
-    `trace(box, truth)` says what is wrong with the box of the step before; None leaves the reasons out.
+    A box in which the geometric teacher finds nothing wrong is kept (our choice), so that "keep it" is meant; others go
+    on along the straight line. `trace(box, truth)` says what is wrong with the box of the step before; None leaves
+    the reasons out.
     """
     steps = [rollout["steps"][0]]
     for box in straight_line(steps[0]["box"], rollout["truth"], turns, grid):
-        reason = trace(steps[-1]["box"], rollout["truth"]) if trace else ""
+        shown = steps[-1]["box"]
+        box = box if problems(shown, rollout["truth"]) else shown
+        reason = trace(shown, rollout["truth"]) if trace else ""
         steps.append({"text": protocol.answer_text(box, reason), "box": box})
     return {**rollout, "steps": steps}
 

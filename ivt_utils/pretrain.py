@@ -19,6 +19,7 @@ from ivt_utils.boxes import snap
 from ivt_utils.profiles import STUDENT_RECIPE
 
 CURVE = ["step", "things", "seconds", "nats_per_coordinate", "binding", "said", "shown", "naming", "framing"]
+LOOP_TOKENS = (*protocol.PHRASES[2:], ".", ":", ' {"bbox_2d": [')  # of feedback and traces: in no chat of this training
 AHEAD = 3  # batches made ahead of use; the curriculum's level is fixed when a batch is ordered
 _processor = None  # one a worker process
 
@@ -143,6 +144,8 @@ def train_student(out: Path, seed: int = 0, scratch: Path | None = None, steps: 
     processor = student.micro_processor()
     model = student.build_micro(processor, seed)
     model.set_attn_implementation({"text_config": "eager"})  # attention that the guides can read
+    loop_ids = processor.tokenizer.convert_tokens_to_ids(list(LOOP_TOKENS))
+    initial = model.get_input_embeddings().weight.detach()[loop_ids].clone()
     model.cells = torch.nn.Linear(recipe.text_width, 5)  # for `_cell_loss`; thrown away at the end
     seen = {}
     model.model.visual.merger.register_forward_hook(lambda _, __, output: seen.update(tokens=output))
@@ -193,6 +196,11 @@ def train_student(out: Path, seed: int = 0, scratch: Path | None = None, steps: 
             if time.time() - saved > 180 or step + 1 == steps:
                 _save_checkpoint(scratch, model, optimizer, state)
                 saved = time.time()
+    # A softmax pushes every token that never comes the same way (cosine .99 in the end), so that no later training
+    # could tell them apart: the loop's tokens get back their initial direction, at the length of a word's embedding.
+    with torch.no_grad():
+        embeddings = model.get_input_embeddings().weight
+        embeddings[loop_ids] = torch.nn.functional.normalize(initial, dim=1) * embeddings[words].norm(dim=1).median()
     _ship(out, model, processor, state, seed)
     return out
 
@@ -318,5 +326,6 @@ its separator in one token; the vision tower first, alone; scenes that grow by o
 three guides beside the loss of the answers. Image tokens are named by the words' own embeddings, the words of the
 expression are to be readable where the answer begins, and one attention head is to look at the referent. Without the
 guides, earlier attempts framed boxes well and still chose among the things at random. What only the guides need is
-thrown away at the end.
+thrown away at the end. The tokens of feedback and traces, which this training never shows, then get back the direction
+they started with: it had pushed them all into one, where no later training could tell them apart.
 """

@@ -91,3 +91,11 @@ def transcript(image, expression: str, steps: list[dict], draw) -> list[dict]:
             messages.append(feedback(draw(image, previous), previous))
         messages.append(answer(step["text"]))
     return messages
+
+
+def split_images(chat: list[dict]) -> dict:
+    """Return a chat as the trainers want it: "messages" whose image parts are empty, and the "images" in order."""
+    parts = [part for message in chat for part in message["content"]]
+    messages = [{"role": message["role"], "content": [{"type": part["type"], "text": part.get("text")}
+                 for part in message["content"]]} for message in chat]  # fmt: skip
+    return {"messages": messages, "images": [part["image"] for part in parts if part["type"] == "image"]}

@@ -12,33 +12,34 @@ LOG = "training_log.json"
 
 
 def trajectories_dataset(records, trajectories: list[dict], style: str = "filled"):
-    """Return a datasets.Dataset with `messages` and `images` columns, one row a trajectory."""
-    from datasets import Dataset, Features, Image, List, Value
+    """Return a datasets.Dataset with `messages` and `images`, one row a trajectory, drawn when it is read."""
+    from datasets import Dataset
 
-    part = {"type": Value("string"), "text": Value("string")}
-    features = Features({"messages": List({"role": Value("string"), "content": List(part)}), "images": List(Image())})
-    images = {record["id"]: record["image"] for record in records}
-    rows = []
-    for item in trajectories:
-        image = load_image(images[item["id"]])  # without a file format, so that it is not compressed again
-        chat = protocol.transcript(image, item["expression"], item["steps"], lambda i, b: draw_box(i, b, style))
-        shown = [part["image"] for message in chat for part in message["content"] if part["type"] == "image"]
-        plain = [{"role": m["role"], "content": [{"type": p["type"], "text": p.get("text")} for p in m["content"]]}
-                 for m in chat]  # fmt: skip
-        rows.append({"messages": plain, "images": shown})
-    return Dataset.from_list(rows, features=features)
+    numbers = {record["id"]: number for number, record in enumerate(records)}
+
+    def draw(batch):
+        rows = []
+        for number, expression, steps in zip(batch["number"], batch["expression"], batch["steps"], strict=True):
+            image = load_image(records[number]["image"])
+            chat = protocol.transcript(image, expression, steps, lambda i, b: draw_box(i, b, style))
+            rows.append(protocol.split_images(chat))
+        return {key: [row[key] for row in rows] for key in ("messages", "images")}
+
+    return Dataset.from_list([
+        {"number": numbers[t["id"]], "expression": t["expression"], "steps": t["steps"]} for t in trajectories
+    ]).with_transform(draw)  # fmt: skip
 
 
-def train_sft(student: Student, dataset, folder: Path, profile, seed: int, epochs: float | None = None) -> list[dict]:
+def train_sft(student: Student, dataset, folder: Path, profile, seed: int, steps: int | None = None) -> list[dict]:
     """Train a fresh LoRA adapter on the dataset, save it to `folder` and return the log; resumes in `folder`.
 
     The loss covers every assistant token, step 0 included: masking step 0 makes the student forget how to answer
-    at first sight. Values come from the profile.
+    at first sight. Values come from the profile; `steps` replaces its epochs by a number of optimiser steps.
     """
     from trl import SFTConfig, SFTTrainer
 
     config = SFTConfig(
-        num_train_epochs=epochs or profile.sft_epochs, learning_rate=profile.sft_lr,
+        num_train_epochs=profile.sft_epochs, max_steps=steps or -1, learning_rate=profile.sft_lr,
         per_device_train_batch_size=profile.sft_batch, lr_scheduler_type="cosine", warmup_steps=0.05,
         assistant_only_loss=True, max_length=None, **trainer_options(folder, profile, seed),
     )  # fmt: skip

@@ -201,7 +201,7 @@ def test_dropped_feedback_stops_the_training_with_one_sentence(judge, images, le
 
 def test_a_row_is_the_prompt_of_the_loop_its_image_and_the_truth(records):
     rows = grpo.prompts_dataset(records)
-    assert rows.column_names == ["prompt", "images", "truth"] and len(rows) == len(records)
+    assert list(rows[0]) == ["prompt", "images", "truth"] and len(rows) == len(records)
     for row, record in zip(rows, records, strict=True):
         (message,) = row["prompt"]
         wanted = protocol.question(record["image"], record["expression"])
@@ -401,10 +401,11 @@ def test_the_adapter_moves_away_from_the_sft_policy_and_is_saved_alone(trained, 
     assert not (trained.folder / "ref").exists()
 
 
-def test_the_papers_values_reach_the_trainer(trained):
+def test_the_values_reach_the_trainer(trained, tiny_profile):
     args = trained.trainer.args
     assert (args.beta, args.num_generations, args.max_tool_calling_iterations) == (0.04, 2, 2)
-    assert (args.loss_type, args.temperature, args.scale_rewards) == ("grpo", 0.5, "batch")  # these two are ours
+    ours = (tiny_profile.temperature, tiny_profile.scale_rewards, tiny_profile.grpo_lr)
+    assert (args.loss_type, args.temperature, args.scale_rewards, args.learning_rate) == ("grpo", *ours)
     assert args.bf16 == torch.cuda.is_available()
 
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from ivt_utils import harvest, protocol
 from ivt_utils.boxes import iou, parse_answer, snap, valid
-from ivt_utils.teacher import geometric_trace
+from ivt_utils.teacher import geometric_trace, problems
 
 TRUTH = [100.0, 100.0, 300.0, 300.0]
 
@@ -58,10 +58,18 @@ def test_a_trajectory_starts_with_the_students_own_answer_and_corrects_it(box, t
     made = harvest.trajectory(own, turns, 10)
     assert {**made, "steps": None} == {**own, "steps": None}
     assert made["steps"][0] == own["steps"][0] and len(made["steps"]) == turns + 1
-    assert made["steps"][-1]["box"] == truth
-    for before, step in zip(made["steps"], made["steps"][1:], strict=False):
-        assert parse_answer(step["text"]) == step["box"]
+    line = harvest.straight_line(box, truth, turns, 10)
+    for before, step, ahead in zip(made["steps"], made["steps"][1:], line, strict=False):
+        assert parse_answer(step["text"]) == step["box"] == (ahead if problems(before["box"], truth) else before["box"])
         assert step["text"] == protocol.answer_text(step["box"], geometric_trace(before["box"], truth))
+
+
+def test_a_box_that_fits_is_kept_with_and_without_words():
+    for teacher in (geometric_trace, None):
+        kept = harvest.trajectory(rollout((110, 110, 310, 310)), 2, 10, teacher)["steps"]
+        assert [step["box"] for step in kept] == [(110, 110, 310, 310)] * 3
+        moved = harvest.trajectory(rollout((180, 100, 380, 300)), 2, 10, teacher)["steps"]
+        assert [step["box"] for step in moved][1:] == [(140, 100, 340, 300), (100, 100, 300, 300)]
 
 
 def test_a_trajectory_without_reasons_and_one_of_another_teacher():

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from ivt_utils import pretrain, protocol, scenes, student
+from ivt_utils.artefacts import DATA
 from ivt_utils.boxes import iou, parse_answer, valid
 from ivt_utils.profiles import STUDENT_RECIPE, get_profile
 
@@ -321,3 +322,13 @@ def test_a_thing_is_added_when_the_loss_is_low_enough(small, tmp_path, monkeypat
     pretrain.train_student(tmp_path / "out", seed=0, steps=10)
     assert levels == sorted(levels) and set(levels) == {first, first + 1, first + 2}  # and no further
     assert levels.count(first) >= SMALL.window  # not before a window has passed
+
+
+def test_the_shipped_student_can_tell_the_loops_words_apart(processor):
+    """Tokens that pretraining never shows drift into one direction, and no later training could part them again."""
+    weights = load_file(DATA / "student" / "model.safetensors")
+    embeddings = weights["model.language_model.embed_tokens.weight"]
+    ids = processor.tokenizer.convert_tokens_to_ids(list(pretrain.LOOP_TOKENS))
+    unit = torch.nn.functional.normalize(embeddings[ids], dim=1)
+    assert len(set(ids)) == len(pretrain.LOOP_TOKENS) and processor.tokenizer.unk_token_id not in ids
+    assert (unit @ unit.T - torch.eye(len(ids))).abs().max() < 0.5

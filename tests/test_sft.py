@@ -31,7 +31,7 @@ def dataset(records):
 
 
 def test_a_row_is_the_chat_of_a_trajectory_with_its_images(dataset, records):
-    assert len(dataset) == 4 and dataset.column_names == ["messages", "images"]
+    assert len(dataset) == 4 and list(dataset[0]) == ["messages", "images"]
     for row, record, error in zip(dataset, records, errors(records), strict=False):
         steps = trajectory(error, 2, student.GRID)["steps"]
         chat = protocol.transcript(record["image"], record["expression"], steps, draw_box)
@@ -107,7 +107,7 @@ def train(processor, dataset, folder, profile):
     torch.set_num_threads(1)
     folder.mkdir(exist_ok=True)
     model = student.build_micro(processor, seed=0)
-    log = sft.train_sft(student.Student(model, processor, student.GRID), dataset, folder, profile, 0, epochs=2)
+    log = sft.train_sft(student.Student(model, processor, student.GRID), dataset, folder, profile, 0, steps=4)
     return log, {name: p.detach() for name, p in model.named_parameters() if "lora_" not in name}
 
 
