@@ -197,10 +197,12 @@ def train_student(out: Path, seed: int = 0, scratch: Path | None = None, steps: 
                 _save_checkpoint(scratch, model, optimizer, state)
                 saved = time.time()
     # A softmax pushes every token that never comes the same way (cosine .99 in the end), so that no later training
-    # could tell them apart: the loop's tokens get back their initial direction, at the length of a word's embedding.
+    # could tell them apart: each of the loop's tokens gets its initial direction added, at half the length of a word
+    # (at the full length some were said in place of coordinates).
     with torch.no_grad():
         embeddings = model.get_input_embeddings().weight
-        embeddings[loop_ids] = torch.nn.functional.normalize(initial, dim=1) * embeddings[words].norm(dim=1).median()
+        length = embeddings[words].norm(dim=1).median() / 2
+        embeddings[loop_ids] += length * torch.nn.functional.normalize(initial, dim=1)
     _ship(out, model, processor, state, seed)
     return out
 
@@ -326,6 +328,6 @@ its separator in one token; the vision tower first, alone; scenes that grow by o
 three guides beside the loss of the answers. Image tokens are named by the words' own embeddings, the words of the
 expression are to be readable where the answer begins, and one attention head is to look at the referent. Without the
 guides, earlier attempts framed boxes well and still chose among the things at random. What only the guides need is
-thrown away at the end. The tokens of feedback and traces, which this training never shows, then get back the direction
-they started with: it had pushed them all into one, where no later training could tell them apart.
+thrown away at the end. The tokens of feedback and traces, which this training never shows, then get the direction they
+started with added: it had pushed them all the same way, where no later training could tell them apart.
 """

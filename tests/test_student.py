@@ -140,3 +140,13 @@ def test_the_recipe_is_used_for_the_model(processor):
 def test_words_have_their_space_and_every_word_of_an_expression_is_there():
     words = student.expression_words()
     assert words[0] == "the" and " the" in words and all(word[0] == " " for word in words[1:])
+
+
+def test_the_shipped_student_answers_with_boxes_and_mostly_right_ones():
+    from ivt_utils import datasets, loop, metrics
+    from ivt_utils.profiles import get_profile
+
+    profile = get_profile("smoke")
+    val = datasets.load_split(profile, "val")
+    rollouts = loop.evaluate(student.load_student(profile), val, profile, turns=0)
+    assert metrics.parsed_matrix(rollouts).all() and (metrics.iou_matrix(rollouts) >= 0.5).mean() > 0.6
