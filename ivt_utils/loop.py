@@ -44,6 +44,30 @@ def evaluate(student: Student, records, profile, seed: int = 0, progress: str = 
     return run_loop(student, records, seed=seed, progress=progress, **(values | changes))
 
 
+def answer_again(
+    student: Student, records, rollouts: list[dict], shown: list, *, style: str = "filled", batch_size: int = 64,
+    max_new_tokens: int = 32, progress: str = "",
+) -> list[dict]:  # fmt: skip
+    """Return the rollouts with two steps: their step 0, and the answer after the box in `shown` was drawn instead of it.
+
+    `shown`: one box (0..1000) a rollout, or None for the bare image; the words of the feedback stay those of a drawn
+    box. The second step also holds the box it was shown ("shown"). Greedy decoding.
+    """
+    numbers, answered = {record["id"]: number for number, record in enumerate(records)}, []
+    for start in _progress(range(0, len(rollouts), batch_size), progress):
+        batch = list(zip(rollouts, shown, strict=True))[start : start + batch_size]
+        chats = []
+        for rollout, box in batch:
+            image, first = load_image(records[numbers[rollout["id"]]]["image"]), rollout["steps"][0]
+            feedback = protocol.feedback(draw_box(image, box, style), first["box"])
+            chats.append([protocol.question(image, rollout["expression"]), protocol.answer(first["text"]), feedback])
+        texts = generate(student, chats, max_new_tokens, 0.0, 0)
+        for (rollout, box), text in zip(batch, texts, strict=True):
+            again = {"text": text, "box": parse_answer(text), "shown": box}
+            answered.append({**rollout, "steps": [rollout["steps"][0], again]})
+    return answered
+
+
 def generate(
     student: Student, chats: list[list[dict]], max_new_tokens: int, temperature: float, seed: int
 ) -> list[str]:

@@ -252,6 +252,32 @@ def evaluate(rollouts, seed: int, n_resamples: int) -> dict:
     return metrics
 
 
+def refinement(rollouts, seed: int, n_resamples: int) -> dict:
+    """Return the refinement metrics of VG-Refiner (arXiv 2512.06373) as cells; step 0 takes the role of their tool.
+
+    With a the IoU of step 0, b that of the final step, right: above 0.5 (theirs; >= 0.5 elsewhere in this project):
+    "nsri", normalized signed relative IoU: the mean of (b - a) / (1 - a) where b > a, (b - a) / a where b < a, else 0;
+    "nsri_first_right", "nsri_first_wrong": the same among those; "ccr", critical correction rate: right in the end among
+    those wrong at first; "refinement": b > a, and "follow": b = a, among those right at first; "worsen": b < a among
+    all; "inherited_error": wrong at first and b = a, among those wrong in the end.
+    """
+    ious = iou_matrix(rollouts)
+    first, final = ious[:, 0], ious[:, -1]
+    change = np.where(abs(final - first) <= SAME, 0.0, final - first)
+    room = np.where(change > 0, 1 - first, first)
+    gain = np.divide(change, room, out=np.zeros_like(change), where=room > SAME)
+    right, wrong, everyone = first > 0.5, first <= 0.5, np.ones(len(first), dtype=bool)
+    parts = {
+        "nsri": (gain, everyone), "nsri_first_right": (gain, right), "nsri_first_wrong": (gain, wrong),
+        "ccr": (final > 0.5, wrong), "refinement": (change > 0, right), "follow": (change == 0, right),
+        "worsen": (change < 0, everyone), "inherited_error": (wrong & (change == 0), final <= 0.5),
+    }  # fmt: skip
+    scores, groups = zip(*parts.values(), strict=True)
+    images = [rollout["image_id"] for rollout in rollouts]
+    counted = [np.where(group, score, 0.0) for score, group in zip(scores, groups, strict=True)]
+    return dict(zip(parts, intervals(counted, groups, images, seed=seed, n_resamples=n_resamples), strict=True))
+
+
 def _same_box(rollout) -> bool:
     first, final = rollout["steps"][0]["box"], rollout["steps"][-1]["box"]
     return final is not None and list(first) == list(final)

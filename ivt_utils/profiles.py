@@ -81,6 +81,9 @@ class Profile:
     ablation_sft_steps: int = 160
     ablation_grpo_steps: int = 15
     ablation_test: int = 255
+    # the mirage: by which shares of its size a shown box is moved, and among which thresholds a stopping rule chooses
+    control_shifts: tuple = (0.1, 0.25, 0.5)
+    thresholds: tuple = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
     # intervals
     resamples: int = 2000
     save_every: int = 20  # optimiser steps between checkpoints

@@ -362,3 +362,31 @@ def test_importing_does_not_import_torch_or_matplotlib():
     code = f"import sys, ivt_utils.report; sys.exit(', '.join({heavy} & sys.modules.keys()) or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+# --- the refinement metrics of VG-Refiner
+
+
+def test_refinement_metrics_by_hand():
+    """IoUs of step 0 and the final step: .8 -> .9, .8 -> .8, .8 -> .4, .2 -> .6, .2 -> .2, 0 -> 0."""
+    truth = [0, 0, 1000, 1000]
+    pairs = [(800, 900), (800, 800), (800, 400), (200, 600), (200, 200), (None, None)]
+    rollouts = [{"id": f"{i}", "image_id": f"{i}", "subset": "s", "truth": truth,
+                 "steps": [{"box": side and (0, 0, side, 1000)} for side in pair]}
+                for i, pair in enumerate(pairs)]  # fmt: skip
+    found = {name: cell["value"] for name, cell in metrics.refinement(rollouts, **FAST).items()}
+    gains = [0.5, 0, -0.5, 0.5, 0, 0]
+    assert found == pytest.approx({
+        "nsri": np.mean(gains), "nsri_first_right": np.mean(gains[:3]), "nsri_first_wrong": np.mean(gains[3:]),
+        "ccr": 1 / 3, "refinement": 1 / 3, "follow": 1 / 3, "worsen": 1 / 6, "inherited_error": 2 / 3,
+    })  # fmt: skip
+    sizes = {name: cell["n"] for name, cell in metrics.refinement(rollouts, **FAST).items()}
+    assert (sizes["nsri"], sizes["ccr"], sizes["follow"], sizes["inherited_error"]) == (6, 3, 3, 3)
+
+
+def test_refinement_of_a_student_that_never_moves():
+    truth = [0, 0, 1000, 1000]
+    kept = [{"id": f"{i}", "image_id": f"{i}", "subset": "s", "truth": truth,
+             "steps": [{"box": (0, 0, side, 1000)}] * 3} for i, side in enumerate((300, 700, 1000))]  # fmt: skip
+    found = {name: cell["value"] for name, cell in metrics.refinement(kept, **FAST).items()}
+    assert found["nsri"] == found["worsen"] == found["ccr"] == 0 and found["follow"] == found["inherited_error"] == 1

@@ -1,0 +1,56 @@
+"""What notebook 6 asks of each student: confidence, sampled answers and controls, every one a stage of a run.
+
+With the stages there, tables and figures need no model.
+"""
+
+from ivt_utils import confidence, controls, selection
+from ivt_utils.loop import answer_again, evaluate
+from ivt_utils.student import GRID, load_student
+
+ADAPTERS = {"base_ivt": None, "sft_ivt": "sft", "sft_grpo_ivt": "grpo"}  # a method of `results`: its adapter
+
+
+def measure(run, name: str, rollouts: list[dict], test, val) -> dict:
+    """Return {"rules": rows of `selection.rule_rows`, "confident": the rollouts with confidence, "controls"}.
+
+    `rollouts`: those of method `name` on `test`. "controls": for each control of `controls.shown_boxes` the rollouts of
+    step 0 and the answer after it. Thresholds come from the first samples of `val`, as many as ablations take.
+    """
+    profile, seed = run.profile, run.seed
+    adapter = ADAPTERS[name] and run.find(f"adapters/{ADAPTERS[name]}")
+    student = None
+
+    def loaded():
+        nonlocal student
+        student = student or load_student(profile, adapter)
+        return student
+
+    def asked(stage, records, answers):
+        return run.rollouts(f"confidence_{stage}", lambda: confidence.with_confidence(
+            loaded(), records, answers(), style=profile.style, batch_size=profile.batch_size,
+            progress=f"confidence: {stage}"))  # fmt: skip
+
+    def samples():
+        each = [evaluate(loaded(), test, profile, seed + 1000 * k, f"sampled: {name}", turns=0,
+                         temperature=profile.temperature) for k in range(profile.turns + 1)]  # fmt: skip
+        return [{**same[0], "steps": [r["steps"][0] for r in same]} for same in zip(*each, strict=True)]
+
+    def control(label, boxes):
+        return run.rollouts(f"control_{name}_{_slug(label)}", lambda: answer_again(
+            loaded(), test, rollouts, boxes, style=profile.style, batch_size=profile.batch_size,
+            max_new_tokens=profile.max_new_tokens, progress=f"control: {label}"))  # fmt: skip
+
+    val = val.select(range(min(profile.ablation_test, len(val))))
+    confident = asked(name, test, lambda: rollouts)
+    chosen_on = asked(f"{name}_val", val, lambda: evaluate(loaded(), val, profile, seed, f"val: {name}"))
+    sampled = run.rollouts(f"sampled_{name}", samples)
+    grid = GRID if profile.data == "synthetic" else 1
+    shown = controls.shown_boxes(rollouts, profile.control_shifts, seed, grid)
+    rules = selection.rule_rows(
+        confident, chosen_on, sampled, profile.thresholds, seed=seed, n_resamples=profile.resamples
+    )
+    return {"rules": rules, "confident": confident, "controls": {k: control(k, boxes) for k, boxes in shown.items()}}
+
+
+def _slug(label: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in label)

@@ -1,0 +1,155 @@
+"""Which step to answer with when nobody knows the truth (the paper's second version): rules, their score, their power.
+
+A rule takes the steps of one rollout and returns the index of the step to answer with; it never sees the truth. Steps
+are those of `metrics`; for `verified` and `likely` each holds "fits" and "likelihood" as well (`confidence`).
+Thresholds are chosen on the validation split and scored once on the test split.
+"""
+
+from math import inf
+
+import numpy as np
+from scipy.stats import binomtest, norm
+
+from ivt_utils import metrics
+
+
+def step_0(steps) -> int:
+    """Return 0: the answer at first sight."""
+    return 0
+
+
+def final(steps) -> int:
+    """Return the last step: a method's result elsewhere in this project."""
+    return len(steps) - 1
+
+
+def verified(steps) -> int:
+    """Return the step whose box the student itself finds most fitting."""
+    return _best(step["fits"] for step in steps)
+
+
+def likely(steps) -> int:
+    """Return the step whose answer the student gave with the highest likelihood a token."""
+    return _best(step["likelihood"] if step["box"] else None for step in steps)
+
+
+def medoid(steps) -> int:
+    """Return the step whose box has the highest mean IoU with the boxes of the other steps: the consensus."""
+    ious = _ious([step["box"] for step in steps])
+    return _best(row.sum() if step["box"] else None for row, step in zip(ious, steps, strict=True))
+
+
+def agreed(threshold: float):
+    """Return a rule: stop at the first step whose box has this IoU with the box before it, else take the final one."""
+
+    def rule(steps) -> int:
+        ious = _ious([step["box"] for step in steps])
+        return next((t for t in range(1, len(steps)) if ious[t, t - 1] >= threshold), len(steps) - 1)
+
+    return rule
+
+
+def fits(threshold: float):
+    """Return a rule: stop at the first step whose box the student finds fitting with this probability, else step 0."""
+
+    def rule(steps) -> int:
+        return next((t for t, step in enumerate(steps) if (step["fits"] or 0) >= threshold), 0)
+
+    return rule
+
+
+RULES = {"step 0": step_0, "final step": final, "own verification, highest": verified, "highest likelihood": likely,
+         "consensus of the steps": medoid}  # fmt: skip
+STOPS = {"two boxes agree": agreed, "own verification, first enough": fits}  # each with a threshold from val
+
+
+def choose(rollouts, rule) -> list[dict]:
+    """Return the rollouts cut down to the one step that the rule chooses."""
+    return [{**rollout, "steps": [rollout["steps"][rule(rollout["steps"])]]} for rollout in rollouts]
+
+
+def best_threshold(rollouts, stop, thresholds) -> float:
+    """Return the threshold (the first of equals) under which `stop` has the highest Acc@0.5 on these val rollouts."""
+    accuracy = [(metrics.iou_matrix(choose(rollouts, stop(t)))[:, 0] >= 0.5).mean() for t in thresholds]
+    return thresholds[int(np.argmax(accuracy))]
+
+
+def rule_rows(test, val, sampled, thresholds, *, seed: int, n_resamples: int) -> list[dict]:
+    """Return one row a rule, and last the oracle's: Acc@0.5 on test, and its paired difference from step 0.
+
+    A row: {"rule", "threshold" (from val, or None), "answers" (generated a sample at most), "acc50", "difference"
+    (cells of `metrics`), "gained", "lost", "p" (of `mcnemar`), "step0_at_sampling"}. `test` and `val`: rollouts of one
+    method with confidence; `sampled`: rollouts whose steps are as many independent step-0 answers, sampled.
+    """
+    turns = len(test[0]["steps"])
+    rules = {name: (rule, None) for name, rule in RULES.items()}
+    for name, stop in STOPS.items():
+        threshold = best_threshold(val, stop, thresholds)
+        rules[name] = (stop(threshold), threshold)
+    chosen = {name: (choose(test, rule), threshold) for name, (rule, threshold) in rules.items()}
+    chosen[f"consensus of {turns} sampled answers"] = (choose(sampled, medoid), None)
+    best = metrics.iou_matrix(test).argmax(1)
+    oracle = [{**r, "steps": [r["steps"][t]]} for r, t in zip(test, best, strict=True)]
+    chosen["oracle: the best step, chosen with the ground truth"] = (oracle, None)
+    chance = {"seed": seed, "n_resamples": n_resamples}
+    first, score = metrics.first_steps(test), metrics.step_score("final", "acc50")
+    rows = []
+    for name, (answers, threshold) in chosen.items():
+        rows.append({
+            "rule": name, "threshold": threshold, "answers": 1 if name == "step 0" else turns, "seed": seed,
+            "acc50": metrics.mean_interval(score(metrics.iou_matrix(answers)), [r["image_id"] for r in answers], **chance),
+            "difference": metrics.paired_difference(answers, first, score, **chance), **mcnemar(answers, first),
+        })  # fmt: skip
+    return rows
+
+
+def mcnemar(rollouts_a, rollouts_b) -> dict:
+    """Return {"gained", "lost", "p"}: samples only a gets right (IoU >= 0.5), only b, and McNemar's exact p-value."""
+    right = [{r["id"]: bool(v >= 0.5) for r, v in zip(rs, metrics.iou_matrix(rs)[:, -1], strict=True)}
+             for rs in (rollouts_a, rollouts_b)]  # fmt: skip
+    gained, lost = (sum(a[name] and not b[name] for name in a) for a, b in (right, right[::-1]))
+    return {"gained": gained, "lost": lost, "p": exact_p(gained, lost)}
+
+
+def exact_p(gained: int, lost: int) -> float:
+    """Return McNemar's exact two-sided p-value for so many discordant samples (Fagerland and others 2013); 1 for none."""
+    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+
+
+# ------------------------------------------------------------------------------------------------ power
+def smallest_difference(discordant: float, n: int, power: float = 0.8) -> float:
+    """Return the smallest difference of two shares that `n` paired samples show with this power, at 5% two-sided.
+
+    `discordant`: the share of samples that exactly one of the two gets right. Normal approximation (Connor 1987):
+    (z_0.975 sqrt(d) + z_power sqrt(d - difference^2)) / sqrt(n), solved by iteration.
+    """
+    difference = 0.0
+    for _ in range(100):
+        rest = max(discordant - difference**2, 0.0)
+        difference = (norm.ppf(0.975) * discordant**0.5 + norm.ppf(power) * rest**0.5) / n**0.5
+    return float(difference)
+
+
+def most_discordant(net: int, n: int) -> int | None:
+    """Return up to how many discordant samples of `n` a net gain of `net` samples is significant (exact, 5%).
+
+    None when not even a gain without any loss is.
+    """
+    enough = [total for total in range(net, n + 1, 2) if exact_p((total + net) // 2, (total - net) // 2) < 0.05]
+    return max(enough, default=None)
+
+
+def _best(values) -> int:
+    """Return the index of the largest value, the first of equals; None counts below all."""
+    return int(np.argmax([-inf if value is None else value for value in values]))
+
+
+def _ious(boxes) -> np.ndarray:
+    """Return the IoU of each pair of boxes, shape (n, n), 0 where one is missing or with itself."""
+    rows = np.zeros((len(boxes), len(boxes)))
+    for i, box in enumerate(boxes):
+        if box is not None:
+            truth = {"id": "", "image_id": "", "subset": "", "truth": list(box)}
+            rows[i] = metrics.iou_matrix([{**truth, "steps": [{"box": other} for other in boxes]}])[0]
+            rows[i, i] = 0.0
+    return rows

@@ -1,0 +1,123 @@
+"""Selection: rules that never see the truth, thresholds from val, exact tests, and what 505 samples can show."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binom
+
+from ivt_utils import selection
+
+TRUTH = [100, 100, 300, 300]
+A, NEAR_A, B = (100, 100, 300, 300), (110, 100, 310, 300), (600, 600, 900, 900)
+
+
+def rollout(boxes, name="a-0", fits=None, likelihood=None):
+    steps = [{"text": "", "box": box, "fits": None, "likelihood": None} for box in boxes]
+    for key, values in (("fits", fits), ("likelihood", likelihood)):
+        for step, value in zip(steps, values or [], strict=False):
+            step[key] = value
+    return {"id": name, "image_id": name.split("-")[0], "subset": "s", "expression": "the star", "truth": TRUTH,
+            "steps": steps}  # fmt: skip
+
+
+@pytest.mark.parametrize("rule, boxes, chosen", [
+    (selection.step_0, [B, A, A], 0),
+    (selection.final, [A, A, B], 2),
+    (selection.medoid, [B, A, NEAR_A], 1),
+    (selection.medoid, [None, None, A], 2),  # the only box
+    (selection.medoid, [None, None, None], 0),
+    (selection.medoid, [A, B, B], 1),
+    (selection.agreed(0.8), [B, A, NEAR_A], 2),
+    (selection.agreed(0.8), [A, NEAR_A, B], 1),
+    (selection.agreed(0.8), [A, None, B], 2),
+    (selection.agreed(1.0), [A, A, B], 1),
+])  # fmt: skip
+def test_a_rule_on_boxes(rule, boxes, chosen):
+    assert rule(rollout(boxes)["steps"]) == chosen
+
+
+def test_rules_that_ask_the_student():
+    steps = rollout([A, B, A], fits=[0.2, 0.9, 0.4], likelihood=[-0.5, -2.0, -0.1])["steps"]
+    assert (selection.verified(steps), selection.likely(steps)) == (1, 2)
+    assert selection.fits(0.3)(steps) == 1 and selection.fits(0.1)(steps) == 0 and selection.fits(0.95)(steps) == 0
+    unparsed = rollout([None, B, None], fits=[None, 0.1, None], likelihood=[-0.1, -9.0, None])["steps"]
+    assert (selection.verified(unparsed), selection.likely(unparsed)) == (1, 1)
+
+
+def test_no_rule_looks_at_the_truth():
+    """A rule gets the steps alone, and those hold no truth."""
+    made = rollout([A, B, A], fits=[0.2, 0.9, 0.4], likelihood=[-1.0, -2.0, -3.0])
+    moved = {**made, "truth": [0, 0, 1000, 1000]}
+    rules = [*selection.RULES.values(), *(stop(0.5) for stop in selection.STOPS.values())]
+    for rule in rules:
+        (one,), (other,) = (selection.choose([r], rule) for r in (made, moved))
+        assert one["steps"] == other["steps"] and len(one["steps"]) == 1
+    assert len(rules) >= 6
+
+
+def test_a_threshold_is_the_best_on_val_and_the_first_of_equals():
+    val = [rollout([B, A, NEAR_A], f"{i}-0") for i in range(4)]
+    assert selection.best_threshold(val, selection.agreed, (0.0, 0.5, 0.9, 0.99)) == 0.5
+
+
+def table(n=40):
+    test = [rollout([A if i % 4 else B, A if i % 3 else B, B], f"{i}-0", [0.1, 0.6, 0.2], [-1.0, -2.0, -3.0])
+            for i in range(n)]  # fmt: skip
+    sampled = [{**r, "steps": [r["steps"][0]] * 3} for r in test]
+    return selection.rule_rows(test, test, sampled, (0.1, 0.5, 0.9), seed=0, n_resamples=100), test
+
+
+def test_there_is_a_row_a_rule_with_everything_that_is_reported():
+    rows, test = table()
+    named = {row["rule"]: row for row in rows}
+    assert len(named) == len(rows) == len(selection.RULES) + len(selection.STOPS) + 2
+    assert named["step 0"]["acc50"]["value"] == 0.75 and named["step 0"]["difference"]["value"] == 0
+    assert named["final step"]["acc50"]["value"] == 0 and named["final step"]["difference"]["value"] == -0.75
+    assert named["final step"]["lost"] == 30 and named["final step"]["gained"] == 0
+    oracle = [row for row in rows if "oracle" in row["rule"]]
+    assert len(oracle) == 1 and oracle[0]["acc50"]["value"] == max(row["acc50"]["value"] for row in rows)
+    assert oracle[0]["acc50"]["value"] == np.mean([i % 4 > 0 or i % 3 > 0 for i in range(40)])
+    assert [row["answers"] for row in rows] == [1] + [3] * (len(rows) - 1)
+    stops = [row for row in rows if row["threshold"] is not None]
+    assert {row["rule"] for row in stops} == set(selection.STOPS)
+    for row in rows:
+        for cell in (row["acc50"], row["difference"]):
+            assert cell["n"] == 40 and cell["low"] <= cell["value"] <= cell["high"]
+        assert row["difference"]["value"] * 40 == pytest.approx(row["gained"] - row["lost"]) and row["seed"] == 0
+
+
+# --- tests and power
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_mcnemar_is_a_fair_coin(gained, lost):
+    n, k = gained + lost, min(gained, lost)
+    expected = min(1.0, 2 * binom.cdf(k, n, 0.5)) if n else 1.0
+    assert selection.exact_p(gained, lost) == pytest.approx(expected)
+
+
+def test_mcnemar_counts_the_samples_that_one_of_the_two_gets_right():
+    a = [rollout([A], "1-0"), rollout([A], "2-0"), rollout([B], "3-0"), rollout([B], "4-0")]
+    b = [rollout([B], "2-0"), rollout([A], "3-0"), rollout([None], "1-0"), rollout([B], "4-0")]  # another order
+    found = selection.mcnemar(a, b)
+    assert (found["gained"], found["lost"]) == (2, 1) and found["p"] == 1.0
+
+
+def test_the_smallest_difference_is_found_as_often_as_it_says():
+    """Simulated: with that difference the test rejects in about 80% of the tables."""
+    n, discordant = 505, 0.12
+    difference = selection.smallest_difference(discordant, n)
+    rng = np.random.default_rng(0)
+    gained, lost = (discordant + difference) / 2, (discordant - difference) / 2
+    tables = rng.multinomial(n, [gained, lost, 1 - discordant], 2000)
+    z = (tables[:, 0] - tables[:, 1]) / np.sqrt(tables[:, 0] + tables[:, 1])
+    assert (abs(z) > 1.96).mean() == pytest.approx(0.8, abs=0.04)
+    assert selection.smallest_difference(discordant, 4 * n) < difference < selection.smallest_difference(0.3, n)
+
+
+def test_how_many_samples_may_disagree_before_a_net_gain_is_noise():
+    limit = selection.most_discordant(12, 505)
+    assert selection.exact_p((limit + 12) // 2, (limit - 12) // 2) < 0.05
+    assert selection.exact_p((limit + 14) // 2, (limit - 10) // 2) >= 0.05
+    assert selection.most_discordant(3, 505) is None  # three gained and none lost: p = .25
