@@ -104,8 +104,8 @@ PROFILES = {
         ablation_sft_steps=2, ablation_grpo_steps=1, ablation_test=12, resamples=200, save_every=1,
     ),
     "micro": replace(_MICRO, minutes=(
-        ("01_self_correction_gap", 1), ("02_error_harvesting", 1), ("03_sft_warmup", 8), ("04_grpo", 10),
-        ("05_ablations", 10),
+        ("01_self_correction_gap", 1), ("02_error_harvesting", 1), ("03_sft_warmup", 7), ("04_grpo", 9),
+        ("05_ablations", 9),
     )),
     "colab": replace(_PAPER, name="colab", student="Qwen/Qwen3-VL-2B-Instruct", train=600, val=128, test=128),
     "paper": _PAPER,
