@@ -31,9 +31,7 @@ def sft_variants(answers: list[dict], profile, seed: int) -> dict[str, list[dict
         "perturbed ground truth": build([perturbed(e, seed, grid) for e in errors]),
         "no trace": build(errors, None),
         "a quarter of the data": build(shuffled[: len(errors) // 4]),
-        "half of the data": build(shuffled[: len(errors) // 2]),
         "IoU filter 0.5": build(keep_errors(answers, 0.5)),
-        "no IoU filter": build(keep_errors(answers, 1.0)),
     }
 
 
@@ -70,8 +68,7 @@ def run_ablations(run, train, val, answers: list[dict], sft_adapter) -> list[dic
     variants = sft_variants(answers, profile, seed)
     finals = {name: measured(_slug(name), sft(name, t)) for name, t in variants.items()}
     groups = {"origin of the errors": ("perturbed ground truth",), "trace": ("no trace",),
-              "training size": ("a quarter of the data", "half of the data"),
-              "IoU filter": ("IoU filter 0.5", "no IoU filter")}  # fmt: skip
+              "training size": ("a quarter of the data",), "IoU filter": ("IoU filter 0.5",)}  # fmt: skip
     for ablation, names in groups.items():
         rows += [row(ablation, name, "reference", finals[name], finals["reference"]) for name in names]
 

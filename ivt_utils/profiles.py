@@ -78,7 +78,7 @@ class Profile:
     temperature: float = 0.7  # at 1 the micro student, unsure of its digits, loses a fifth of its IoU
     scale_rewards: str = "batch"  # what the advantages are divided by: the spread of the whole batch, or of the "group"
     # ablations: much shorter trainings, and an evaluation on the first samples of the validation split
-    ablation_sft_steps: int = 160
+    ablation_sft_steps: int = 140
     ablation_grpo_steps: int = 15
     ablation_test: int = 255
     # the mirage: by which shares of its size a shown box is moved, and among which thresholds a stopping rule chooses
@@ -107,8 +107,8 @@ PROFILES = {
         ablation_sft_steps=2, ablation_grpo_steps=1, ablation_test=12, resamples=200, save_every=1,
     ),
     "micro": replace(_MICRO, minutes=(
-        ("01_self_correction_gap", 1), ("02_error_harvesting", 1), ("03_sft_warmup", 7), ("04_grpo", 10),
-        ("05_ablations", 11),
+        ("01_self_correction_gap", 1), ("02_error_harvesting", 1), ("03_sft_warmup", 7), ("04_grpo", 9),
+        ("05_ablations", 9),
     )),
     "colab": replace(_PAPER, name="colab", student="Qwen/Qwen3-VL-2B-Instruct", train=600, val=128, test=128),
     "paper": _PAPER,

@@ -148,14 +148,18 @@ def summary(results: dict, paper: dict) -> str:
     for d in results["differences"]:
         scale, digits, unit = UNITS["difference" if d["metric"].endswith("acc50") else "ratio"]
         differences.append([d["name"], d["metric"], number(d, scale, digits) + unit, str(d["n"])])
+    head = f"Profile {results['profile']}, seed {results['seed']}, {results['n_test']} test samples"
+    return "\n\n".join([head, to_text(table(results, paper)), _align(differences), _align(_goals(results))])
+
+
+def _goals(results: dict) -> list[list[str]]:
     words = {True: "reached", False: "not reached", None: "not run"}
-    goals = [["target", "", "measured", "claim"]]
+    grid = [["target", "", "measured", "n", "claim"]]
     for goal in targets(results):
         scale, digits, unit = UNITS[goal["unit"]]
         measured = "-" if goal["value"] is None else number(goal, scale, digits) + unit
-        goals.append([goal["key"], words[goal["reached"]], measured, goal["claim"]])
-    head = f"Profile {results['profile']}, seed {results['seed']}, {results['n_test']} test samples"
-    return "\n\n".join([head, to_text(table(results, paper)), _align(differences), _align(goals)])
+        grid.append([goal["key"], words[goal["reached"]], measured, str(goal["n"] or "-"), goal["claim"]])
+    return grid
 
 
 def iou_per_step(results: dict):
@@ -251,10 +255,11 @@ def report_from(root: Path, *, names=tuple(METHODS), versions=None, commit=None,
 
 
 def write_table(readme: Path, results: dict, paper: dict) -> None:
-    """Put the table of `results` between the two table marks of a README."""
+    """Put the tables of `results` and its targets between the two table marks of a README."""
     before, rest = readme.read_text(encoding="utf-8").split("<!-- table -->")
     after = rest.split("<!-- /table -->")[1]
-    content = to_markdown(table(results, paper))
+    head, *goals = _goals(results)
+    content = f"{to_markdown(table(results, paper))}\n**Targets of the course**\n\n{markdown_table(head, goals)}\n"
     artefacts.write_text(readme, f"{before}<!-- table -->\n{content}<!-- /table -->{after}")
 
 
