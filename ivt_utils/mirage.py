@@ -30,10 +30,13 @@ def measure(run, name: str, rollouts: list[dict], test, val) -> dict:
             loaded(), records, answers(), style=profile.style, batch_size=profile.batch_size,
             progress=f"confidence: {stage}"))  # fmt: skip
 
-    def samples():
-        each = [evaluate(loaded(), test, profile, seed + 1000 * k, f"sampled: {name}", turns=0,
-                         temperature=profile.temperature) for k in range(profile.turns + 1)]  # fmt: skip
-        return [{**same[0], "steps": [r["steps"][0] for r in same]} for same in zip(*each, strict=True)]
+    def sampled(stage, records):
+        def make():
+            each = [evaluate(loaded(), records, profile, seed + 1000 * k, f"sampled: {stage}", turns=0,
+                             temperature=profile.temperature) for k in range(profile.turns + 1)]  # fmt: skip
+            return [{**same[0], "steps": [r["steps"][0] for r in same]} for same in zip(*each, strict=True)]
+
+        return run.rollouts(f"sampled_{stage}", make)
 
     def control(label, boxes):
         return run.rollouts(f"control_{name}_{_slug(label)}", lambda: answer_again(
@@ -42,13 +45,11 @@ def measure(run, name: str, rollouts: list[dict], test, val) -> dict:
 
     val = val.select(range(min(profile.ablation_test, len(val))))
     confident = asked(name, test, lambda: rollouts)
-    chosen_on = asked(f"{name}_val", val, lambda: evaluate(loaded(), val, profile, seed, f"val: {name}"))
-    sampled = run.rollouts(f"sampled_{name}", samples)
-    grid = GRID if profile.data == "synthetic" else 1
-    shown = controls.shown_boxes(rollouts, profile.control_shifts, seed, grid)
-    rules = selection.rule_rows(
-        confident, chosen_on, sampled, profile.thresholds, seed=seed, n_resamples=profile.resamples
-    )
+    on_val = asked(f"{name}_val", val, lambda: evaluate(loaded(), val, profile, seed, f"val: {name}"))
+    answers = sampled(name, test), sampled(f"{name}_val", val)
+    chance = {"seed": seed, "n_resamples": profile.resamples}
+    rules = selection.rule_rows(confident, on_val, *answers, profile.thresholds, **chance)
+    shown = controls.shown_boxes(rollouts, profile.control_shifts, seed, GRID if profile.data == "synthetic" else 1)
     return {"rules": rules, "confident": confident, "controls": {k: control(k, boxes) for k, boxes in shown.items()}}
 
 

@@ -7,7 +7,7 @@ import json
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ivt_utils import metrics
+from ivt_utils import metrics, selection
 from ivt_utils.artefacts import ArtefactError, checksum, read_json
 
 METHODS = {
@@ -36,12 +36,13 @@ STEP_NAMES = {"step0": "step 0", "final": "final", "oracle": "oracle best step"}
 
 
 def build_results(
-    rollouts_by_method, *, profile_name, seed, n_resamples, wall_seconds, versions, commit, ablations=()
+    rollouts_by_method, *, profile_name, seed, n_resamples, wall_seconds, versions, commit, ablations=(), rules=None
 ) -> dict:
     """Return the content of results.json from the rollouts of each method, all about the same samples.
 
     Without "base_single", step 0 of "base_ivt" takes its place: the same greedy decoding. Equal input
     gives equal values; created, wall_seconds, commit and versions may differ. ValueError for bad rollouts.
+    `rules`: {method: rows of `selection.rule_rows`} of the methods that notebook 6 has asked.
     """
     rollouts = dict(rollouts_by_method)
     if "base_single" not in rollouts and "base_ivt" in rollouts:
@@ -64,6 +65,7 @@ def build_results(
             "wall_seconds": wall_seconds.get(name),
             "answers_per_sample": len(items[0]["steps"]),
             "metrics": metrics.evaluate(items, seed, n_resamples),
+            "rules": (rules or {}).get(name),
         }
         for name, items in rollouts.items()
     }
@@ -171,7 +173,8 @@ def results_from(root: Path, *, versions, commit, names=tuple(METHODS)) -> dict:
     """Return the results of a run, recomputed without a model from <root>/rollouts/<name>.jsonl.
 
     Profile, seed and number of resamples stand in run.json, wall seconds and checksums in stages.json, the
-    ablations in tables/ablations.json; the last two may be absent. ArtefactError for anything damaged.
+    ablations in tables/ablations.json, what the rules of notebook 6 need in rollouts/confidence_* and sampled_*; the
+    last three may be absent. ArtefactError for anything damaged.
     """
     root = Path(root)
     stages = read_json(root / "stages.json") if (root / "stages.json").exists() else {}
@@ -181,19 +184,29 @@ def results_from(root: Path, *, versions, commit, names=tuple(METHODS)) -> dict:
         chance = {"profile_name": run["profile"], "seed": run["seed"], "n_resamples": n_resamples}
     except (KeyError, TypeError):
         raise ArtefactError(f"{root / 'run.json'} lacks profile, seed or resamples; start anew.") from None
-    rollouts, seconds = {}, {}
-    for name in names:
+    def read(name):
         path, stage = root / "rollouts" / f"{name}.jsonl", stages.get(f"rollouts/{name}", {})
-        if path.exists():
-            rollouts[name], seconds[name] = read_rollouts(path), stage.get("seconds")
-            if "sha256" in stage and stage["sha256"] != checksum(path):
-                raise ArtefactError(f"{path} is damaged (checksum); delete it and run its stage again.")
-    if not rollouts:
+        if not path.exists():
+            return None
+        if "sha256" in stage and stage["sha256"] != checksum(path):
+            raise ArtefactError(f"{path} is damaged (checksum); delete it and run its stage again.")
+        return read_rollouts(path)
+
+    found = {name: answers for name in names if (answers := read(name))}
+    seconds = {name: stages.get(f"rollouts/{name}", {}).get("seconds") for name in found}
+    if not found:
         raise ArtefactError(f"There are no predictions in {root / 'rollouts'}; run the notebooks first.")
+    rules = {}
+    for name in found:
+        parts = (f"{kind}_{name}{split}" for kind in ("confidence", "sampled") for split in ("", "_val"))
+        asked = [read(part) for part in parts]
+        if all(asked):
+            limits = {"seed": chance["seed"], "n_resamples": n_resamples}
+            rules[name] = selection.rule_rows(*asked, run["values"]["thresholds"], **limits)
     table = root / "tables" / "ablations.json"
     ablations = read_json(table) if table.exists() else []
     if not isinstance(ablations, list) or not all(isinstance(row, dict) for row in ablations):
         raise ArtefactError(f"{table} is not a list of rows; delete it and run notebook 05 again.")
     return build_results(
-        rollouts, **chance, wall_seconds=seconds, versions=versions, commit=commit, ablations=ablations
+        found, **chance, wall_seconds=seconds, versions=versions, commit=commit, ablations=ablations, rules=rules
     )

@@ -63,6 +63,9 @@ RULES = {"step 0": step_0, "final step": final, "own verification, highest": ver
 STOPS = {"two boxes agree": agreed, "own verification, first enough": fits}  # each with a threshold from val
 
 
+ORACLE = "oracle: the best step, chosen with the ground truth"
+
+
 def choose(rollouts, rule) -> list[dict]:
     """Return the rollouts cut down to the one step that the rule chooses."""
     return [{**rollout, "steps": [rollout["steps"][rule(rollout["steps"])]]} for rollout in rollouts]
@@ -74,33 +77,42 @@ def best_threshold(rollouts, stop, thresholds) -> float:
     return thresholds[int(np.argmax(accuracy))]
 
 
-def rule_rows(test, val, sampled, thresholds, *, seed: int, n_resamples: int) -> list[dict]:
+def rule_rows(test, val, sampled, sampled_val, thresholds, *, seed: int, n_resamples: int) -> list[dict]:
     """Return one row a rule, and last the oracle's: Acc@0.5 on test, and its paired difference from step 0.
 
-    A row: {"rule", "threshold" (from val, or None), "answers" (generated a sample at most), "acc50", "difference"
-    (cells of `metrics`), "gained", "lost", "p" (of `mcnemar`), "step0_at_sampling"}. `test` and `val`: rollouts of one
-    method with confidence; `sampled`: rollouts whose steps are as many independent step-0 answers, sampled.
+    A row: {"rule", "threshold" (chosen on val, or None), "answers" (generated a sample at most), "seed", "val_acc50",
+    "acc50", "difference" (cells of `metrics`), "gained", "lost", "p" (of `mcnemar`)}. `test` and `val`: rollouts of one
+    method, with confidence; `sampled`, `sampled_val`: rollouts whose steps are as many independent first answers.
     """
     turns = len(test[0]["steps"])
-    rules = {name: (rule, None) for name, rule in RULES.items()}
+    rules = [(name, rule, None, test, val) for name, rule in RULES.items()]
     for name, stop in STOPS.items():
         threshold = best_threshold(val, stop, thresholds)
-        rules[name] = (stop(threshold), threshold)
-    chosen = {name: (choose(test, rule), threshold) for name, (rule, threshold) in rules.items()}
-    chosen[f"consensus of {turns} sampled answers"] = (choose(sampled, medoid), None)
-    best = metrics.iou_matrix(test).argmax(1)
-    oracle = [{**r, "steps": [r["steps"][t]]} for r, t in zip(test, best, strict=True)]
-    chosen["oracle: the best step, chosen with the ground truth"] = (oracle, None)
-    chance = {"seed": seed, "n_resamples": n_resamples}
-    first, score = metrics.first_steps(test), metrics.step_score("final", "acc50")
-    rows = []
-    for name, (answers, threshold) in chosen.items():
+        rules.append((name, stop(threshold), threshold, test, val))
+    rules.append((f"consensus of {turns} sampled answers", medoid, None, sampled, sampled_val))
+    first, score, rows = metrics.first_steps(test), metrics.step_score("final", "acc50"), []
+
+    def row(name, threshold, answers, **more):
+        chance = {"seed": seed, "n_resamples": n_resamples}
+        images = [rollout["image_id"] for rollout in answers]
         rows.append({
             "rule": name, "threshold": threshold, "answers": 1 if name == "step 0" else turns, "seed": seed,
-            "acc50": metrics.mean_interval(score(metrics.iou_matrix(answers)), [r["image_id"] for r in answers], **chance),
-            "difference": metrics.paired_difference(answers, first, score, **chance), **mcnemar(answers, first),
+            "acc50": metrics.mean_interval(score(metrics.iou_matrix(answers)), images, **chance),
+            "difference": metrics.paired_difference(answers, first, score, **chance), **mcnemar(answers, first), **more,
         })  # fmt: skip
+
+    for name, rule, threshold, on_test, on_val in rules:
+        accuracy = float(score(metrics.iou_matrix(choose(on_val, rule))).mean())
+        row(name, threshold, choose(on_test, rule), val_acc50=accuracy)
+    best = metrics.iou_matrix(test).argmax(1)
+    oracle = [{**rollout, "steps": [rollout["steps"][step]]} for rollout, step in zip(test, best, strict=True)]
+    row(ORACLE, None, oracle, val_acc50=None)
     return rows
+
+
+def best_rule(rows: list[dict]) -> dict:
+    """Return the row of the rule (the first of equals) with the highest Acc@0.5 on val: what could be shipped."""
+    return max((row for row in rows if row["rule"] != ORACLE), key=lambda row: row["val_acc50"])
 
 
 def mcnemar(rollouts_a, rollouts_b) -> dict:

@@ -28,6 +28,8 @@ def test_the_course_runs_whole_and_in_time(smoke_run):
     results = json.loads((root / "results.json").read_text())
     assert set(METHODS) <= set(results["methods"])
     assert all(m["n"] == get_profile("smoke").test for m in results["methods"].values())
+    rules = results["methods"]["sft_ivt"]["rules"]
+    assert len(rules) >= 8 and all(row["acc50"]["n"] == get_profile("smoke").test for row in rules)
     assert len({row["name"] for row in results["ablations"]}) >= 7 and len(results["ablations"]) >= 8
     assert all(row["low"] <= row["value"] <= row["high"] and row["n"] for row in results["ablations"])
 
@@ -71,7 +73,7 @@ def test_the_report_needs_no_model(smoke_run, capsys):
     assert "oracle" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("number", ["03", "04", "05"])
+@pytest.mark.parametrize("number", ["03", "04", "05", "06"])
 def test_a_notebook_alone_starts_from_the_reference_and_says_so(number, tmp_path):
     root = tmp_path / "alone"
     assert cli.main(["run", "--profile", "smoke", "--run-dir", str(root), "--only", number]) == 0

@@ -242,7 +242,8 @@ def test_the_oracle_never_stands_in_a_result_column(built):
     assert "paper" not in fall
     row = "| base + IVT, no training | ours"
     base = [line.split(" | ") for line in loop.splitlines() if line.startswith(row)]
-    assert base[0][3].startswith("80.0") and base[0][4].startswith("100.0")  # step 0, then the oracle
+    # step 0, the best rule, the oracle
+    assert base[0][3].startswith("80.0") and base[0][4] == "not run" and base[0][5].startswith("100.0")
 
 
 def test_markdown_is_rectangular_and_marks_what_was_not_run():
@@ -321,6 +322,32 @@ def test_report_from_takes_ablations_and_leaves_other_predictions_out(run):
     content = report.report_from(run, versions={}, commit=None)
     assert content["ablations"] == table
     assert "harvest_train" not in content["methods"]
+
+
+def test_the_rules_of_notebook_6_are_recomputed_from_their_predictions(run):
+    note = json.loads((run / "run.json").read_text()) | {"values": {"thresholds": [0.5, 0.9]}}
+    (run / "run.json").write_text(json.dumps(note))
+    asked = [
+        {**rollout, "steps": [{**step, "fits": 0.1 + t / 2, "likelihood": -float(t)}
+                              for t, step in enumerate(rollout["steps"])]}
+        for rollout in all_methods()["sft_ivt"]
+    ]  # fmt: skip
+    for kind in ("confidence", "sampled"):
+        for split in ("", "_val"):
+            lines = (json.dumps(rollout) + "\n" for rollout in asked)
+            (run / "rollouts" / f"{kind}_sft_ivt{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+    content = report.report_from(run, versions={}, commit=None)
+    rules = {row["rule"]: row for row in content["methods"]["sft_ivt"]["rules"]}
+    assert rules["step 0"]["acc50"]["value"] == 0.8 and rules["final step"]["acc50"]["value"] == 1.0
+    assert content["methods"]["sft_grpo_ivt"]["rules"] is None
+    assert all(m["rules"] is None for name, m in content["methods"].items() if name != "sft_ivt")
+    text = report.to_markdown(report.table(content, report.paper_results()))
+    loop = text.split("**What the loop did**")[1].splitlines()
+    paper, ours = (line.split(" | ") for line in loop if line.startswith("| SFT + IVT |"))
+    assert paper[4] == "75.6" and ours[4].startswith("100.0")
+    (run / "rollouts" / "sampled_sft_ivt.jsonl").write_text("damaged\n")
+    with pytest.raises(ArtefactError, match="sampled_sft_ivt.jsonl"):
+        report.report_from(run, versions={}, commit=None)
 
 
 def test_a_failed_write_leaves_the_old_results(run, monkeypatch):

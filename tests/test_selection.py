@@ -65,7 +65,7 @@ def table(n=40):
     test = [rollout([A if i % 4 else B, A if i % 3 else B, B], f"{i}-0", [0.1, 0.6, 0.2], [-1.0, -2.0, -3.0])
             for i in range(n)]  # fmt: skip
     sampled = [{**r, "steps": [r["steps"][0]] * 3} for r in test]
-    return selection.rule_rows(test, test, sampled, (0.1, 0.5, 0.9), seed=0, n_resamples=100), test
+    return selection.rule_rows(test, test, sampled, sampled, (0.1, 0.5, 0.9), seed=0, n_resamples=100), test
 
 
 def test_there_is_a_row_a_rule_with_everything_that_is_reported():
@@ -85,6 +85,14 @@ def test_there_is_a_row_a_rule_with_everything_that_is_reported():
         for cell in (row["acc50"], row["difference"]):
             assert cell["n"] == 40 and cell["low"] <= cell["value"] <= cell["high"]
         assert row["difference"]["value"] * 40 == pytest.approx(row["gained"] - row["lost"]) and row["seed"] == 0
+
+
+def test_the_rule_that_could_be_shipped_is_chosen_on_val_and_is_never_the_oracle():
+    rows, _ = table()
+    assert rows[-1]["rule"] == selection.ORACLE and rows[-1]["val_acc50"] is None
+    assert selection.best_rule(rows)["rule"] == "step 0"  # 0.75 on val, and the first of equals
+    rows[3]["val_acc50"], rows[0]["acc50"]["value"] = 0.9, 1.0
+    assert selection.best_rule(rows) is rows[3]
 
 
 # --- tests and power
