@@ -5,10 +5,11 @@ is ...". So the student's verification is the probability of the first against t
 that was never trained with traces has not learnt what they mean; its numbers are reported all the same.
 """
 
+import warnings
 from os.path import commonprefix
 
 import numpy as np
-from scipy.stats import bootstrap, rankdata
+from scipy.stats import DegenerateDataWarning, bootstrap, rankdata
 
 from ivt_utils import metrics, protocol
 from ivt_utils.loop import _progress
@@ -21,8 +22,9 @@ def with_confidence(
 ) -> list[dict]:
     """Return the rollouts with two numbers more at each step, None where the step has no box.
 
-    "likelihood": mean log-probability (nats a token) of the answer that was given there. "fits": probability 0..1 of
-    "It fits" against "It is" after the feedback that shows the box. Nothing is generated.
+    "likelihood": mean log-probability (nats a token) of the box that was answered there, without its trace, so that
+    steps can be compared. "fits": probability 0..1 of "It fits" against "It is" after the feedback that shows the
+    box. Nothing is generated.
     """
     import torch
 
@@ -56,12 +58,14 @@ def calibration(rollouts, *, bins: int = 10, seed: int, n_resamples: int) -> dic
     """Return how well "fits" tells a right box (IoU >= 0.5) from a wrong one, over all steps that have a box.
 
     "r": Pearson's correlation with correctness; "auroc": the chance that a right box has the higher "fits" (Mann and
-    Whitney); both cells with a 95% bootstrap interval by image, None where all boxes are right or all wrong. "bins": for
-    each tenth of "fits" its mean and the share that is right, cells; "n" counts steps.
+    Whitney); both cells with a 95% bootstrap interval by image, None where all boxes are right or all wrong. "bins":
+    for each tenth of "fits" its mean and the share that is right, cells; "n" counts steps.
     """
     ious = metrics.iou_matrix(rollouts)
     rows = [(step["fits"], value >= 0.5, rollout["image_id"]) for rollout, values in zip(rollouts, ious, strict=True)
             for step, value in zip(rollout["steps"], values, strict=True) if step["box"]]  # fmt: skip
+    if not rows:
+        return {"bins": [], **dict.fromkeys(("r", "auroc"), {"value": None, "low": None, "high": None, "n": 0})}
     said, right, images = (np.array(column) for column in zip(*rows, strict=True))
     place = np.minimum((said * bins).astype(int), bins - 1)
     within = [place == k for k in range(bins) if (place == k).any()]
@@ -75,9 +79,13 @@ def calibration(rollouts, *, bins: int = 10, seed: int, n_resamples: int) -> dic
             return score(said[at], right[at])
 
         value, low, high = of_images(range(len(members))), np.nan, np.nan
-        if not np.isnan(value):
-            low, high = bootstrap((np.arange(len(members)),), of_images, vectorized=False, n_resamples=n_resamples,
-                                  method="percentile", rng=np.random.default_rng(seed)).confidence_interval  # fmt: skip
+        if len(members) > 1 and not np.isnan(value):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DegenerateDataWarning)
+                low, high = bootstrap(
+                    (np.arange(len(members)),), of_images, vectorized=False, n_resamples=n_resamples,
+                    method="percentile", rng=np.random.default_rng(seed),
+                ).confidence_interval  # fmt: skip
         limits = {"value": value, "low": low, "high": high}
         found[name] = {k: None if np.isnan(v) else float(v) for k, v in limits.items()} | {"n": len(said)}
     return found
@@ -96,14 +104,15 @@ def _auroc(said, right) -> float:
 
 
 def answer_likelihoods(student: Student, chats: list[list[dict]]) -> list[float]:
-    """Return the mean log-probability (nats a token) of the last answer of each chat; a chat ends on an answer."""
+    """Return the mean log-probability (nats a token) of each chat's last box: its JSON and the end of the turn."""
     import torch
 
     tokenizer = student.processor.tokenizer
     texts = [chat[-1]["content"][0]["text"] + "<|im_end|>" for chat in chats]
-    answers = [tokenizer(text, return_tensors="pt")["input_ids"][0] for text in texts]
+    sizes = [len(tokenizer(text[max(0, text.rfind("{")) :])["input_ids"]) for text in texts]
+    answers = [torch.tensor(tokenizer(text)["input_ids"][-n:]) for text, n in zip(texts, sizes, strict=True)]
     longest = max(map(len, answers))
-    # The chat before its last answer, then the answer, with the padding on the left: answers end at the last position.
+    # The chat before its last answer, then the answer, with the padding on the left: boxes end at the last position.
     logits = _logits(student, [chat[:-1] for chat in chats], texts, logits_to_keep=longest + 1)
     likelihoods = torch.log_softmax(logits.float(), -1)
     means = []

@@ -1,7 +1,7 @@
 """Controls: what the student does when the box it is shown is not its own (the paper's second version).
 
-Its step-0 answer stays as it was; only the drawn box changes. If the next answer depends on how good the shown box is, the
-loop sees quality; if every drawn box moves it alike, the loop only sees that there is one.
+Its step-0 answer stays as it was; only the drawn box changes. If the next answer depends on how good the shown box is,
+the loop sees quality; if every drawn box moves it alike, the loop only sees that there is one.
 """
 
 import math
@@ -16,7 +16,8 @@ def shown_boxes(rollouts: list[dict], shifts, seed: int, grid: int = 1) -> dict[
     """Return, for each control, the box (0..1000, or None for the bare image) to show after each rollout's step 0.
 
     `shifts`: by which shares of its width and height the own box is moved, each in a random direction. A random box
-    has the own box's size. A rollout whose step 0 has no box is shown none, whatever the control.
+    has the own box's size. No box leaves the image: near its edge one is moved by less. A rollout whose step 0 has no
+    box is shown none, whatever the control.
     """
     rng = random.Random(f"controls {seed}")
     own = [rollout["steps"][0]["box"] for rollout in rollouts]
@@ -40,8 +41,8 @@ def _anywhere(rng, box, grid):
 
 def _moved(rng, box, share: float, grid):
     angle = rng.uniform(0, 2 * math.pi)
-    width, height = box[2] - box[0], box[3] - box[1]
-    x, y = share * width * math.cos(angle), share * height * math.sin(angle)
+    x, y = share * (box[2] - box[0]) * math.cos(angle), share * (box[3] - box[1]) * math.sin(angle)
+    x, y = max(-box[0], min(x, 1000 - box[2])), max(-box[1], min(y, 1000 - box[3]))
     return snap((box[0] + x, box[1] + y, box[2] + x, box[3] + y), grid)
 
 

@@ -48,7 +48,7 @@ def answer_again(
     student: Student, records, rollouts: list[dict], shown: list, *, style: str = "filled", batch_size: int = 64,
     max_new_tokens: int = 32, progress: str = "",
 ) -> list[dict]:  # fmt: skip
-    """Return the rollouts with two steps: their step 0, and the answer after the box in `shown` was drawn instead of it.
+    """Return the rollouts with two steps: their step 0, and the answer after a box of `shown` was drawn, not their own.
 
     `shown`: one box (0..1000) a rollout, or None for the bare image; the words of the feedback stay those of a drawn
     box. The second step also holds the box it was shown ("shown"). Greedy decoding.

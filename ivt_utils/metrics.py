@@ -257,9 +257,9 @@ def refinement(rollouts, seed: int, n_resamples: int) -> dict:
 
     With a the IoU of step 0, b that of the final step, right: above 0.5 (theirs; >= 0.5 elsewhere in this project):
     "nsri", normalized signed relative IoU: the mean of (b - a) / (1 - a) where b > a, (b - a) / a where b < a, else 0;
-    "nsri_first_right", "nsri_first_wrong": the same among those; "ccr", critical correction rate: right in the end among
-    those wrong at first; "refinement": b > a, and "follow": b = a, among those right at first; "worsen": b < a among
-    all; "inherited_error": wrong at first and b = a, among those wrong in the end.
+    "nsri_first_right", "nsri_first_wrong": the same among those; "ccr", critical correction rate: right in the end
+    among those wrong at first; "refinement": b > a, and "follow": b = a, among those right at first; "worsen": b < a
+    among all; "inherited_error": wrong at first and b = a, among those wrong in the end.
     """
     ious = iou_matrix(rollouts)
     first, final = ious[:, 0], ious[:, -1]

@@ -4,6 +4,7 @@ With the stages there, tables and figures need no model.
 """
 
 from ivt_utils import confidence, controls, selection
+from ivt_utils.artefacts import ArtefactError
 from ivt_utils.loop import answer_again, evaluate
 from ivt_utils.student import GRID, load_student
 
@@ -46,6 +47,9 @@ def measure(run, name: str, rollouts: list[dict], test, val) -> dict:
     val = val.select(range(min(profile.ablation_test, len(val))))
     confident = asked(name, test, lambda: rollouts)
     on_val = asked(f"{name}_val", val, lambda: evaluate(loaded(), val, profile, seed, f"val: {name}"))
+    if [r["steps"][-1]["text"] for r in confident] != [r["steps"][-1]["text"] for r in rollouts]:
+        raise ArtefactError(f"{run.root} holds confidence in another student's answers; delete confidence_*, sampled_* "
+                            "and control_* in its folder rollouts and run again.")  # fmt: skip
     answers = sampled(name, test), sampled(f"{name}_val", val)
     chance = {"seed": seed, "n_resamples": profile.resamples}
     rules = selection.rule_rows(confident, on_val, *answers, profile.thresholds, **chance)

@@ -152,6 +152,10 @@ def targets(results: dict) -> list[dict]:
     ]  # fmt: skip
 
 
+def _answers(rollouts) -> list:
+    return [(rollout["id"], [step["box"] for step in rollout["steps"]]) for rollout in rollouts]
+
+
 def read_rollouts(path: Path) -> list[dict]:
     """Return the rollouts of a JSONL file; an ArtefactError names file and line where one is damaged."""
     rollouts = []
@@ -172,9 +176,9 @@ def read_rollouts(path: Path) -> list[dict]:
 def results_from(root: Path, *, versions, commit, names=tuple(METHODS)) -> dict:
     """Return the results of a run, recomputed without a model from <root>/rollouts/<name>.jsonl.
 
-    Profile, seed and number of resamples stand in run.json, wall seconds and checksums in stages.json, the
-    ablations in tables/ablations.json, what the rules of notebook 6 need in rollouts/confidence_* and sampled_*; the
-    last three may be absent. ArtefactError for anything damaged.
+    Profile, seed and number of resamples stand in run.json, wall seconds and checksums in stages.json, the ablations
+    in tables/ablations.json, what the rules of notebook 6 need in rollouts/confidence_* and sampled_*; the last three
+    may be absent, and confidence in other answers than these is left out. ArtefactError for anything damaged.
     """
     root = Path(root)
     stages = read_json(root / "stages.json") if (root / "stages.json").exists() else {}
@@ -200,7 +204,7 @@ def results_from(root: Path, *, versions, commit, names=tuple(METHODS)) -> dict:
     for name in found:
         parts = (f"{kind}_{name}{split}" for kind in ("confidence", "sampled") for split in ("", "_val"))
         asked = [read(part) for part in parts]
-        if all(asked):
+        if all(asked) and _answers(asked[0]) == _answers(found[name]) and "values" in run:
             limits = {"seed": chance["seed"], "n_resamples": n_resamples}
             rules[name] = selection.rule_rows(*asked, run["values"]["thresholds"], **limits)
     table = root / "tables" / "ablations.json"

@@ -124,22 +124,23 @@ def mcnemar(rollouts_a, rollouts_b) -> dict:
 
 
 def exact_p(gained: int, lost: int) -> float:
-    """Return McNemar's exact two-sided p-value for so many discordant samples (Fagerland and others 2013); 1 for none."""
+    """Return McNemar's exact two-sided p-value for so many discordant samples, taken as independent; 1 for none."""
     return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
 # ------------------------------------------------------------------------------------------------ power
-def smallest_difference(discordant: float, n: int, power: float = 0.8) -> float:
+def smallest_difference(discordant: float, n: int, power: float = 0.8) -> float | None:
     """Return the smallest difference of two shares that `n` paired samples show with this power, at 5% two-sided.
 
     `discordant`: the share of samples that exactly one of the two gets right. Normal approximation (Connor 1987):
-    (z_0.975 sqrt(d) + z_power sqrt(d - difference^2)) / sqrt(n), solved by iteration.
+    (z_0.975 sqrt(d) + z_power sqrt(d - difference^2)) / sqrt(n), solved by iteration. It takes the samples as
+    independent. None where even a difference as large as `discordant` does not show.
     """
     difference = 0.0
     for _ in range(100):
         rest = max(discordant - difference**2, 0.0)
         difference = (norm.ppf(0.975) * discordant**0.5 + norm.ppf(power) * rest**0.5) / n**0.5
-    return float(difference)
+    return float(difference) if 0 < difference <= discordant else None
 
 
 def most_discordant(net: int, n: int) -> int | None:

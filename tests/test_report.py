@@ -261,7 +261,7 @@ def test_text_shows_values_with_their_intervals(built):
     text = report.to_text(report.table(built, report.paper_results()))
     cell = built["methods"]["base_single"]["metrics"]["final"]["acc50"]
     assert f"80.0 [{cell['low'] * 100:.1f}, {cell['high'] * 100:.1f}]" in text
-    assert max(map(len, text.splitlines())) < 150
+    assert max(map(len, text.splitlines())) < 170
 
 
 def test_summary_says_which_targets_are_reached(built):
@@ -342,7 +342,7 @@ def test_the_rules_of_notebook_6_are_recomputed_from_their_predictions(run):
     assert content["methods"]["sft_grpo_ivt"]["rules"] is None
     assert all(m["rules"] is None for name, m in content["methods"].items() if name != "sft_ivt")
     text = report.to_markdown(report.table(content, report.paper_results()))
-    loop = text.split("**What the loop did**")[1].splitlines()
+    loop = text.split("**What the loop did**")[1].split("\n**")[0].splitlines()
     paper, ours = (line.split(" | ") for line in loop if line.startswith("| SFT + IVT |"))
     assert paper[4] == "75.6" and ours[4].startswith("100.0")
     (run / "rollouts" / "sampled_sft_ivt.jsonl").write_text("damaged\n")

@@ -45,19 +45,18 @@ def test_rules_that_ask_the_student():
     assert (selection.verified(unparsed), selection.likely(unparsed)) == (1, 1)
 
 
-def test_no_rule_looks_at_the_truth():
-    """A rule gets the steps alone, and those hold no truth."""
-    made = rollout([A, B, A], fits=[0.2, 0.9, 0.4], likelihood=[-1.0, -2.0, -3.0])
-    moved = {**made, "truth": [0, 0, 1000, 1000]}
-    rules = [*selection.RULES.values(), *(stop(0.5) for stop in selection.STOPS.values())]
-    for rule in rules:
-        (one,), (other,) = (selection.choose([r], rule) for r in (made, moved))
-        assert one["steps"] == other["steps"] and len(one["steps"]) == 1
-    assert len(rules) >= 6
+def test_nothing_is_chosen_with_the_truth_of_the_test_samples():
+    rows, test = table()
+    elsewhere = [{**r, "truth": [0, 0, 50, 50]} for r in test]
+    sampled = [{**r, "steps": [r["steps"][0]] * 3} for r in elsewhere]
+    again = selection.rule_rows(elsewhere, test, sampled, sampled, (0.1, 0.5, 0.9), seed=0, n_resamples=100)
+    assert [row["acc50"]["value"] for row in again] == [0.0] * len(again)  # no box is right now
+    assert [(r["rule"], r["threshold"]) for r in again] == [(r["rule"], r["threshold"]) for r in rows]
+    assert [r["val_acc50"] for r in again[:-2]] == [r["val_acc50"] for r in rows[:-2]]
 
 
 def test_a_threshold_is_the_best_on_val_and_the_first_of_equals():
-    val = [rollout([B, A, NEAR_A], f"{i}-0") for i in range(4)]
+    val = [rollout([B, (0, 0, 50, 50), NEAR_A, A], f"{i}-0") for i in range(4)]
     assert selection.best_threshold(val, selection.agreed, (0.0, 0.5, 0.9, 0.99)) == 0.5
 
 
@@ -109,7 +108,7 @@ def test_mcnemar_counts_the_samples_that_one_of_the_two_gets_right():
     a = [rollout([A], "1-0"), rollout([A], "2-0"), rollout([B], "3-0"), rollout([B], "4-0")]
     b = [rollout([B], "2-0"), rollout([A], "3-0"), rollout([None], "1-0"), rollout([B], "4-0")]  # another order
     found = selection.mcnemar(a, b)
-    assert (found["gained"], found["lost"]) == (2, 1) and found["p"] == 1.0
+    assert (found["gained"], found["lost"]) == (2, 1) and found["p"] == pytest.approx(1.0)
 
 
 def test_the_smallest_difference_is_found_as_often_as_it_says():
@@ -121,6 +120,7 @@ def test_the_smallest_difference_is_found_as_often_as_it_says():
     tables = rng.multinomial(n, [gained, lost, 1 - discordant], 2000)
     z = (tables[:, 0] - tables[:, 1]) / np.sqrt(tables[:, 0] + tables[:, 1])
     assert (abs(z) > 1.96).mean() == pytest.approx(0.8, abs=0.04)
+    assert selection.smallest_difference(0.0, n) is selection.smallest_difference(0.005, n) is None
     assert selection.smallest_difference(discordant, 4 * n) < difference < selection.smallest_difference(0.3, n)
 
 
