@@ -9,6 +9,7 @@ import re
 
 Box = tuple[int, int, int, int]
 SCALE = 1000
+LEAST_VIEW = 200  # 0..1000: a closer look would show a small box as a handful of pixels
 _ANSWER = re.compile(r'\{\s*"bbox_2d"\s*:\s*\[([^\[\]{}]*)\]\s*\}', re.ASCII)
 _INTEGER = re.compile(r"\s*(0|[1-9][0-9]{0,3})\s*", re.ASCII)  # JSON's integers: no sign, no leading zero
 
@@ -35,6 +36,36 @@ def snap(box, grid: int = 1) -> Box:
     x1, y1, x2, y2 = (min(SCALE, max(0, grid * math.floor(v / grid + 0.5))) for v in box)
     x1, y1 = min(x1, SCALE - grid), min(y1, SCALE - grid)
     return x1, y1, max(x2, x1 + grid), max(y2, y1 + grid)
+
+
+def view(box, zoom: float) -> Box:
+    """Return the part of the image that a closer look around `box` shows, itself a box of the image.
+
+    Its width and height are `zoom` times the longer side of `box`, at least `LEAST_VIEW` and at most the image, and it
+    stays within the image. All of the image for a box that is None. ValueError for a `zoom` below 1.
+    """
+    if zoom < 1:
+        raise ValueError(f"A closer look is at least as large as its box: zoom {zoom} is below 1.")
+    if box is None:
+        return 0, 0, SCALE, SCALE
+    side = min(SCALE, max(LEAST_VIEW, round(zoom * max(box[2] - box[0], box[3] - box[1]))))
+    x, y = (min(max(0, (low + high - side) // 2), SCALE - side) for low, high in (box[::2], box[1::2]))
+    return x, y, x + side, y + side
+
+
+def from_view(box, part: Box) -> Box:
+    """Return a box that is relative (0..1000) to a part of the image as a box of the image."""
+    return snap([low + v * (high - low) / SCALE for v, (low, high) in zip(box, _sides(part), strict=True)])
+
+
+def to_view(box, part: Box, grid: int = 1) -> Box:
+    """Return a box of the image as one relative to a part of it (0..1000), clipped there."""
+    return snap([(v - low) * SCALE / (high - low) for v, (low, high) in zip(box, _sides(part), strict=True)], grid)
+
+
+def _sides(part: Box):
+    x1, y1, x2, y2 = part
+    return (x1, x2), (y1, y2), (x1, x2), (y1, y2)
 
 
 def iou(a, b) -> float:

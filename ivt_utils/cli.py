@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; each sets `command`, from the arguments to an exit code."""
     top = argparse.ArgumentParser(prog="ivt", description="The IVT course on the command line.")
-    commands = top.add_subparsers(required=True, metavar="run|report|doctor|build")
+    commands = top.add_subparsers(required=True, metavar="run|report|closer|doctor|build")
 
     run = commands.add_parser("run", help="execute the notebooks in order and print the report")
     run.add_argument("--profile", default="micro", help="smoke, micro (default), colab or paper")
@@ -54,6 +54,13 @@ def parser() -> argparse.ArgumentParser:
         "--from", dest="run_dir", type=Path, required=True, metavar="DIR", help="as runs/micro"
     )
     report.set_defaults(command=report_command)
+
+    closer = commands.add_parser("closer", help="train and score the closer look, our own recipe, on several seeds")
+    closer.add_argument("--profile", default="micro", help="smoke, micro (default), colab or paper")
+    closer.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="default 0 1 2")
+    closer.add_argument("--split", choices=("val", "test"), default="test", help="choose values on val (default test)")
+    closer.add_argument("--run-dir", type=Path, help="where results go (default runs/PROFILE)")
+    closer.set_defaults(command=closer_command)
 
     build = commands.add_parser("build", help="make again what the project ships: student, benchmark, reference")
     build.add_argument("what", choices=("student", "benchmark", "reference"))
@@ -101,6 +108,27 @@ def report_command(arguments) -> int:
     from .report import report_from
 
     report_from(arguments.run_dir.resolve())
+    return 0
+
+
+def closer_command(arguments) -> int:
+    """Return 0 after training and scoring the closer look on each seed, and printing its table."""
+    from .artefacts import Run
+    from .closer import run_closer
+    from .datasets import load_split
+    from .profiles import get_profile
+    from .report import aligned, closer_table
+    from .results import closer_from
+
+    profile = get_profile(arguments.profile)
+    run = Run(profile, 0, arguments.run_dir and arguments.run_dir.resolve())
+    minutes = profile.costs.get("closer")
+    cost = f"about {minutes * len(arguments.seeds):g} min from scratch" if minutes else "its cost is not recorded"
+    print(f"Profile {profile.name}: the closer look, seeds {arguments.seeds}: {cost}. Results go to {run.root}.")
+    split = arguments.split
+    run_closer(run, arguments.seeds, load_split(profile, "train"), load_split(profile, split), split)
+    rows = closer_from(run.root, split, seed=0, n_resamples=profile.resamples)
+    print(f"{split} split\n{aligned(closer_table(rows))}")
     return 0
 
 

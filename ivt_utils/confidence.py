@@ -12,6 +12,7 @@ import numpy as np
 from scipy.stats import DegenerateDataWarning, bootstrap, rankdata
 
 from ivt_utils import metrics, protocol
+from ivt_utils.datasets import numbered
 from ivt_utils.loop import _progress
 from ivt_utils.render import draw_box, load_image
 from ivt_utils.student import Student
@@ -32,7 +33,7 @@ def with_confidence(
     fits, opens = (tokenizer(text)["input_ids"] for text in (protocol.TRACE_FITS, protocol.TRACE_OPENS))
     shared = len(commonprefix([fits, opens]))
     lead, pair = tokenizer.decode(fits[:shared]), [fits[shared], opens[shared]]
-    images = {record["id"]: number for number, record in enumerate(records)}
+    images = numbered(records)
     found = []
     for start in _progress(range(0, len(rollouts), batch_size), progress):
         batch = rollouts[start : start + batch_size]

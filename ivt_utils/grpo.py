@@ -5,6 +5,7 @@ a call of the tool, and the tool's answer is the feedback turn of the closed loo
 """
 
 import json
+import os
 from pathlib import Path
 
 from ivt_utils import protocol
@@ -116,6 +117,7 @@ def train_grpo(
     A student that carries an adapter (the SFT policy, loaded trainable) goes on from it, and the KL term is taken
     to it; a bare student gets a fresh adapter and the KL is taken to the base model. `turns=0` is single-step GRPO.
     """
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # the lock file keeps the version
     from trl import GRPOConfig, GRPOTrainer
 
     turns = profile.turns if turns is None else turns

@@ -5,19 +5,23 @@ bare image and says so.
 """
 
 from ivt_utils import protocol
-from ivt_utils.boxes import parse_answer
-from ivt_utils.render import draw_box, load_image
+from ivt_utils.boxes import from_view, parse_answer, view
+from ivt_utils.datasets import numbered
+from ivt_utils.render import closer_look, draw_box, load_image
 from ivt_utils.student import Student
 
 
 def run_loop(
     student: Student, records, *, turns: int = 2, style: str = "filled", batch_size: int = 64,
-    max_new_tokens: int = 32, temperature: float = 0.0, seed: int = 0, progress: str = "",
+    max_new_tokens: int = 32, temperature: float = 0.0, seed: int = 0, progress: str = "", zoom: float | None = None,
 ) -> list[dict]:  # fmt: skip
     """Return one rollout a record: {"id", "image_id", "subset", "expression", "truth", "steps"}.
 
     `steps` holds `turns` + 1 dicts {"text", "box"}; a box is four integers 0..1000, or None. Decoding is greedy when
     `temperature` is 0. The control that shows the image again without a box is `style="none"`.
+
+    A `zoom` makes it another loop (ours, see `closer`): no box is drawn and nothing is remembered; the first question
+    is asked again about a closer look around the last box, and `box` is the answer's place in the whole image.
     """
     if turns < 0:
         raise ValueError(f"A loop has 0 or more refinements, not {turns}.")
@@ -30,10 +34,15 @@ def run_loop(
         steps: list[list[dict]] = [[] for _ in batch]
         for turn in range(turns + 1):
             texts = generate(student, chats, max_new_tokens, temperature, seed + start + turn)
-            for chat, own, image, text in zip(chats, steps, images, texts, strict=True):
+            for record, chat, own, image, text in zip(batch, chats, steps, images, texts, strict=True):
                 box = parse_answer(text)
+                if zoom and own and box:
+                    box = from_view(box, view(own[-1]["box"], zoom))
                 own.append({"text": text, "box": box})
-                chat += [protocol.answer(text), protocol.feedback(draw_box(image, box, style), box)]
+                if zoom:
+                    chat[:] = [protocol.question(closer_look(image, box, zoom), record["expression"])]
+                else:
+                    chat += [protocol.answer(text), protocol.feedback(draw_box(image, box, style), box)]
         rollouts += [_rollout(record, own) for record, own in zip(batch, steps, strict=True)]
     return rollouts
 
@@ -42,6 +51,13 @@ def evaluate(student: Student, records, profile, seed: int = 0, progress: str = 
     """Return `run_loop` with the profile's values, save for `changes` (turns, style, temperature, ...)."""
     values = {name: getattr(profile, name) for name in ("turns", "style", "batch_size", "max_new_tokens")}
     return run_loop(student, records, seed=seed, progress=progress, **(values | changes))
+
+
+def sampled_answers(student: Student, records, profile, seed: int = 0, progress: str = "") -> list[dict]:
+    """Return rollouts whose steps are as many sampled first answers as the profile's loop gives: T + 1, no loop."""
+    each = [evaluate(student, records, profile, seed + 1000 * k, progress, turns=0, temperature=profile.temperature)
+            for k in range(profile.turns + 1)]  # fmt: skip
+    return [{**same[0], "steps": [rollout["steps"][0] for rollout in same]} for same in zip(*each, strict=True)]
 
 
 def answer_again(
@@ -53,7 +69,7 @@ def answer_again(
     `shown`: one box (0..1000) a rollout, or None for the bare image; the words of the feedback stay those of a drawn
     box. The second step also holds the box it was shown ("shown"). Greedy decoding.
     """
-    numbers, answered = {record["id"]: number for number, record in enumerate(records)}, []
+    numbers, answered = numbered(records), []
     for start in _progress(range(0, len(rollouts), batch_size), progress):
         batch = list(zip(rollouts, shown, strict=True))[start : start + batch_size]
         chats = []

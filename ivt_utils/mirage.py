@@ -5,7 +5,7 @@ With the stages there, tables and figures need no model.
 
 from ivt_utils import confidence, controls, selection
 from ivt_utils.artefacts import ArtefactError
-from ivt_utils.loop import answer_again, evaluate
+from ivt_utils.loop import answer_again, evaluate, sampled_answers
 from ivt_utils.student import GRID, load_student
 
 ADAPTERS = {"base_ivt": None, "sft_ivt": "sft", "sft_grpo_ivt": "grpo"}  # a method of `results`: its adapter
@@ -32,12 +32,8 @@ def measure(run, name: str, rollouts: list[dict], test, val) -> dict:
             progress=f"confidence: {stage}"))  # fmt: skip
 
     def sampled(stage, records):
-        def make():
-            each = [evaluate(loaded(), records, profile, seed + 1000 * k, f"sampled: {stage}", turns=0,
-                             temperature=profile.temperature) for k in range(profile.turns + 1)]  # fmt: skip
-            return [{**same[0], "steps": [r["steps"][0] for r in same]} for same in zip(*each, strict=True)]
-
-        return run.rollouts(f"sampled_{stage}", make)
+        return run.rollouts(f"sampled_{stage}", lambda: sampled_answers(
+            loaded(), records, profile, seed, f"sampled: {stage}"))  # fmt: skip
 
     def control(label, boxes):
         return run.rollouts(f"control_{name}_{_slug(label)}", lambda: answer_again(

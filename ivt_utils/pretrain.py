@@ -197,11 +197,11 @@ def train_student(out: Path, seed: int = 0, scratch: Path | None = None, steps: 
                 _save_checkpoint(scratch, model, optimizer, state)
                 saved = time.time()
     # A softmax pushes every token that never comes the same way (cosine .99 in the end), so that no later training
-    # could tell them apart: each of the loop's tokens gets its initial direction added, at half the length of a word
+    # could tell them apart: each of the loop's tokens gets its initial direction added, at a share of a word's length
     # (at the full length some were said in place of coordinates).
     with torch.no_grad():
         embeddings = model.get_input_embeddings().weight
-        length = embeddings[words].norm(dim=1).median() / 2
+        length = embeddings[words].norm(dim=1).median() * recipe.loop_share
         embeddings[loop_ids] += length * torch.nn.functional.normalize(initial, dim=1)
     _ship(out, model, processor, state, seed)
     return out

@@ -38,6 +38,7 @@ class StudentRecipe:
     # (images, questions on each): the kinds of batch, and how often each is drawn
     chats: tuple = ((1, 3), (2, 1), (2, 2), (3, 1))
     chat_weights: tuple = (0.7, 0.1, 0.1, 0.1)
+    loop_share: float = 0.5  # of a word's length: what the tokens of the loop get, in the end, of their first direction
 
 
 STUDENT_RECIPE = StudentRecipe()
@@ -84,10 +85,14 @@ class Profile:
     # the mirage: by which shares of its size a shown box is moved, and among which thresholds a stopping rule chooses
     control_shifts: tuple = (0.1, 0.25, 0.5)
     thresholds: tuple = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+    # a closer look (closer.py): another loop and recipe, of our own
+    looks: int = 1  # closer looks after the first answer
+    zoom: float = 4.0  # the side of what is looked at, in longer sides of the box
+    closer_steps: int = 600  # optimiser steps, with the learning rate and batch of SFT
     # intervals
     resamples: int = 2000
     save_every: int = 20  # optimiser steps between checkpoints
-    minutes: tuple = ()  # (notebook, expected minutes) on two cores, measured
+    minutes: tuple = ()  # (notebook, or "closer" for a seed of it; expected minutes) on two cores, measured
 
     @property
     def costs(self) -> dict[str, float]:
@@ -104,11 +109,11 @@ _PAPER = Profile(
 PROFILES = {
     "smoke": replace(
         _MICRO, name="smoke", train=48, val=24, test=24, sft_epochs=1, grpo_steps=2, grpo_prompts=2,
-        ablation_sft_steps=2, ablation_grpo_steps=1, ablation_test=12, resamples=200, save_every=1,
+        ablation_sft_steps=2, ablation_grpo_steps=1, closer_steps=2, ablation_test=12, resamples=200, save_every=1,
     ),
     "micro": replace(_MICRO, minutes=(
         ("01_self_correction_gap", 1), ("02_error_harvesting", 1), ("03_sft_warmup", 7), ("04_grpo", 9),
-        ("05_ablations", 9), ("06_mirage", 11),
+        ("05_ablations", 9), ("06_mirage", 11), ("closer", 5),
     )),
     "colab": replace(_PAPER, name="colab", student="Qwen/Qwen3-VL-2B-Instruct", train=600, val=128, test=128),
     "paper": _PAPER,

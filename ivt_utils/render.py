@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from ivt_utils.boxes import to_pixels
+from ivt_utils.boxes import to_pixels, view
 
 STYLES = ("filled", "outline", "none")
 OVERLAY = (255, 0, 0)
@@ -63,6 +63,11 @@ def draw_box(image: Image.Image, box, style: str = "filled") -> Image.Image:
     fill = (*OVERLAY, 80) if style == "filled" else None
     ImageDraw.Draw(overlay).rectangle(corners, fill=fill, outline=(*OVERLAY, 255), width=edge)
     return Image.alpha_composite(image.convert("RGBA"), overlay).convert("RGB")
+
+
+def closer_look(image: Image.Image, box, zoom: float) -> Image.Image:
+    """Return the part of the image around a 0..1000 box that `boxes.view` names, enlarged to the image's size."""
+    return image.resize(image.size, Image.Resampling.BICUBIC, box=to_pixels(view(box, zoom), *image.size))
 
 
 def trajectory_strip(records, rollouts, title: str = ""):

@@ -121,7 +121,8 @@ def _grid(rows, columns) -> list[list[str]]:
     return lines
 
 
-def _align(grid) -> str:
+def aligned(grid: list[list[str]]) -> str:
+    """Return a grid of text, its head first, as lines for a terminal."""
     widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
     lines = ["  ".join(f"{v:<{w}}" for v, w in zip(line, widths, strict=True)).rstrip() for line in grid]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
@@ -129,7 +130,7 @@ def _align(grid) -> str:
 
 def to_text(rows) -> str:
     """Return the rows for a terminal: results at the final step, what the loop did, where it fell, notes."""
-    parts = [f"{title}\n{_align(_grid(rows, columns))}" for title, columns in TABLES]
+    parts = [f"{title}\n{aligned(_grid(rows, columns))}" for title, columns in TABLES]
     return "\n\n".join([*parts, "\n".join(NOTES)])
 
 
@@ -155,7 +156,18 @@ def summary(results: dict, paper: dict) -> str:
         scale, digits, unit = UNITS["difference" if d["metric"].endswith("acc50") else "ratio"]
         differences.append([d["name"], d["metric"], number(d, scale, digits) + unit, str(d["n"])])
     head = f"Profile {results['profile']}, seed {results['seed']}, {results['n_test']} test samples"
-    return "\n\n".join([head, to_text(table(results, paper)), _align(differences), _align(_goals(results))])
+    parts = [head, to_text(table(results, paper)), aligned(differences), aligned(_goals(results))]
+    return "\n\n".join([*parts, aligned(closer_table(results["closer"]))])
+
+
+def closer_table(rows: list[dict]) -> list[list[str]]:
+    """Return `closer.closer_rows` as a grid of text, its head first: the mean of the seeds, then each seed's gains."""
+    grid = [["a closer look (ours)", "seed", "answers", "Acc@0.5: % or points", "mean IoU", "n"]]
+    for row in sorted(rows, key=lambda row: row["seed"] != "mean"):
+        if row["seed"] == "mean" or row["answers"] is None:
+            cells = number(row["acc50"], 100, 1), number(row["miou"], 1, 3), row["acc50"]["n"]
+            grid.append([str(v) for v in (row["name"], row["seed"], row["answers"] or "-", *cells)])
+    return grid if rows else [*grid, ["not run: ivt closer", *["-"] * 5]]
 
 
 def _goals(results: dict) -> list[list[str]]:
@@ -266,6 +278,8 @@ def write_table(readme: Path, results: dict, paper: dict) -> None:
     after = rest.split("<!-- /table -->")[1]
     head, *goals = _goals(results)
     content = f"{to_markdown(table(results, paper))}\n**Targets of the course**\n\n{markdown_table(head, goals)}\n"
+    head, *looks = closer_table(results["closer"])
+    content += f"\n**A closer look: ours, not the paper's**\n\n{markdown_table(head, looks)}\n"
     artefacts.write_text(readme, f"{before}<!-- table -->\n{content}<!-- /table -->{after}")
 
 

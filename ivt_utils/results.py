@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ivt_utils import metrics, selection
 from ivt_utils.artefacts import ArtefactError, checksum, read_json
+from ivt_utils.closer import closer_rows
 
 METHODS = {
     "base_single": "base, single shot",
@@ -36,13 +37,15 @@ STEP_NAMES = {"step0": "step 0", "final": "final", "oracle": "oracle best step"}
 
 
 def build_results(
-    rollouts_by_method, *, profile_name, seed, n_resamples, wall_seconds, versions, commit, ablations=(), rules=None
-) -> dict:
+    rollouts_by_method, *, profile_name, seed, n_resamples, wall_seconds, versions, commit, ablations=(), rules=None,
+    closer=(),
+) -> dict:  # fmt: skip
     """Return the content of results.json from the rollouts of each method, all about the same samples.
 
     Without "base_single", step 0 of "base_ivt" takes its place: the same greedy decoding. Equal input
     gives equal values; created, wall_seconds, commit and versions may differ. ValueError for bad rollouts.
-    `rules`: {method: rows of `selection.rule_rows`} of the methods that notebook 6 has asked.
+    `rules`: {method: rows of `selection.rule_rows`} of the methods that notebook 6 has asked; `closer`: rows of
+    `closer.closer_rows`.
     """
     rollouts = dict(rollouts_by_method)
     if "base_single" not in rollouts and "base_ivt" in rollouts:
@@ -81,6 +84,7 @@ def build_results(
         "methods": methods,
         "differences": list(_differences(rollouts, seed, n_resamples)),
         "ablations": [dict(row) for row in ablations],
+        "closer": [dict(row) for row in closer],
     }
 
 
@@ -173,12 +177,32 @@ def read_rollouts(path: Path) -> list[dict]:
     return rollouts
 
 
+def read_stage(root: Path, name: str) -> list[dict] | None:
+    """Return the rollouts of a stage of a run, None where it was not run; an ArtefactError for a damaged file."""
+    path, note = root / "rollouts" / f"{name}.jsonl", root / "stages.json"
+    if not path.exists():
+        return None
+    noted = read_json(note).get(f"rollouts/{name}", {}) if note.exists() else {}
+    if "sha256" in noted and noted["sha256"] != checksum(path):
+        raise ArtefactError(f"{path} is damaged (checksum); delete it and run its stage again.")
+    return read_rollouts(path)
+
+
+def closer_from(root: Path, split: str = "test", *, seed: int, n_resamples: int) -> list[dict]:
+    """Return the rows of `closer.closer_rows` from what `closer.run_closer` left in a run; [] where it left nothing."""
+    start = f"closer_{split}_"
+    names = sorted(path.stem for path in (root / "rollouts").glob(f"{start}*.jsonl"))
+    answers = {name.removeprefix(start): read_stage(root, name) for name in names}
+    return closer_rows(answers, seed=seed, n_resamples=n_resamples)
+
+
 def results_from(root: Path, *, versions, commit, names=tuple(METHODS)) -> dict:
     """Return the results of a run, recomputed without a model from <root>/rollouts/<name>.jsonl.
 
     Profile, seed and number of resamples stand in run.json, wall seconds and checksums in stages.json, the ablations
-    in tables/ablations.json, what the rules of notebook 6 need in rollouts/confidence_* and sampled_*; the last three
-    may be absent, and confidence in other answers than these is left out. ArtefactError for anything damaged.
+    in tables/ablations.json, what the rules of notebook 6 need in rollouts/confidence_* and sampled_*, the closer looks
+    in rollouts/closer_test_*; the last four may be absent, and confidence in other answers than these is left out.
+    ArtefactError for anything damaged.
     """
     root = Path(root)
     stages = read_json(root / "stages.json") if (root / "stages.json").exists() else {}
@@ -188,22 +212,14 @@ def results_from(root: Path, *, versions, commit, names=tuple(METHODS)) -> dict:
         chance = {"profile_name": run["profile"], "seed": run["seed"], "n_resamples": n_resamples}
     except (KeyError, TypeError):
         raise ArtefactError(f"{root / 'run.json'} lacks profile, seed or resamples; start anew.") from None
-    def read(name):
-        path, stage = root / "rollouts" / f"{name}.jsonl", stages.get(f"rollouts/{name}", {})
-        if not path.exists():
-            return None
-        if "sha256" in stage and stage["sha256"] != checksum(path):
-            raise ArtefactError(f"{path} is damaged (checksum); delete it and run its stage again.")
-        return read_rollouts(path)
-
-    found = {name: answers for name in names if (answers := read(name))}
+    found = {name: answers for name in names if (answers := read_stage(root, name))}
     seconds = {name: stages.get(f"rollouts/{name}", {}).get("seconds") for name in found}
     if not found:
         raise ArtefactError(f"There are no predictions in {root / 'rollouts'}; run the notebooks first.")
     rules = {}
     for name in found:
         parts = (f"{kind}_{name}{split}" for kind in ("confidence", "sampled") for split in ("", "_val"))
-        asked = [read(part) for part in parts]
+        asked = [read_stage(root, part) for part in parts]
         if all(asked) and _answers(asked[0]) == _answers(found[name]) and "values" in run:
             limits = {"seed": chance["seed"], "n_resamples": n_resamples}
             rules[name] = selection.rule_rows(*asked, run["values"]["thresholds"], **limits)
@@ -212,5 +228,6 @@ def results_from(root: Path, *, versions, commit, names=tuple(METHODS)) -> dict:
     if not isinstance(ablations, list) or not all(isinstance(row, dict) for row in ablations):
         raise ArtefactError(f"{table} is not a list of rows; delete it and run notebook 05 again.")
     return build_results(
-        found, **chance, wall_seconds=seconds, versions=versions, commit=commit, ablations=ablations, rules=rules
-    )
+        found, **chance, wall_seconds=seconds, versions=versions, commit=commit, ablations=ablations, rules=rules,
+        closer=closer_from(root, seed=chance["seed"], n_resamples=n_resamples),
+    )  # fmt: skip

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ivt_utils import protocol
 from ivt_utils.artefacts import read_json, write_text
+from ivt_utils.datasets import numbered
 from ivt_utils.render import draw_box, load_image
 from ivt_utils.student import Student, lora
 
@@ -15,7 +16,7 @@ def trajectories_dataset(records, trajectories: list[dict], style: str = "filled
     """Return a datasets.Dataset with `messages` and `images`, one row a trajectory, drawn when it is read."""
     from datasets import Dataset
 
-    numbers = {record["id"]: number for number, record in enumerate(records)}
+    numbers = numbered(records)
 
     def draw(batch):
         rows = []
@@ -58,7 +59,7 @@ def trainer_options(folder: Path, profile, seed: int) -> dict:
     return dict(
         output_dir=str(folder), seed=seed, data_seed=seed, logging_steps=1, save_strategy="steps",
         save_steps=profile.save_every, save_total_limit=1, report_to=[], bf16=cuda and torch.cuda.is_bf16_supported(),
-        fp16=cuda and not torch.cuda.is_bf16_supported(), gradient_checkpointing=cuda, use_cpu=not cuda,
+        fp16=cuda and not torch.cuda.is_bf16_supported(), activation_checkpointing=cuda, use_cpu=not cuda,
         dataloader_pin_memory=cuda, disable_tqdm=True, remove_unused_columns=False,
     )  # fmt: skip
 

@@ -1,0 +1,142 @@
+"""A closer look: a loop whose last answer, chosen by nobody, beats its first one (ours; nothing of it is the paper's).
+
+The paper's loop shows the whole image again with the box drawn on it: there is nothing new to see, and the student that
+answers has just committed itself. Here its box says where to look. The same question is asked afresh about that part of
+the image, enlarged, and the answer is put back in its place. Training starts from the student's own answers, good and
+bad alike: at first sight it keeps them, at a closer look it learns the truth.
+
+Values were chosen on the validation split (`ivt closer --split val`); the test split is scored once.
+"""
+
+from functools import partial
+
+import numpy as np
+
+from ivt_utils import metrics, protocol
+from ivt_utils.boxes import snap, to_view, view
+from ivt_utils.datasets import numbered
+from ivt_utils.loop import evaluate, sampled_answers
+from ivt_utils.render import closer_look, load_image
+from ivt_utils.selection import choose, medoid
+from ivt_utils.sft import train_sft
+from ivt_utils.student import GRID, load_student
+
+BASE, FIRST, CLOSER = "base, single shot", "first answer", "closer look"
+SAMPLED, TAUGHT = "consensus of sampled first answers", "first answer, trained on the truth"
+UNTRAINED = "closer look, untrained"
+COMPARISONS = tuple((CLOSER, b) for b in (BASE, FIRST, SAMPLED, TAUGHT, UNTRAINED)) + ((UNTRAINED, BASE),)
+
+
+def examples(answers: list[dict], zoom: float, grid: int = 1) -> list[dict]:
+    """Return what to learn from the student's own first answers: {"id", "expression", "shown", "text"}.
+
+    Each answer with a box gives itself at first sight ("shown" is None), so that first answers stay what they are; and
+    the truth after a closer look around that box ("shown"), unless the truth reaches out of what is seen there.
+    """
+    rows = []
+    for answer in answers:
+        first, truth = answer["steps"][0], answer["truth"]
+        if first["box"] is None:
+            continue
+        row = {"id": answer["id"], "expression": answer["expression"]}
+        rows.append({**row, "shown": None, "text": first["text"]})
+        x1, y1, x2, y2 = part = view(first["box"], zoom)
+        if x1 <= truth[0] and y1 <= truth[1] and truth[2] <= x2 and truth[3] <= y2:
+            text = protocol.answer_text(to_view(truth, part, grid))
+            rows.append({**row, "shown": list(first["box"]), "text": text})
+    return rows
+
+
+def first_examples(answers: list[dict], grid: int = 1) -> list[dict]:
+    """Return what a rival without a second look learns from the same samples: the truth, at first sight."""
+    return [{"id": a["id"], "expression": a["expression"], "shown": None,
+             "text": protocol.answer_text(snap(a["truth"], grid))} for a in answers]  # fmt: skip
+
+
+def examples_dataset(records, rows: list[dict], zoom: float):
+    """Return a datasets.Dataset with `messages` and `images`, one row an example, its image read when needed."""
+    from datasets import Dataset
+
+    numbers = numbered(records)
+
+    def draw(batch):
+        chats = []
+        keys = ("id", "expression", "shown", "text")
+        for name, expression, shown, text in zip(*(batch[key] for key in keys), strict=True):
+            image = load_image(records[numbers[name]]["image"])
+            question = protocol.question(closer_look(image, shown, zoom), expression)
+            chats.append(protocol.split_images([question, protocol.answer(text)]))
+        return {key: [chat[key] for chat in chats] for key in ("messages", "images")}
+
+    return Dataset.from_list(rows).with_transform(draw)
+
+
+def run_closer(run, seeds, train, records, split: str = "test") -> None:
+    """Train one student a seed, and let each answer the `records` of a split; `closer_rows` makes the table of it.
+
+    Every training and every evaluation is a stage of `run`, so an interrupted call goes on where it stopped.
+    """
+    profile = run.profile
+    look = {"turns": profile.looks, "zoom": profile.zoom}
+
+    def answered(stage, records, adapter=None, **changes):
+        return run.rollouts(stage, lambda: evaluate(
+            load_student(profile, adapter), records, profile, run.seed, stage, **changes))  # fmt: skip
+
+    def trained(folder, seed, learnt):
+        rows = learnt(answered("train_step0", train, turns=0), grid=GRID if profile.data == "synthetic" else 1)
+        dataset = examples_dataset(train, rows, profile.zoom)
+        train_sft(load_student(profile), dataset, folder, profile, seed, profile.closer_steps)
+
+    def sampled(adapter, seed, stage):
+        return sampled_answers(load_student(profile, adapter), records, profile, seed, stage)
+
+    answered(f"closer_{split}_untrained", records, **look)
+    for seed in seeds:
+        learnt = partial(examples, zoom=profile.zoom)
+        adapter = run.adapter(f"closer_seed{seed}", partial(trained, seed=seed, learnt=learnt))
+        answered(f"closer_{split}_seed{seed}", records, adapter, **look)
+        rival = run.adapter(f"closer_first{seed}", partial(trained, seed=seed, learnt=first_examples))
+        answered(f"closer_{split}_first{seed}", records, rival, turns=0)
+        stage = f"closer_{split}_sampled{seed}"
+        run.rollouts(stage, partial(sampled, adapter, seed, stage))
+
+
+def closer_rows(answers: dict[str, list[dict]], *, seed: int, n_resamples: int) -> list[dict]:
+    """Return the table of what `run_closer` left: a row for each method and comparison, of each seed and of their mean.
+
+    `answers`: its rollouts, named "untrained", "seed0", "first0", "sampled0" ... A row: {"name", "seed" (or "mean": of
+    each sample's score over the seeds), "answers" (a sample; None in a comparison "a - b"), "acc50", "miou": cells of
+    `metrics`, paired by sample in a comparison}. `seed` and `n_resamples` are the bootstrap's. [] before any seed is
+    whole.
+    """
+    seeds = sorted(int(name.removeprefix("seed")) for name in answers if name.startswith("seed"))
+    seeds = [number for number in seeds if f"sampled{number}" in answers]  # an interrupted run's last one is not whole
+    if not seeds:
+        return []
+    ordered = {name: sorted(rollouts, key=lambda r: r["id"]) for name, rollouts in answers.items()}
+    untrained, rows, ious = ordered["untrained"], [], {}
+    if any([r["id"] for r in rollouts] != [r["id"] for r in untrained] for rollouts in ordered.values()):
+        raise ValueError("The closer looks are about different samples; run them again.")
+    for number in seeds:
+        looked, sampled = ordered[f"seed{number}"], ordered[f"sampled{number}"]
+        ours, base = metrics.iou_matrix(looked), metrics.iou_matrix(untrained)
+        consensus, taught = metrics.iou_matrix(choose(sampled, medoid)), metrics.iou_matrix(ordered[f"first{number}"])
+        ious[number] = {BASE: base[:, 0], FIRST: ours[:, 0], CLOSER: ours[:, -1], SAMPLED: consensus[:, 0],
+                        TAUGHT: taught[:, 0], UNTRAINED: base[:, -1]}  # fmt: skip
+    looks = len(untrained[0]["steps"])
+    given = {BASE: 1, FIRST: 1, CLOSER: looks, SAMPLED: len(sampled[0]["steps"]), TAUGHT: 1, UNTRAINED: looks}
+    images = [rollout["image_id"] for rollout in untrained]
+    for label, numbers in [*((number, [number]) for number in seeds), ("mean", seeds)]:
+        means = {
+            metric: {name: np.mean([score(ious[number][name]) for number in numbers], axis=0) for name in given}
+            for metric, score in (("acc50", lambda v: (v >= 0.5).astype(float)), ("miou", lambda v: v))
+        }
+        for a, b in [*((name, None) for name in given), *COMPARISONS]:
+            cells = {
+                metric: metrics.mean_interval(of[a] - of[b] if b else of[a], images, seed=seed, n_resamples=n_resamples)
+                for metric, of in means.items()
+            }
+            name = f"{a} - {b}" if b else a
+            rows.append({"name": name, "seed": label, "answers": None if b else given[a], **cells})
+    return rows

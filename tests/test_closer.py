@@ -1,0 +1,165 @@
+"""The closer look: the geometry of a part of the image, the loop that asks about it, what is learnt, and its table."""
+
+import json
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from ivt_utils import cli, closer, loop, protocol
+from ivt_utils.boxes import from_view, iou, parse_answer, snap, to_view, valid, view
+from ivt_utils.profiles import get_profile
+from ivt_utils.render import closer_look
+
+COORDINATE = st.integers(0, 1000)
+BOX = st.tuples(COORDINATE, COORDINATE, COORDINATE, COORDINATE).map(snap)
+
+
+@given(BOX, st.floats(1, 8))
+def test_a_view_lies_in_the_image_and_holds_its_box(box, zoom):
+    part = x1, y1, x2, y2 = view(box, zoom)
+    assert valid(part) and x2 - x1 == y2 - y1
+    assert x1 <= box[0] and y1 <= box[1] and box[2] <= x2 and box[3] <= y2
+    wanted = zoom * max(box[2] - box[0], box[3] - box[1])
+    assert x2 - x1 == pytest.approx(min(1000, max(200, wanted)), abs=0.5)
+
+
+@given(BOX, BOX, st.floats(1.5, 8))
+def test_a_box_goes_into_a_view_and_comes_back(around, box, zoom):
+    part = view(around, zoom)
+    assume(all(low <= v <= high for v, low, high in zip(box, part[:2] * 2, part[2:] * 2, strict=True)))
+    assert max(abs(a - b) for a, b in zip(from_view(to_view(box, part), part), box, strict=True)) <= 1
+
+
+def test_views_by_hand():
+    assert view((400, 300, 500, 400), 4) == (250, 150, 650, 550)
+    assert view((0, 900, 100, 1000), 4) == (0, 600, 400, 1000)  # moved, to stay within the image
+    assert view((100, 100, 400, 200), 4) == view(None, 4) == (0, 0, 1000, 1000)
+    assert view((500, 500, 510, 510), 4) == (405, 405, 605, 605)  # never fewer than a fifth of the image
+    assert from_view((500, 0, 1000, 500), (250, 150, 650, 550)) == (450, 150, 650, 350)
+    assert to_view((450, 150, 650, 350), (250, 150, 650, 550)) == (500, 0, 1000, 500)
+    assert to_view((0, 0, 450, 350), (250, 150, 650, 550), grid=10) == (0, 0, 500, 500)  # clipped
+    with pytest.raises(ValueError, match="zoom 0.5 is below 1"):
+        view((0, 0, 10, 10), 0.5)
+
+
+def test_a_closer_look_is_that_part_at_the_size_of_the_image(records):
+    image = records[0]["image"]
+    seen = closer_look(image, (400, 300, 500, 400), 4)
+    left, top, right, bottom = (round(v * image.width / 1000) for v in (250, 150, 650, 550))
+    wanted = image.crop((left, top, right, bottom)).resize(image.size)
+    difference = sum(abs(a - b) for a, b in zip(seen.tobytes(), wanted.tobytes(), strict=True)) / len(seen.tobytes())
+    assert seen.size == image.size and difference < 12
+    assert closer_look(image, None, 4).tobytes() == image.tobytes()
+
+
+def test_the_loop_asks_afresh_about_the_part_and_puts_the_answer_back(monkeypatch, records):
+    asked, said = [], [protocol.answer_text(box) for box in ((400, 300, 500, 400), (500, 0, 1000, 500))]
+    texts = iter([*said, "?"])
+
+    def generate(student, chats, *_):
+        asked.append([list(chat) for chat in chats])
+        return [next(texts)] * len(chats)
+
+    monkeypatch.setattr(loop, "generate", generate)
+    rollouts = loop.run_loop("no student", records, turns=2, zoom=4)
+    for number, (record, rollout) in enumerate(zip(records, rollouts, strict=True)):
+        boxes = [step["box"] for step in rollout["steps"]]
+        assert boxes == [(400, 300, 500, 400), (450, 150, 650, 350), None]
+        seen = [record["image"], *(closer_look(record["image"], box, 4) for box in boxes[:2])]
+        for turn, image in enumerate(seen):
+            (message,) = asked[turn][number]
+            wanted = protocol.question(image, record["expression"])
+            assert message["content"][1:] == wanted["content"][1:] and message["role"] == "user"
+            assert message["content"][0]["image"].tobytes() == image.tobytes()
+
+
+def answer(box, truth, name="a-0"):
+    text = protocol.answer_text(box) if box else "nothing"
+    return {"id": name, "image_id": name.split("-")[0], "subset": "s", "expression": "the star", "truth": list(truth),
+            "steps": [{"text": text, "box": box}]}  # fmt: skip
+
+
+def test_what_is_learnt_keeps_first_answers_and_tells_the_truth_where_it_is_seen():
+    near, far = (answer((400, 300, 500, 400), truth) for truth in ((440, 330, 560, 450), (0, 0, 90, 90)))
+    none = answer(None, (440, 330, 560, 450))
+    rows = closer.examples([near, far, none], 4, grid=10)
+    assert [row["shown"] for row in rows] == [None, [400, 300, 500, 400], None]
+    assert rows[0]["text"] == near["steps"][0]["text"] and rows[2]["text"] == far["steps"][0]["text"]
+    learnt = from_view(parse_answer(rows[1]["text"]), view((400, 300, 500, 400), 4))
+    assert iou(learnt, near["truth"]) > 0.9
+    (rival,) = closer.first_examples([near], grid=10)
+    assert rival["shown"] is None and parse_answer(rival["text"]) == (440, 330, 560, 450)
+
+
+def test_an_example_is_one_question_and_one_answer(records):
+    row = {"id": records[2]["id"], "expression": "the star", "text": "{}"}
+    rows = [{**row, "shown": shown} for shown in (None, [400, 300, 500, 400])]
+    whole, part = closer.examples_dataset(records, rows, 4)
+    assert [message["role"] for message in part["messages"]] == ["user", "assistant"]
+    assert part["messages"][1]["content"][0]["text"] == "{}"
+    assert whole["images"][0].tobytes() == records[2]["image"].tobytes()
+    assert part["images"][0].tobytes() == closer_look(records[2]["image"], (400, 300, 500, 400), 4).tobytes()
+
+
+TRUTH, WRONG = (100, 100, 300, 300), (600, 600, 900, 900)
+
+
+def looks(right, steps):
+    boxes = [[TRUTH if f(i) else WRONG for f in right[:steps]] for i in range(40)]
+    return [answer(None, TRUTH, f"{i}-0") | {"steps": [{"text": "", "box": box} for box in row]}
+            for i, row in enumerate(boxes)]  # fmt: skip
+
+
+def table():
+    def even(i):
+        return i % 2 == 0
+
+    def most(i):
+        return i % 4 > 0
+
+    def always(i):
+        return True
+
+    return {
+        "untrained": looks([even, most], 2), "seed0": looks([even, always], 2), "first0": looks([most], 1),
+        "sampled0": looks([even, most, most], 3), "seed1": looks([even, most], 2), "first1": looks([most], 1),
+        "sampled1": looks([even] * 3, 3),
+    }  # fmt: skip
+
+
+def test_the_table_has_each_seed_and_their_mean():
+    rows = closer.closer_rows(table(), seed=0, n_resamples=200)
+    found = {(row["name"], row["seed"]): row for row in rows}
+    assert len(found) == len(rows) == 3 * (6 + len(closer.COMPARISONS))
+    acc = {key: row["acc50"]["value"] for key, row in found.items()}
+    assert acc["closer look", 0] == 1 and acc["closer look", 1] == 0.75 and acc["closer look", "mean"] == 0.875
+    assert acc["closer look - base, single shot", "mean"] == pytest.approx(0.375)
+    assert acc["closer look - first answer", 1] == 0.25 and acc[closer.SAMPLED, 0] == 0.75
+    cell = found["closer look - first answer", "mean"]["acc50"]
+    assert 0 < cell["low"] < cell["value"] < cell["high"] and cell["n"] == 40
+    assert found["closer look", 0]["answers"] == 2 and found[closer.SAMPLED, 0]["answers"] == 3
+    assert json.loads(json.dumps(rows)) == rows
+
+
+def test_a_seed_that_is_not_whole_is_left_out_and_other_samples_are_refused():
+    answers = table()
+    del answers["sampled1"]
+    assert {row["seed"] for row in closer.closer_rows(answers, seed=0, n_resamples=50)} == {0, "mean"}
+    assert closer.closer_rows({}, seed=0, n_resamples=50) == []
+    answers["first0"] = answers["first0"][1:]
+    with pytest.raises(ValueError, match="different samples"):
+        closer.closer_rows(answers, seed=0, n_resamples=50)
+
+
+def test_the_command_trains_scores_resumes_and_reports(tmp_path, capsys):
+    command = ["closer", "--profile", "smoke", "--seeds", "0", "1", "--run-dir", str(tmp_path)]
+    assert cli.main(command) == 0
+    first = capsys.readouterr().out
+    assert "closer look - first answer" in first and f" {get_profile('smoke').test}\n" in first
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*") if path.is_file()}
+    assert cli.main(command) == 0
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*") if path.is_file()} == stamps
+    assert cli.main([*command, "--split", "val"]) == 0
+    assert "val split" in capsys.readouterr().out
+    assert len(list(tmp_path.glob("adapters/*/adapter_model.safetensors"))) == 4  # none was trained twice
