@@ -113,7 +113,7 @@ PROFILES = {
     ),
     "micro": replace(_MICRO, minutes=(
         ("01_self_correction_gap", 1), ("02_error_harvesting", 1), ("03_sft_warmup", 7), ("04_grpo", 9),
-        ("05_ablations", 9), ("06_mirage", 11), ("closer", 5),
+        ("05_ablations", 9), ("06_mirage", 11), ("closer", 4),
     )),
     "colab": replace(_PAPER, name="colab", student="Qwen/Qwen3-VL-2B-Instruct", train=600, val=128, test=128),
     "paper": _PAPER,
