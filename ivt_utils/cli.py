@@ -5,6 +5,7 @@ import errno
 import signal
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 
@@ -59,6 +60,8 @@ def parser() -> argparse.ArgumentParser:
     closer.add_argument("--profile", default="micro", help="smoke, micro (default), colab or paper")
     closer.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="default 0 1 2")
     closer.add_argument("--split", choices=("val", "test"), default="test", help="choose values on val (default test)")
+    closer.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="try another zoom, looks or "
+                        "closer_steps, in a --run-dir of its own")  # fmt: skip
     closer.add_argument("--run-dir", type=Path, help="where results go (default runs/PROFILE)")
     closer.set_defaults(command=closer_command)
 
@@ -117,16 +120,24 @@ def closer_command(arguments) -> int:
     from .closer import run_closer
     from .datasets import load_split
     from .profiles import get_profile
-    from .report import aligned, closer_table
+    from .report import aligned, closer_table, report_from
     from .results import closer_from
 
     profile = get_profile(arguments.profile)
+    for change in arguments.set:
+        name, _, value = change.partition("=")
+        if name not in ("zoom", "looks", "closer_steps") or arguments.run_dir is None:
+            raise ValueError("--set takes zoom=, looks= or closer_steps= with a number, and a --run-dir of its own.")
+        profile = replace(profile, **{name: float(value) if name == "zoom" else int(value)})
+    split = arguments.split
+    train, records = load_split(profile, "train"), load_split(profile, split)
     run = Run(profile, 0, arguments.run_dir and arguments.run_dir.resolve())
     minutes = profile.costs.get("closer")
     cost = f"about {minutes * len(arguments.seeds):g} min from scratch" if minutes else "its cost is not recorded"
     print(f"Profile {profile.name}: the closer look, seeds {arguments.seeds}: {cost}. Results go to {run.root}.")
-    split = arguments.split
-    run_closer(run, arguments.seeds, load_split(profile, "train"), load_split(profile, split), split)
+    run_closer(run, arguments.seeds, train, records, split)
+    if split == "test" and (run.root / "results.json").exists():
+        report_from(run.root)
     rows = closer_from(run.root, split, seed=0, n_resamples=profile.resamples)
     print(f"{split} split\n{aligned(closer_table(rows))}")
     return 0

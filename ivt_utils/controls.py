@@ -7,9 +7,23 @@ the loop sees quality; if every drawn box moves it alike, the loop only sees tha
 import math
 import random
 
-from ivt_utils.boxes import snap
+import numpy as np
+
+from ivt_utils import metrics
+from ivt_utils.boxes import iou, snap
 
 TRUTH = "true box (oracle)"  # nobody could show it without knowing the answer
+
+
+def names(shifts) -> list[str]:
+    """Return the names of the controls, in the order of `shown_boxes`."""
+    moved = [f"own box, moved by {share:.0%}" for share in shifts]
+    return ["own box", "no box", "random box", "another sample's box", TRUTH, *moved]
+
+
+def stage(method: str, control: str) -> str:
+    """Return the name of the stage that holds a method's answers under a control."""
+    return f"control_{method}_" + "".join(c if c.isalnum() else "_" for c in control)
 
 
 def shown_boxes(rollouts: list[dict], shifts, seed: int, grid: int = 1) -> dict[str, list]:
@@ -21,16 +35,38 @@ def shown_boxes(rollouts: list[dict], shifts, seed: int, grid: int = 1) -> dict[
     """
     rng = random.Random(f"controls {seed}")
     own = [rollout["steps"][0]["box"] for rollout in rollouts]
-    boxes = {
-        "own box": own,
-        "no box": [None] * len(own),
-        "random box": [box and _anywhere(rng, box, grid) for box in own],
-        "another sample's box": [box and _another(rollouts, i) for i, box in enumerate(own)],
-        TRUTH: [box and snap(rollout["truth"], grid) for box, rollout in zip(own, rollouts, strict=True)],
-    }
-    for share in shifts:
-        boxes[f"own box, moved by {share:.0%}"] = [box and _moved(rng, box, share, grid) for box in own]
-    return boxes
+    boxes = [
+        own,
+        [None] * len(own),
+        [box and _anywhere(rng, box, grid) for box in own],
+        [box and _another(rollouts, i) for i, box in enumerate(own)],
+        [box and snap(rollout["truth"], grid) for box, rollout in zip(own, rollouts, strict=True)],
+        *([box and _moved(rng, box, share, grid) for box in own] for share in shifts),
+    ]
+    return dict(zip(names(shifts), boxes, strict=True))
+
+
+def control_rows(answered: dict[str, list[dict]], *, seed: int, n_resamples: int) -> list[dict]:
+    """Return one row a control from its rollouts (`loop.answer_again`): what was shown, and the answer after it.
+
+    A row: {"control", and cells of `metrics`: "shown" (IoU of the shown box with the truth), "acc50" and "miou" of the
+    answer, "follow" (IoU of answer and shown box)}; without a shown box two of them have the value None.
+    """
+    chance, rows = {"seed": seed, "n_resamples": n_resamples}, []
+    for name, rollouts in answered.items():
+        images, ious = [r["image_id"] for r in rollouts], metrics.iou_matrix(rollouts)[:, 1]
+        drawn = np.array([r["steps"][1]["shown"] is not None for r in rollouts])
+        shown, follow = (np.array(column) for column in zip(*map(dose, rollouts), strict=True))
+        parts = [shown * drawn, ious >= 0.5, ious, follow * drawn]
+        cells = metrics.intervals(parts, [drawn, drawn | True, drawn | True, drawn], images, **chance)
+        rows.append({"control": name, **dict(zip(("shown", "acc50", "miou", "follow"), cells, strict=True))})
+    return rows
+
+
+def dose(rollout: dict) -> tuple[float, float]:
+    """Return the IoU of the shown box with the truth and with the next answer; 0.0 where a box is missing."""
+    shown, answer = rollout["steps"][1]["shown"], rollout["steps"][1]["box"]
+    return iou(shown, rollout["truth"]), iou(shown, answer)
 
 
 def _anywhere(rng, box, grid):

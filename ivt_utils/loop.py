@@ -36,10 +36,10 @@ def run_loop(
             texts = generate(student, chats, max_new_tokens, temperature, seed + start + turn)
             for record, chat, own, image, text in zip(batch, chats, steps, images, texts, strict=True):
                 box = parse_answer(text)
-                if zoom and own and box:
+                if zoom is not None and own and box:
                     box = from_view(box, view(own[-1]["box"], zoom))
                 own.append({"text": text, "box": box})
-                if zoom:
+                if zoom is not None:
                     chat[:] = [protocol.question(closer_look(image, box, zoom), record["expression"])]
                 else:
                     chat += [protocol.answer(text), protocol.feedback(draw_box(image, box, style), box)]

@@ -36,7 +36,7 @@ def measure(run, name: str, rollouts: list[dict], test, val) -> dict:
             loaded(), records, profile, seed, f"sampled: {stage}"))  # fmt: skip
 
     def control(label, boxes):
-        return run.rollouts(f"control_{name}_{_slug(label)}", lambda: answer_again(
+        return run.rollouts(controls.stage(name, label), lambda: answer_again(
             loaded(), test, rollouts, boxes, style=profile.style, batch_size=profile.batch_size,
             max_new_tokens=profile.max_new_tokens, progress=f"control: {label}"))  # fmt: skip
 
@@ -51,7 +51,3 @@ def measure(run, name: str, rollouts: list[dict], test, val) -> dict:
     rules = selection.rule_rows(confident, on_val, *answers, profile.thresholds, **chance)
     shown = controls.shown_boxes(rollouts, profile.control_shifts, seed, GRID if profile.data == "synthetic" else 1)
     return {"rules": rules, "confident": confident, "controls": {k: control(k, boxes) for k, boxes in shown.items()}}
-
-
-def _slug(label: str) -> str:
-    return "".join(c if c.isalnum() else "_" for c in label)

@@ -85,7 +85,7 @@ class Profile:
     # the mirage: by which shares of its size a shown box is moved, and among which thresholds a stopping rule chooses
     control_shifts: tuple = (0.1, 0.25, 0.5)
     thresholds: tuple = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-    # a closer look (closer.py): another loop and recipe, of our own
+    # a closer look (closer.py): another loop and recipe, of our own; chosen for micro, untried elsewhere
     looks: int = 1  # closer looks after the first answer
     zoom: float = 4.0  # the side of what is looked at, in longer sides of the box
     closer_steps: int = 600  # optimiser steps, with the learning rate and batch of SFT

@@ -41,6 +41,10 @@ UNITS = {
     "share": (100, 1, " %"), "difference": (100, 1, " points"), "ratio": (1, 3, ""), "IoU": (1, 3, " IoU"),
 }  # fmt: skip
 NOT_RUN = {"value": None}
+CLOSER_NOTE = (
+    "A closer look: first answer, sampled answers and closer look are those of one trained student, each seed's own; "
+    "the one trained on the truth at first sight is another. Intervals are over test images, for these trainings."
+)
 NOTES = (
     "[low, high]: 95% bootstrap interval, resampled by image. -: does not apply.",
     "degrade, box kept: samples whose final IoU is below step 0's; whose final box is the box of step 0.",
@@ -157,7 +161,31 @@ def summary(results: dict, paper: dict) -> str:
         differences.append([d["name"], d["metric"], number(d, scale, digits) + unit, str(d["n"])])
     head = f"Profile {results['profile']}, seed {results['seed']}, {results['n_test']} test samples"
     parts = [head, to_text(table(results, paper)), aligned(differences), aligned(_goals(results))]
-    return "\n\n".join([*parts, aligned(closer_table(results["closer"]))])
+    for name, method in results["methods"].items():
+        for grid in mirage_tables(method):
+            parts.append(f"{METHODS.get(name, name)}\n{aligned(grid)}")
+    return "\n\n".join([*parts, aligned(closer_table(results["closer"])), CLOSER_NOTE])
+
+
+def mirage_tables(method: dict) -> list[list[list[str]]]:
+    """Return what notebook 6 tells of a method as grids of text, each with its head first; [] where it was not run."""
+    if not method.get("rules"):
+        return []
+    rules = [["rule", "threshold (val)", "answers", "Acc@0.5 (%)", "minus step 0 (points)", "samples", "p"]]
+    for r in method["rules"]:
+        rules.append([r["rule"], r["threshold"] or "-", r["answers"], number(r["acc50"], 100, 1),
+                      number(r["difference"], 100, 1), f"+{r['gained']} -{r['lost']}", f"{r['p']:.3f}"])  # fmt: skip
+    controls = [["box shown", "its IoU with the truth", "next answer: Acc@0.5 (%)", "mean IoU",
+                 "IoU of next answer and box shown"]]  # fmt: skip
+    for r in method["controls"]:
+        controls.append([r["control"], number(r["shown"], 1, 3), number(r["acc50"], 100, 1), number(r["miou"], 1, 3),
+                         number(r["follow"], 1, 3)])  # fmt: skip
+    rest = [["measure", "value", "n"]]
+    for name in ("r", "auroc"):
+        cell = method["calibration"][name]
+        rest.append([f"verification: {name}", number(cell, 1, 3), cell["n"]])
+    rest += [[f"{name} (%)", number(cell, 100, 1), cell["n"]] for name, cell in method["refinement"].items()]
+    return [[[str(v) for v in line] for line in grid] for grid in (rules, controls, rest)]
 
 
 def closer_table(rows: list[dict]) -> list[list[str]]:
@@ -279,7 +307,7 @@ def write_table(readme: Path, results: dict, paper: dict) -> None:
     head, *goals = _goals(results)
     content = f"{to_markdown(table(results, paper))}\n**Targets of the course**\n\n{markdown_table(head, goals)}\n"
     head, *looks = closer_table(results["closer"])
-    content += f"\n**A closer look: ours, not the paper's**\n\n{markdown_table(head, looks)}\n"
+    content += f"\n**A closer look: ours, not the paper's**\n\n{markdown_table(head, looks)}\n\n- {CLOSER_NOTE}\n"
     artefacts.write_text(readme, f"{before}<!-- table -->\n{content}<!-- /table -->{after}")
 
 

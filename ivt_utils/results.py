@@ -7,9 +7,8 @@ import json
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ivt_utils import metrics, selection
+from ivt_utils import closer, confidence, controls, metrics, selection
 from ivt_utils.artefacts import ArtefactError, checksum, read_json
-from ivt_utils.closer import closer_rows
 
 METHODS = {
     "base_single": "base, single shot",
@@ -37,14 +36,14 @@ STEP_NAMES = {"step0": "step 0", "final": "final", "oracle": "oracle best step"}
 
 
 def build_results(
-    rollouts_by_method, *, profile_name, seed, n_resamples, wall_seconds, versions, commit, ablations=(), rules=None,
-    closer=(),
+    rollouts_by_method, *, profile_name, seed, n_resamples, wall_seconds, versions, commit, ablations=(), mirage=None,
+    looks=(),
 ) -> dict:  # fmt: skip
     """Return the content of results.json from the rollouts of each method, all about the same samples.
 
     Without "base_single", step 0 of "base_ivt" takes its place: the same greedy decoding. Equal input
     gives equal values; created, wall_seconds, commit and versions may differ. ValueError for bad rollouts.
-    `rules`: {method: rows of `selection.rule_rows`} of the methods that notebook 6 has asked; `closer`: rows of
+    `mirage`: {method: what `mirage_from` returns} of the methods that notebook 6 has asked; `looks`: rows of
     `closer.closer_rows`.
     """
     rollouts = dict(rollouts_by_method)
@@ -68,7 +67,8 @@ def build_results(
             "wall_seconds": wall_seconds.get(name),
             "answers_per_sample": len(items[0]["steps"]),
             "metrics": metrics.evaluate(items, seed, n_resamples),
-            "rules": (rules or {}).get(name),
+            "rules": None,
+            **(mirage or {}).get(name, {}),
         }
         for name, items in rollouts.items()
     }
@@ -84,7 +84,7 @@ def build_results(
         "methods": methods,
         "differences": list(_differences(rollouts, seed, n_resamples)),
         "ablations": [dict(row) for row in ablations],
-        "closer": [dict(row) for row in closer],
+        "closer": [dict(row) for row in looks],
     }
 
 
@@ -140,6 +140,9 @@ def targets(results: dict) -> list[dict]:
             "d", "IoU lost per step by SFT + GRPO at most 1/5 of SFT's", "ratio",
             difference("sft_grpo_ivt degradation / sft_ivt degradation", "degradation_ratio"),
             lambda c: c["value"] <= 0.2 + slack)  # fmt: skip
+    gains = [row for row in results.get("closer", []) if row["name"] in closer.GAINS]
+    shown = next((row["acc50"] for row in gains if row["seed"] == "mean" and row["name"] == closer.GAINS[1]), None)
+    above = all((row["acc50"]["low"] or 0) > 0 for row in gains)
     return [
         target("a", "base + IVT, final: Acc@0.5 at least 20 points below single shot", "difference",
                difference("base_ivt final - base_single", "acc50"), lambda c: c["value"] <= -0.2 + slack),
@@ -153,6 +156,8 @@ def targets(results: dict) -> list[dict]:
                lambda c: 0.75 - slack <= c["value"] <= 0.88 + slack),
         target("f", "base, single shot: at least 99 % of the answers parse", "share", base.get("parsed"),
                lambda c: c["value"] >= 0.99 - slack),
+        target("g", "a closer look (ours): last answer above single shot and above its own first one, every interval "
+               "above 0; shown: over the first one, mean of the seeds", "difference", shown, lambda c: above),
     ]  # fmt: skip
 
 
@@ -193,7 +198,27 @@ def closer_from(root: Path, split: str = "test", *, seed: int, n_resamples: int)
     start = f"closer_{split}_"
     names = sorted(path.stem for path in (root / "rollouts").glob(f"{start}*.jsonl"))
     answers = {name.removeprefix(start): read_stage(root, name) for name in names}
-    return closer_rows(answers, seed=seed, n_resamples=n_resamples)
+    return closer.closer_rows(answers, seed=seed, n_resamples=n_resamples)
+
+
+def mirage_from(root: Path, name: str, rollouts: list[dict], values: dict, *, seed: int, n_resamples: int) -> dict:
+    """Return what notebook 6 tells of a method, from its stages: {"rules", "calibration", "refinement", "controls"}.
+
+    Each as the function of that name in `selection`, `confidence`, `metrics` and `controls` gives it; {} where the
+    notebook was not run, or was with other answers than these. `values`: the profile's, as run.json keeps them.
+    """
+    chance = {"seed": seed, "n_resamples": n_resamples}
+    parts = (f"{kind}_{name}{split}" for kind in ("confidence", "sampled") for split in ("", "_val"))
+    asked = [read_stage(root, part) for part in parts]
+    if not all(asked) or _answers(asked[0]) != _answers(rollouts):
+        return {}
+    shown = {label: read_stage(root, controls.stage(name, label)) for label in controls.names(values["control_shifts"])}
+    return {
+        "rules": selection.rule_rows(*asked, values["thresholds"], **chance),
+        "calibration": confidence.calibration(asked[0], **chance),
+        "refinement": metrics.refinement(rollouts, **chance),
+        "controls": controls.control_rows(shown, **chance) if all(shown.values()) else [],
+    }
 
 
 def results_from(root: Path, *, versions, commit, names=tuple(METHODS)) -> dict:
@@ -216,18 +241,13 @@ def results_from(root: Path, *, versions, commit, names=tuple(METHODS)) -> dict:
     seconds = {name: stages.get(f"rollouts/{name}", {}).get("seconds") for name in found}
     if not found:
         raise ArtefactError(f"There are no predictions in {root / 'rollouts'}; run the notebooks first.")
-    rules = {}
-    for name in found:
-        parts = (f"{kind}_{name}{split}" for kind in ("confidence", "sampled") for split in ("", "_val"))
-        asked = [read_stage(root, part) for part in parts]
-        if all(asked) and _answers(asked[0]) == _answers(found[name]) and "values" in run:
-            limits = {"seed": chance["seed"], "n_resamples": n_resamples}
-            rules[name] = selection.rule_rows(*asked, run["values"]["thresholds"], **limits)
+    limits = {"seed": chance["seed"], "n_resamples": n_resamples}
+    mirage = {name: mirage_from(root, name, found[name], run["values"], **limits) for name in found if "values" in run}
     table = root / "tables" / "ablations.json"
     ablations = read_json(table) if table.exists() else []
     if not isinstance(ablations, list) or not all(isinstance(row, dict) for row in ablations):
         raise ArtefactError(f"{table} is not a list of rows; delete it and run notebook 05 again.")
     return build_results(
-        found, **chance, wall_seconds=seconds, versions=versions, commit=commit, ablations=ablations, rules=rules,
-        closer=closer_from(root, seed=chance["seed"], n_resamples=n_resamples),
+        found, **chance, wall_seconds=seconds, versions=versions, commit=commit, ablations=ablations, mirage=mirage,
+        looks=closer_from(root, **limits),
     )  # fmt: skip

@@ -10,6 +10,7 @@ from ivt_utils import cli, closer, loop, protocol
 from ivt_utils.boxes import from_view, iou, parse_answer, snap, to_view, valid, view
 from ivt_utils.profiles import get_profile
 from ivt_utils.render import closer_look
+from ivt_utils.results import closer_from
 
 COORDINATE = st.integers(0, 1000)
 BOX = st.tuples(COORDINATE, COORDINATE, COORDINATE, COORDINATE).map(snap)
@@ -43,13 +44,17 @@ def test_views_by_hand():
         view((0, 0, 10, 10), 0.5)
 
 
+def difference_of(a, b) -> float:
+    return sum(abs(x - y) for x, y in zip(a.tobytes(), b.tobytes(), strict=True)) / len(a.tobytes())
+
+
 def test_a_closer_look_is_that_part_at_the_size_of_the_image(records):
     image = records[0]["image"]
     seen = closer_look(image, (400, 300, 500, 400), 4)
     left, top, right, bottom = (round(v * image.width / 1000) for v in (250, 150, 650, 550))
     wanted = image.crop((left, top, right, bottom)).resize(image.size)
-    difference = sum(abs(a - b) for a, b in zip(seen.tobytes(), wanted.tobytes(), strict=True)) / len(seen.tobytes())
-    assert seen.size == image.size and difference < 12
+    difference = difference_of(seen, wanted)
+    assert seen.size == image.size and difference < 12 and difference < difference_of(image, wanted) / 2
     assert closer_look(image, None, 4).tobytes() == image.tobytes()
 
 
@@ -85,6 +90,8 @@ def test_what_is_learnt_keeps_first_answers_and_tells_the_truth_where_it_is_seen
     none = answer(None, (440, 330, 560, 450))
     rows = closer.examples([near, far, none], 4, grid=10)
     assert [row["shown"] for row in rows] == [None, [400, 300, 500, 400], None]
+    large = answer((100, 100, 350, 300), (120, 100, 400, 350))  # all of the image is looked at: no second question
+    assert [row["shown"] for row in closer.examples([large], 4, grid=10)] == [None]
     assert rows[0]["text"] == near["steps"][0]["text"] and rows[2]["text"] == far["steps"][0]["text"]
     learnt = from_view(parse_answer(rows[1]["text"]), view((400, 300, 500, 400), 4))
     assert iou(learnt, near["truth"]) > 0.9
@@ -138,6 +145,8 @@ def test_the_table_has_each_seed_and_their_mean():
     assert acc["closer look - first answer", 1] == 0.25 and acc[closer.SAMPLED, 0] == 0.75
     cell = found["closer look - first answer", "mean"]["acc50"]
     assert 0 < cell["low"] < cell["value"] < cell["high"] and cell["n"] == 40
+    assert acc[closer.TAUGHT, "mean"] == 0.75 and acc["closer look, untrained - base, single shot", 0] == 0.25
+    assert [acc["closer look - closer look, untrained", seed] for seed in (0, 1)] == [0.25, 0]
     assert found["closer look", 0]["answers"] == 2 and found[closer.SAMPLED, 0]["answers"] == 3
     assert json.loads(json.dumps(rows)) == rows
 
@@ -162,4 +171,21 @@ def test_the_command_trains_scores_resumes_and_reports(tmp_path, capsys):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*") if path.is_file()} == stamps
     assert cli.main([*command, "--split", "val"]) == 0
     assert "val split" in capsys.readouterr().out
-    assert len(list(tmp_path.glob("adapters/*/adapter_model.safetensors"))) == 4  # none was trained twice
+    adapters = list(tmp_path.glob("adapters/*/adapter_model.safetensors"))
+    assert len(adapters) == 4
+    assert all(path.stat().st_mtime_ns == stamps[path] for path in adapters)  # none was trained twice
+    lost = tmp_path / "rollouts" / "closer_test_first1.jsonl"
+    lost.unlink()
+    assert {row["seed"] for row in closer_from(tmp_path, seed=0, n_resamples=50)} == {0, "mean"}
+    assert cli.main(command) == 0 and lost.exists()
+    lost.write_text("{")
+    assert cli.main(command) == 2 and "damaged" in capsys.readouterr().err
+
+
+def test_other_values_want_another_folder(tmp_path, capsys):
+    assert cli.main(["closer", "--profile", "smoke", "--set", "zoom=3"]) == 2
+    assert cli.main(["closer", "--profile", "smoke", "--set", "sft_lr=3", "--run-dir", str(tmp_path / "a")]) == 2
+    assert capsys.readouterr().err.count("--set takes zoom=") == 2 and not (tmp_path / "a").exists()
+    command = ["closer", "--profile", "smoke", "--seeds", "0", "--set", "zoom=3", "--run-dir", str(tmp_path)]
+    assert cli.main([*command, "--split", "val"]) == 0
+    assert json.loads((tmp_path / "run.json").read_text())["values"]["zoom"] == 3

@@ -68,3 +68,20 @@ def test_the_next_answer_is_given_after_the_shown_box(rollouts, records, monkeyp
         assert chat[1] == protocol.answer(own["text"])
         assert chat[2]["content"][1] == wanted["content"][1]
         assert chat[2]["content"][0]["image"].tobytes() == wanted["content"][0]["image"].tobytes()
+
+
+def test_the_row_of_a_control_tells_what_was_shown_and_what_followed(rollouts):
+    def after(shown, answer):
+        return [{**r, "steps": [r["steps"][0], {"text": "", "box": answer(r), "shown": shown(r)}]} for r in rollouts]
+
+    def truth(r):
+        return snap(r["truth"])
+
+    rows = controls.control_rows(
+        {"true": after(truth, lambda r: r["steps"][0]["box"]), "none": after(lambda r: None, truth)},
+        seed=0, n_resamples=50,
+    )
+    assert [row["control"] for row in rows] == ["true", "none"]
+    assert rows[0]["shown"]["value"] > 0.95 and rows[0]["shown"]["n"] == 6
+    assert rows[0]["follow"]["value"] == pytest.approx(rows[0]["miou"]["value"], abs=0.02)
+    assert rows[1]["shown"]["value"] is None and rows[1]["follow"]["value"] is None and rows[1]["acc50"]["value"] == 1

@@ -30,6 +30,9 @@ def test_the_course_runs_whole_and_in_time(smoke_run):
     assert all(m["n"] == get_profile("smoke").test for m in results["methods"].values())
     rules = results["methods"]["sft_ivt"]["rules"]
     assert len(rules) >= 8 and all(row["acc50"]["n"] == get_profile("smoke").test for row in rules)
+    for name in ("base_ivt", "sft_ivt", "sft_grpo_ivt"):
+        method = results["methods"][name]
+        assert len(method["controls"]) == 8 and method["calibration"]["bins"] and "ccr" in method["refinement"]
     assert len({row["name"] for row in results["ablations"]}) >= 7 and len(results["ablations"]) >= 8
     assert all(row["low"] <= row["value"] <= row["high"] and row["n"] for row in results["ablations"])
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ivt_utils import metrics, report, results
+from ivt_utils import closer, metrics, report, results
 from ivt_utils.artefacts import ArtefactError, Run, checksum
 from ivt_utils.profiles import get_profile
 
@@ -156,7 +156,7 @@ def reached(content):
 def test_targets_are_reached_by_a_run_that_reaches_them(built):
     everything = all_methods() | {"base_single": rows([FULL, FULL, FULL, FULL, NONE])}
     content = results.build_results(everything, **SETTINGS)
-    assert reached(content) == dict.fromkeys("abcdef", True)
+    assert reached(content) == dict.fromkeys("abcdef", True) | {"g": None}
     goals = {goal["key"]: goal for goal in results.targets(content)}
     assert goals["a"]["value"] == pytest.approx(-0.6) and goals["a"]["n"] == 40
     assert goals["d"]["unit"] == "ratio" and goals["d"]["value"] == pytest.approx(-0.08 / 0.15)
@@ -164,8 +164,29 @@ def test_targets_are_reached_by_a_run_that_reaches_them(built):
 
 def test_targets_that_were_not_run_say_so():
     content = results.build_results({"base_ivt": all_methods()["base_ivt"]}, **SETTINGS)
-    assert reached(content) == {"a": True, "b": None, "c": None, "d": None, "e": True, "f": True}
+    assert reached(content) == {"a": True, "b": None, "c": None, "d": None, "e": True, "f": True, "g": None}
     assert "not run" in report.summary(content, report.paper_results()).split("claim")[1]
+
+
+def looks(low):
+    def row(name, seed, low):
+        cell = {"value": 0.05, "low": low, "high": 0.09, "n": 40}
+        return {"name": name, "seed": seed, "answers": None, "acc50": cell, "miou": cell}
+
+    return [row(name, seed, low if (name, seed) == (closer.GAINS[1], 1) else 0.01)
+            for name in closer.GAINS for seed in (0, 1, "mean")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("low", "is_reached"), [(0.02, True), (0.0, False), (-0.01, False), (None, False)])
+def test_the_closer_look_must_gain_with_every_seed(low, is_reached, tmp_path):
+    content = results.build_results(all_methods(), **SETTINGS, looks=looks(low))
+    assert reached(content)["g"] is is_reached
+    text = report.summary(content, report.paper_results())
+    assert text.count(closer.GAINS[1]) == 3 and "5.0 [1.0, 9.0]" in text
+    readme = tmp_path / "README.md"
+    readme.write_text("before <!-- table -->old<!-- /table --> after")
+    report.write_table(readme, content, report.paper_results())
+    assert readme.read_text().count(closer.GAINS[0]) == 3 and "old" not in readme.read_text()
 
 
 @pytest.mark.parametrize(
@@ -325,7 +346,7 @@ def test_report_from_takes_ablations_and_leaves_other_predictions_out(run):
 
 
 def test_the_rules_of_notebook_6_are_recomputed_from_their_predictions(run):
-    note = json.loads((run / "run.json").read_text()) | {"values": {"thresholds": [0.5, 0.9]}}
+    note = json.loads((run / "run.json").read_text()) | {"values": {"thresholds": [0.5, 0.9], "control_shifts": [0.5]}}
     (run / "run.json").write_text(json.dumps(note))
     asked = [
         {**rollout, "steps": [{**step, "fits": 0.1 + t / 2, "likelihood": -float(t)}
