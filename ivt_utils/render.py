@@ -99,5 +99,5 @@ def trajectory_strip(records, rollouts, title: str = ""):
                Rectangle((0, 0), 1, 1, fill=False, color=COLORS["answer"])]  # fmt: skip
     figure.legend(handles, ["ground truth", "answer"], loc="upper right", ncols=2, frameon=False, fontsize=9)
     figure.suptitle(title, x=0.02, ha="left", fontsize=11)
-    figure.tight_layout(rect=(0, 0, 1, 0.97), h_pad=2.5)
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.1 / len(rollouts)), h_pad=2.5)  # room for title and legend
     return figure
