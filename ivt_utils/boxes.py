@@ -55,17 +55,13 @@ def view(box, zoom: float) -> Box:
 
 def from_view(box, part: Box) -> Box:
     """Return a box that is relative (0..1000) to a part of the image as a box of the image."""
-    return snap([low + v * (high - low) / SCALE for v, (low, high) in zip(box, _sides(part), strict=True)])
+    return snap([low + v * (high - low) / SCALE for v, low, high in zip(box, part[:2] * 2, part[2:] * 2, strict=True)])
 
 
 def to_view(box, part: Box, grid: int = 1) -> Box:
     """Return a box of the image as one relative to a part of it (0..1000), clipped there."""
-    return snap([(v - low) * SCALE / (high - low) for v, (low, high) in zip(box, _sides(part), strict=True)], grid)
-
-
-def _sides(part: Box):
-    x1, y1, x2, y2 = part
-    return (x1, x2), (y1, y2), (x1, x2), (y1, y2)
+    ends = zip(box, part[:2] * 2, part[2:] * 2, strict=True)
+    return snap([(v - low) * SCALE / (high - low) for v, low, high in ends], grid)
 
 
 def iou(a, b) -> float:

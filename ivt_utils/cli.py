@@ -137,9 +137,10 @@ def closer_command(arguments) -> int:
     print(f"Profile {profile.name}: the closer look, seeds {arguments.seeds}: {cost}. Results go to {run.root}.")
     run_closer(run, arguments.seeds, train, records, split)
     if split == "test" and (run.root / "results.json").exists():
-        report_from(run.root)
-    rows = closer_from(run.root, split, seed=0, n_resamples=profile.resamples)
-    print(f"{split} split\n{aligned(closer_table(rows))}")
+        report_from(run.root)  # ends with the same table
+    else:
+        rows = closer_from(run.root, split, seed=0, n_resamples=profile.resamples)
+        print(f"{split} split\n{aligned(closer_table(rows))}")
     return 0
 
 

@@ -171,21 +171,29 @@ def mirage_tables(method: dict) -> list[list[list[str]]]:
     """Return what notebook 6 tells of a method as grids of text, each with its head first; [] where it was not run."""
     if not method.get("rules"):
         return []
-    rules = [["rule", "threshold (val)", "answers", "Acc@0.5 (%)", "minus step 0 (points)", "samples", "p"]]
-    for r in method["rules"]:
-        rules.append([r["rule"], r["threshold"] or "-", r["answers"], number(r["acc50"], 100, 1),
-                      number(r["difference"], 100, 1), f"+{r['gained']} -{r['lost']}", f"{r['p']:.3f}"])  # fmt: skip
-    controls = [["box shown", "its IoU with the truth", "next answer: Acc@0.5 (%)", "mean IoU",
-                 "IoU of next answer and box shown"]]  # fmt: skip
-    for r in method["controls"]:
-        controls.append([r["control"], number(r["shown"], 1, 3), number(r["acc50"], 100, 1), number(r["miou"], 1, 3),
-                         number(r["follow"], 1, 3)])  # fmt: skip
     rest = [["measure", "value", "n"]]
     for name in ("r", "auroc"):
         cell = method["calibration"][name]
         rest.append([f"verification: {name}", number(cell, 1, 3), cell["n"]])
     rest += [[f"{name} (%)", number(cell, 100, 1), cell["n"]] for name, cell in method["refinement"].items()]
-    return [[[str(v) for v in line] for line in grid] for grid in (rules, controls, rest)]
+    grids = rules_table(method["rules"]), controls_table(method["controls"]), rest
+    return [[[str(v) for v in line] for line in grid] for grid in grids]
+
+
+def rules_table(rows: list[dict]) -> list[list]:
+    """Return `selection.rule_rows` as a grid, its head first."""
+    head = ["rule", "threshold (val)", "answers", "Acc@0.5 (%)", "minus step 0 (points)", "samples", "p"]
+    return [head, *([r["rule"], r["threshold"] or "-", r["answers"], number(r["acc50"], 100, 1),
+                     number(r["difference"], 100, 1), f"+{r['gained']} -{r['lost']}", f"{r['p']:.3f}"]
+                    for r in rows)]  # fmt: skip
+
+
+def controls_table(rows: list[dict]) -> list[list]:
+    """Return `controls.control_rows` as a grid, its head first."""
+    head = ["box shown", "its IoU with the truth", "next answer: Acc@0.5 (%)", "mean IoU",
+            "IoU of next answer and box shown"]  # fmt: skip
+    return [head, *([r["control"], number(r["shown"], 1, 3), number(r["acc50"], 100, 1), number(r["miou"], 1, 3),
+                     number(r["follow"], 1, 3)] for r in rows)]  # fmt: skip
 
 
 def closer_table(rows: list[dict]) -> list[list[str]]:
