@@ -11,7 +11,7 @@ from ivt_utils.grpo import prompts_dataset, train_grpo
 from ivt_utils.harvest import keep_errors, perturbed, trajectory
 from ivt_utils.loop import evaluate
 from ivt_utils.sft import train_sft, trajectories_dataset
-from ivt_utils.student import GRID, load_student
+from ivt_utils.student import load_student
 from ivt_utils.teacher import geometric_trace
 
 MOST_TURNS = 4
@@ -19,16 +19,14 @@ MOST_TURNS = 4
 
 def sft_variants(answers: list[dict], profile, seed: int) -> dict[str, list[dict]]:
     """Return the training trajectories of each SFT variant; "reference" is the recipe of the paper."""
-    grid = GRID if profile.data == "synthetic" else 1
-
     def build(errors, trace=geometric_trace):
-        return [trajectory(e, profile.turns, grid, trace) for e in errors]
+        return [trajectory(e, profile.turns, profile.grid, trace) for e in errors]
 
     errors = keep_errors(answers, profile.harvest_max_iou)
     shuffled = random.Random(seed).sample(errors, len(errors))
     return {
         "reference": build(errors),
-        "perturbed ground truth": build([perturbed(e, seed, grid) for e in errors]),
+        "perturbed ground truth": build([perturbed(e, seed, profile.grid) for e in errors]),
         "no trace": build(errors, None),
         "a quarter of the data": build(shuffled[: len(errors) // 4]),
         "IoU filter 0.5": build(keep_errors(answers, 0.5)),

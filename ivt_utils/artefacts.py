@@ -15,6 +15,9 @@ from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
+from ivt_utils import distributed
+from ivt_utils.profiles import COST_ONLY
+
 ROOT = Path(__file__).resolve().parent.parent  # the project's folder
 DATA = ROOT / "data"
 REFERENCE = DATA / "reference"
@@ -107,14 +110,16 @@ class Run:
         self.profile, self.seed = profile, seed
         self.root = Path(root) if root else ROOT / "runs" / profile.name
         values = json.loads(json.dumps({"profile": profile.name, "seed": seed, "values": asdict(profile)}))
-        del values["values"]["minutes"]  # what a run is expected to cost does not change its results
+        for name in COST_ONLY:  # may change on the way, as when the memory does not suffice
+            del values["values"][name]
         note = self.root / "run.json"
-        if note.exists():
+        if distributed.agree(note.exists()):
             if read_json(note) != values:
                 raise ArtefactError(f"{self.root} holds a run with another profile, seed or values; choose another "
                                     "RUN_DIR, or delete that folder.")  # fmt: skip
-        else:
+        elif distributed.rank() == 0:
             write_text(note, json.dumps(values, indent=1))
+        distributed.wait()
 
     # ------------------------------------------------------------------ stages
     def rollouts(self, name: str, make) -> list[dict]:
@@ -122,7 +127,9 @@ class Run:
         path = self.root / "rollouts" / f"{name}.jsonl"
 
         def produce():
-            write_text(path, "".join(json.dumps(row) + "\n" for row in make()))
+            rows = make()
+            if distributed.rank() == 0:
+                write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
         self._stage(f"rollouts/{name}", path, produce)
         return read_jsonl(path)
@@ -130,7 +137,13 @@ class Run:
     def rows(self, name: str, make):
         """Return a stage's JSON value: read when finished, else made by `make()` and written."""
         path = self.root / "tables" / f"{name}.json"
-        self._stage(f"tables/{name}", path, lambda: write_text(path, json.dumps(make(), indent=1)))
+
+        def produce():
+            value = make()
+            if distributed.rank() == 0:
+                write_text(path, json.dumps(value, indent=1))
+
+        self._stage(f"tables/{name}", path, produce)
         return read_json(path)
 
     def adapter(self, name: str, make) -> Path:
@@ -144,22 +157,26 @@ class Run:
             scratch = path.with_name(name + ".training")
             scratch.mkdir(parents=True, exist_ok=True)
             make(scratch)
-            for checkpoint in scratch.glob("checkpoint-*"):
-                shutil.rmtree(checkpoint)
-            shutil.rmtree(path, ignore_errors=True)
-            os.replace(scratch, path)
+            if distributed.rank() == 0:
+                for checkpoint in scratch.glob("checkpoint-*"):
+                    shutil.rmtree(checkpoint)
+                shutil.rmtree(path, ignore_errors=True)
+                os.replace(scratch, path)
 
         self._stage(f"adapters/{name}", path, produce)
         return path
 
     def _stage(self, key: str, path: Path, produce) -> None:
-        if key in self.stages() and path.exists():
+        """Let all processes produce what is not there yet; process 0 writes it, and the others wait for it."""
+        if distributed.agree(key in self.stages() and path.exists()):
             self._check(key, path)
             return
         started = time.time()
         produce()
-        stages = self.stages() | {key: {"seconds": round(time.time() - started, 1), "sha256": checksum(path)}}
-        write_text(self.root / "stages.json", json.dumps(stages, indent=1, sort_keys=True))
+        if distributed.rank() == 0:
+            stages = self.stages() | {key: {"seconds": round(time.time() - started, 1), "sha256": checksum(path)}}
+            write_text(self.root / "stages.json", json.dumps(stages, indent=1, sort_keys=True))
+        distributed.wait()
 
     def _check(self, key: str, path: Path) -> None:
         noted = self.stages().get(key)
@@ -179,13 +196,15 @@ class Run:
     def find(self, relative: str) -> Path:
         """Return an artefact of an earlier stage, such as "adapters/sft": this run's, or else the reference's.
 
-        Using the reference is said on the terminal. When neither is there, or the reference is damaged, an
-        ArtefactError says what to do.
+        Using the reference is said on the terminal; it is the micro student's, so only runs on the synthetic data may
+        do so. When neither is there, or the reference is damaged, an ArtefactError says what to do.
         """
         own, shipped = self.root / relative, REFERENCE / relative
         if own.exists():
             self._check(stage_key(relative), own)
             return own
+        if self.profile.data != "synthetic":
+            raise ArtefactError(f"{relative} is not in {self.root}; run the notebook or command that makes it.")
         if not shipped.exists():
             raise ArtefactError(f"{relative} is neither in {self.root} nor in {REFERENCE}; run the earlier notebooks.")
         sums = read_json(REFERENCE / "stages.json")

@@ -2,11 +2,24 @@
 
 import argparse
 import errno
+import os
 import signal
 import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+
+from . import distributed
+
+STOPPED = ("Stopped, from outside or because another process of this run has died (most often for want of memory); "
+           "the same command goes on from the last finished stage or checkpoint.")  # fmt: skip
+LOST = ("gloo", "nccl", "connection closed", "connection reset")  # how torch says that another process is gone
+NOTEBOOKS = {
+    "eval": "notebooks 1 and 2: the base student's answers, and the harvest",
+    "sft": "notebook 3: SFT, and its answers", "grpo": "notebook 4: GRPO, and its answers",
+    "ablations": "notebook 5", "mirage": "notebook 6: confidence, sampled answers and controls",
+}  # fmt: skip
+
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -17,6 +30,8 @@ def main(argv: list[str] | None = None) -> int:
     from .course import NotebookStopped
 
     arguments = parser().parse_args(argv)
+    if distributed.rank() > 0:
+        sys.stdout = open(os.devnull, "w")  # process 0 speaks for all
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows ? and goes on
@@ -33,22 +48,39 @@ def main(argv: list[str] | None = None) -> int:
             return fail(disk_sentence(error), 2)
         if isinstance(error, (ArtefactError, ValueError)):
             return fail(str(error), 2)
+        if distributed.size() > 1 and any(sign in str(error).lower() for sign in LOST):
+            return fail(STOPPED, 1)
         raise
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; each sets `command`, from the arguments to an exit code."""
     top = argparse.ArgumentParser(prog="ivt", description="The IVT course on the command line.")
-    commands = top.add_subparsers(required=True, metavar="run|report|closer|doctor|build")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
 
-    run = commands.add_parser("run", help="execute the notebooks in order and print the report")
-    run.add_argument("--profile", default="micro", help="smoke, micro (default), colab or paper")
-    run.add_argument("--seed", type=int, default=0, help="seed of everything random (default 0)")
-    run.add_argument("--run-dir", type=Path, help="where results go (default runs/PROFILE, for another seed "
-                                                  "than 0 runs/PROFILE-seedN)")  # fmt: skip
+    def add(name, command, help, runs=False):
+        made = commands.add_parser(name, help=help)
+        made.add_argument("--profile", default="micro", help="smoke, micro (default), colab or paper")
+        made.set_defaults(command=command, stage=name)
+        if runs:
+            made.add_argument("--seed", type=int, default=0, help="seed of everything random (default 0)")
+            made.add_argument("--run-dir", type=Path, help="where results go (default runs/PROFILE, for another seed "
+                                                           "than 0 runs/PROFILE-seedN)")  # fmt: skip
+            made.add_argument("--dry-run", action="store_true", help="walk through colab or paper with the micro "
+                              "student and 8 made-up samples of each split")  # fmt: skip
+        return made
+
+    run = add("run", run_command, "execute the notebooks in order and print the report", runs=True)
     run.add_argument("--only", nargs="+", metavar="NAME", help="only these notebooks, such as 03 or 04_grpo")
     run.add_argument("--notebooks", type=Path, metavar="DIR", help="another folder of notebooks")
-    run.set_defaults(command=run_command)
+    for name, told in NOTEBOOKS.items():
+        add(name, stage_command, f"the stages of {told}; also under `accelerate launch`", runs=True)
+    teach = add("teach", teach_command, "let a VLM write the traces of the harvest, before notebook 2", runs=True)
+    teach.add_argument("--base-url", required=True, metavar="URL", help="an OpenAI-compatible endpoint, such as "
+                       "http://localhost:8000/v1; its key, if it wants one, in OPENAI_API_KEY")  # fmt: skip
+    teach.add_argument("--model", required=True, metavar="NAME", help="the teacher's name there")
+    add("data", data_command, "prepare the data sets of colab or paper: download, check, split")
+    add("plan", plan_command, "say what a profile will cost: memory, tokens, time on named GPUs, disk, downloads")
 
     report = commands.add_parser("report", help="recompute the tables from saved predictions")
     report.add_argument(
@@ -56,14 +88,12 @@ def parser() -> argparse.ArgumentParser:
     )
     report.set_defaults(command=report_command)
 
-    closer = commands.add_parser("closer", help="train and score the closer look, our own recipe, on several seeds")
-    closer.add_argument("--profile", default="micro", help="smoke, micro (default), colab or paper")
+    closer = add("closer", closer_command, "train and score the closer look, our own recipe, on several seeds")
     closer.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="default 0 1 2")
     closer.add_argument("--split", choices=("val", "test"), default="test", help="choose values on val (default test)")
     closer.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="try another zoom, looks or "
                         "closer_steps, in a --run-dir of its own")  # fmt: skip
     closer.add_argument("--run-dir", type=Path, help="where results go (default runs/PROFILE)")
-    closer.set_defaults(command=closer_command)
 
     build = commands.add_parser("build", help="make again what the project ships: student, benchmark, reference")
     build.add_argument("what", choices=("student", "benchmark", "reference"))
@@ -72,33 +102,110 @@ def parser() -> argparse.ArgumentParser:
                        help="the finished run that becomes the reference (default runs/micro)")  # fmt: skip
     build.set_defaults(command=build_command)
 
-    doctor = commands.add_parser("doctor", help="say what this computer has and lacks for the course")
-    doctor.add_argument("--profile", default="micro", help="smoke, micro (default), colab or paper")
-    doctor.set_defaults(command=doctor_command)
+    add("doctor", doctor_command, "say what this computer has and lacks for the course")
     return top
+
+
+def _begin(arguments):
+    """Return the profile and the folder of a run; `kill` will end it as Ctrl-C does."""
+    from .course import PROJECT
+    from .profiles import get_profile
+
+    profile = get_profile(arguments.profile + "-dry-run" * arguments.dry_run)
+    if arguments.dry_run and distributed.rank() == 0:
+        from .hub_fixture import prepare_fixture
+
+        prepare_fixture(profile)
+    name = profile.name if arguments.seed == 0 else f"{profile.name}-seed{arguments.seed}"
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    return profile, (arguments.run_dir or PROJECT / "runs" / name).resolve()
 
 
 def run_command(arguments) -> int:
     """Return 0 after executing the notebooks and printing the report."""
     from .artefacts import ArtefactError
     from .course import PROJECT, run_course
-    from .profiles import get_profile
     from .report import report_from
 
-    profile = get_profile(arguments.profile)
-    seed = arguments.seed
-    name = profile.name if seed == 0 else f"{profile.name}-seed{seed}"
-    run_dir = (arguments.run_dir or PROJECT / "runs" / name).resolve()
+    profile, run_dir = _begin(arguments)
     folder = (arguments.notebooks or PROJECT / "notebooks").resolve()
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends a run as Ctrl-C does
-    run_course(profile, seed, run_dir, folder, arguments.only)
+    run_course(profile, arguments.seed, run_dir, folder, arguments.only)
     try:
         report_from(run_dir)
     except ArtefactError as missing:
         if not arguments.only:
             raise
         print(f"No report yet: {missing}")
+    return 0
+
+
+def stage_command(arguments) -> int:
+    """Return 0 after making the stages of a notebook, together with the other processes of a launch."""
+    from .artefacts import Run
+    from .stages import STAGES
+
+    profile, run_dir = _begin(arguments)
+    distributed.start()
+    distributed.wait()
+    print(f"Profile {profile.name}, seed {arguments.seed}, {distributed.size()} process(es): "
+          f"{NOTEBOOKS[arguments.stage]}. `ivt plan` says what it costs. Results go to {run_dir}.")  # fmt: skip
+    run = Run(profile, arguments.seed, run_dir)
+    before = set(run.stages())
+    try:
+        STAGES[arguments.stage](run)
+    except KeyboardInterrupt:  # Ctrl-C, or the launcher, which ends all processes when one has died
+        raise KeyboardInterrupt(STOPPED) from None
+    distributed.leave()
+    made = {name: noted["seconds"] for name, noted in run.stages().items() if name not in before}
+    for name, seconds in made.items():
+        print(f"{name}: {seconds:g} s")
+    print(f"Made {len(made)} stages; `ivt run` with the same profile shows them in the notebooks.")
+    return 0
+
+
+def teach_command(arguments) -> int:
+    """Return 0 after a VLM has written the traces of the harvest."""
+    from .artefacts import Run
+    from .datasets import load_split
+    from .stages import errors
+    from .vlm_teacher import budget, teach
+
+    profile, run_dir = _begin(arguments)
+    if not profile.hub_student:
+        raise ValueError("The micro student knows the geometric teacher's words only; teach is for colab and paper.")
+    run = Run(profile, arguments.seed, run_dir)
+    if "rollouts/trajectories" in run.stages():
+        raise ValueError(f"{run_dir} has its trajectories already; for another teacher name another --run-dir.")
+    train, cache = load_split(profile, "train"), run.root / "teacher"
+    wrong = errors(run, train)
+    print(budget(wrong, train, profile, arguments.model, cache), flush=True)
+    ask = {"base_url": arguments.base_url, "model": arguments.model, "cache": cache, "progress": "teacher"}
+    taught = run.rollouts("trajectories", lambda: teach(wrong, train, profile, **ask))
+    traces, geometric = sum(len(t["steps"]) - 1 for t in taught), sum(t["stood_in"] for t in taught)
+    print(f"{traces} traces, {geometric} of them by the geometric teacher, for the VLM's were refused.")
+    print(f"The trajectories are in {run_dir}; notebook 2 and ivt sft take them from there.")
+    return 0
+
+
+def data_command(arguments) -> int:
+    """Return 0 after the data sets of a profile are prepared."""
+    from .hub import prepare
+    from .profiles import get_profile
+
+    profile = get_profile(arguments.profile)
+    if profile.data != "hub":
+        raise ValueError(f"The data of {profile.name} comes with the project; ivt data is for colab and paper.")
+    print(f"The data is in {prepare(profile)}.")
+    return 0
+
+
+def plan_command(arguments) -> int:
+    """Return 0 after printing what a profile will cost."""
+    from .plan import plan_text
+    from .profiles import get_profile
+
+    print(plan_text(get_profile(arguments.profile)))
     return 0
 
 
@@ -192,7 +299,7 @@ def disk_sentence(error: OSError) -> str:
 
 def fail(sentence: str, code: int) -> int:
     """Return the exit code after printing the sentence on stderr."""
-    print(sentence, file=sys.stderr)
+    print(sentence if distributed.rank() == 0 else f"[process {distributed.rank()}] {sentence}", file=sys.stderr)
     return code
 
 

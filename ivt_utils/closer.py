@@ -20,7 +20,7 @@ from ivt_utils.loop import evaluate, sampled_answers
 from ivt_utils.render import closer_look, load_image
 from ivt_utils.selection import choose, medoid
 from ivt_utils.sft import train_sft
-from ivt_utils.student import GRID, load_student
+from ivt_utils.student import load_student
 
 BASE, FIRST, CLOSER = "base, single shot", "first answer", "closer look"
 SAMPLED, TAUGHT = "consensus of sampled first answers", "first answer, trained on the truth"
@@ -88,7 +88,7 @@ def run_closer(run, seeds, train, records, split: str = "test") -> None:
             load_student(profile, adapter), records, profile, run.seed, stage, **changes))  # fmt: skip
 
     def trained(folder, seed, learnt):
-        rows = learnt(answered("train_step0", train, turns=0), grid=GRID if profile.data == "synthetic" else 1)
+        rows = learnt(answered("train_step0", train, turns=0), grid=profile.grid)
         dataset = examples_dataset(train, rows, profile.zoom)
         train_sft(load_student(profile), dataset, folder, profile, seed, profile.closer_steps)
 

@@ -13,7 +13,8 @@ from scipy.stats import DegenerateDataWarning, bootstrap, rankdata
 
 from ivt_utils import metrics, protocol
 from ivt_utils.datasets import numbered
-from ivt_utils.loop import _progress
+from ivt_utils.distributed import each_batch
+from ivt_utils.hardware import memory_advice
 from ivt_utils.render import draw_box, load_image
 from ivt_utils.student import Student
 
@@ -34,9 +35,9 @@ def with_confidence(
     shared = len(commonprefix([fits, opens]))
     lead, pair = tokenizer.decode(fits[:shared]), [fits[shared], opens[shared]]
     images = numbered(records)
-    found = []
-    for start in _progress(range(0, len(rollouts), batch_size), progress):
-        batch = rollouts[start : start + batch_size]
+
+    def ask(start, stop):
+        batch = rollouts[start:stop]
         shown = [load_image(records[images[rollout["id"]]]["image"]) for rollout in batch]
         steps = [[dict(step) for step in rollout["steps"]] for rollout in batch]
         for turn in range(len(steps[0])):
@@ -51,8 +52,9 @@ def with_confidence(
             logits = _logits(student, chats, lead, logits_to_keep=1)[:, -1, pair]
             for own, value in zip(steps, torch.softmax(logits.float(), -1)[:, 0].tolist(), strict=True):
                 own[turn]["fits"] = value if own[turn]["box"] else None
-        found += [{**rollout, "steps": own} for rollout, own in zip(batch, steps, strict=True)]
-    return found
+        return [{**rollout, "steps": own} for rollout, own in zip(batch, steps, strict=True)]
+
+    return each_batch(ask, len(rollouts), batch_size, progress)
 
 
 def calibration(rollouts, *, bins: int = 10, seed: int, n_resamples: int) -> dict:
@@ -135,5 +137,5 @@ def _logits(student: Student, chats, continuation, **options):
         text=[text + more for text, more in zip(texts, continuations, strict=True)], images=images, padding=True,
         padding_side="left", return_tensors="pt",
     ).to(student.model.device)  # fmt: skip
-    with torch.inference_mode():
+    with torch.inference_mode(), memory_advice("asking for confidence", "batch_size", "max_pixels"):
         return student.model(**inputs, **options).logits

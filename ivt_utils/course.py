@@ -13,7 +13,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
 PROJECT = PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").is_file() else Path.cwd()
-TERMINAL_ONLY = ("cli.py", "course.py", "doctor.py")  # no result depends on these
+TERMINAL_ONLY = ("cli.py", "course.py", "doctor.py", "plan.py", "stages.py")  # no result depends on these
 PLAIN_SECONDS = 15  # between two lines where a line cannot be rewritten
 ARTEFACTS = ("rollouts/*.jsonl", "tables/*.json", "adapters/*/*.safetensors", "figures/*.png")
 MARK = "ivt_course"  # our key in the metadata of an executed notebook
@@ -202,7 +202,7 @@ def cost(profile: str, notebooks: list[Path], minutes: dict[str, float]) -> str:
     stems = [path.stem for path in notebooks]
     text = f"Profile {profile}: {len(stems)} notebook{'s' if len(stems) != 1 else ''}"
     if not all(stem in minutes for stem in stems):
-        return text + "; how long it takes is not recorded."
+        return text + f"; how long it takes is not recorded, `ivt plan --profile {profile}` estimates it."
     each = ", ".join(f"{stem[:2]}: {minutes[stem]:g}" for stem in stems)
     total = sum(minutes[stem] for stem in stems)
     return text + f", about {total:g} min from scratch ({each}), less where stages are finished."

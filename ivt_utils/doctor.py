@@ -40,6 +40,10 @@ def examine(project: Path, profile) -> list[tuple[str, str]]:
         lines.append((OK, f"{name} in data/") if found else absent)
     alone = (NOTE, "no reference results in data/reference/: each notebook needs those before it run")
     lines.append((OK, "reference results in data/reference/") if reference.is_dir() else alone)
+    if profile.data == "hub":
+        there = (data / "hub" / profile.name / "manifest.json").exists()
+        absent = (MISS, f"the data of {profile.name}: not prepared (ivt data --profile {profile.name})")
+        lines.append((OK, f"the data of {profile.name} in data/hub/") if there else absent)
     count = len(list((project / "notebooks").glob("0*.ipynb")))
     lines.append((OK, f"{count} notebooks") if count else (MISS, "notebooks: none in notebooks/"))
     return lines
@@ -104,7 +108,7 @@ def disk(project: Path) -> tuple[str, str]:
 
 def gpu(profile) -> list[tuple[str, str]]:
     """Return lines about CUDA and 4-bit weights; only the profiles for a GPU cannot do without."""
-    needed = profile.name in ("colab", "paper")
+    needed = profile.hub_student
     try:
         import torch
 

@@ -8,7 +8,7 @@ import json
 import os
 from pathlib import Path
 
-from ivt_utils import protocol
+from ivt_utils import distributed, hardware, protocol
 from ivt_utils.boxes import format_answer, iou, parse_answer, valid
 from ivt_utils.render import draw_box, load_image
 from ivt_utils.sft import finish, trainer_options
@@ -81,7 +81,8 @@ def make_reward(turns: int, format_bonus: float, generations: int, image_token_i
         failed = [None in s for s in scores]
         log_metric("failed_rollouts", sum(failed) / len(failed))
         rewards = [(s[-1] or 0.0) + format_bonus * (not bad) for s, bad in zip(scores, failed, strict=True)]
-        groups = [rewards[i : i + generations] for i in range(0, len(rewards), generations)]
+        everyone = distributed.gather(rewards)  # a group may be shared by two processes
+        groups = [everyone[i : i + generations] for i in range(0, len(everyone), generations)]
         log_metric("equal_groups", sum(max(group) - min(group) < 1e-6 for group in groups) / len(groups))
         return rewards
 
@@ -122,17 +123,18 @@ def train_grpo(
 
     turns = profile.turns if turns is None else turns
     bonus = profile.format_bonus if format_bonus is None else format_bonus
-    per_image = image_tokens(student, load_image(dataset[0]["images"][0]))
+    per_image = most_image_tokens(student, profile.max_pixels, load_image(dataset[0]["images"][0]))
     answer = profile.max_new_tokens
     # Only the processor may write these: a sampled one would stand for an image that is not there.
     placeholders = [student.processor.image_token_id, student.processor.video_token_id]
     config = GRPOConfig(
         max_steps=steps or profile.grpo_steps, learning_rate=profile.grpo_lr, lr_scheduler_type="constant_with_warmup",
-        warmup_steps=0.05, per_device_train_batch_size=profile.grpo_prompts * profile.generations,
-        num_generations=profile.generations, beta=profile.beta, temperature=profile.temperature, loss_type="grpo",
-        scale_rewards=profile.scale_rewards,
-        max_tool_calling_iterations=turns, max_completion_length=(turns + 1) * (answer + 64) + turns * 2 * per_image,
+        warmup_steps=0.05, num_generations=profile.generations,
+        beta=profile.beta, temperature=profile.temperature, loss_type="grpo",
+        scale_rewards=profile.scale_rewards, max_tool_calling_iterations=turns,
+        max_completion_length=(turns + 1) * (answer + 64) + turns * 2 * per_image,
         generation_kwargs={"max_new_tokens": answer, "suppress_tokens": placeholders},
+        **distributed.batch_share(profile.grpo_prompts * profile.generations, profile.grpo_device_batch),
         **trainer_options(folder, profile, seed),
     )  # fmt: skip
     reward = make_reward(turns, bonus, profile.generations, student.processor.image_token_id,
@@ -142,10 +144,17 @@ def train_grpo(
         processing_class=student.processor, environment_factory=make_environment(profile.style),
         peft_config=None if hasattr(student.model, "peft_config") else lora(profile),
     )  # fmt: skip
-    return finish(trainer, folder, profile.student)
+    with hardware.memory_advice("training with GRPO", "grpo_device_batch", "generations", "max_pixels"):
+        return finish(trainer, folder, profile.student)
 
 
 def image_tokens(student: Student, image) -> int:
     """Return how many tokens an image takes in a chat."""
     grid = student.processor.image_processor(images=[image], return_tensors="pt")["image_grid_thw"][0]
     return int(grid.prod()) // student.processor.image_processor.merge_size**2
+
+
+def most_image_tokens(student: Student, max_pixels: int, image) -> int:
+    """Return how many tokens an image of the data takes at most; without a bound, as many as this one."""
+    kind = student.processor.image_processor
+    return max_pixels // (kind.patch_size * kind.merge_size) ** 2 if max_pixels else image_tokens(student, image)

@@ -7,6 +7,8 @@ bare image and says so.
 from ivt_utils import protocol
 from ivt_utils.boxes import from_view, parse_answer, view
 from ivt_utils.datasets import numbered
+from ivt_utils.distributed import each_batch
+from ivt_utils.hardware import memory_advice
 from ivt_utils.render import closer_look, draw_box, load_image
 from ivt_utils.student import Student
 
@@ -25,10 +27,9 @@ def run_loop(
     """
     if turns < 0:
         raise ValueError(f"A loop has 0 or more refinements, not {turns}.")
-    rollouts = []
-    batches = range(0, len(records), batch_size)
-    for start in _progress(batches, progress):
-        batch = [records[i] for i in range(start, min(start + batch_size, len(records)))]
+
+    def answer(start, stop):
+        batch = [records[i] for i in range(start, stop)]
         images = [load_image(record["image"]) for record in batch]
         chats = [[protocol.question(image, r["expression"])] for image, r in zip(images, batch, strict=True)]
         steps: list[list[dict]] = [[] for _ in batch]
@@ -43,8 +44,9 @@ def run_loop(
                     chat[:] = [protocol.question(closer_look(image, box, zoom), record["expression"])]
                 else:
                     chat += [protocol.answer(text), protocol.feedback(draw_box(image, box, style), box)]
-        rollouts += [_rollout(record, own) for record, own in zip(batch, steps, strict=True)]
-    return rollouts
+        return [_rollout(record, own) for record, own in zip(batch, steps, strict=True)]
+
+    return each_batch(answer, len(records), batch_size, progress)
 
 
 def evaluate(student: Student, records, profile, seed: int = 0, progress: str = "", **changes) -> list[dict]:
@@ -69,10 +71,10 @@ def answer_again(
     `shown`: one box (0..1000) a rollout, or None for the bare image; the words of the feedback stay those of a drawn
     box. The second step also holds the box it was shown ("shown"). Greedy decoding.
     """
-    numbers, answered = numbered(records), []
-    for start in _progress(range(0, len(rollouts), batch_size), progress):
-        batch = list(zip(rollouts, shown, strict=True))[start : start + batch_size]
-        chats = []
+    numbers, pairs = numbered(records), list(zip(rollouts, shown, strict=True))
+
+    def answer(start, stop):
+        batch, chats, answered = pairs[start:stop], [], []
         for rollout, box in batch:
             image, first = load_image(records[numbers[rollout["id"]]]["image"]), rollout["steps"][0]
             feedback = protocol.feedback(draw_box(image, box, style), first["box"])
@@ -81,7 +83,9 @@ def answer_again(
         for (rollout, box), text in zip(batch, texts, strict=True):
             again = {"text": text, "box": parse_answer(text), "shown": box}
             answered.append({**rollout, "steps": [rollout["steps"][0], again]})
-    return answered
+        return answered
+
+    return each_batch(answer, len(rollouts), batch_size, progress)
 
 
 def generate(
@@ -98,7 +102,7 @@ def generate(
     if temperature > 0:
         torch.manual_seed(seed)
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-    with torch.inference_mode():
+    with torch.inference_mode(), memory_advice("answering", "batch_size", "max_pixels"):
         output = student.model.generate(**inputs, max_new_tokens=max_new_tokens, **sampling)
     answers = output[:, inputs["input_ids"].shape[1] :]
     return student.processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
@@ -107,12 +111,3 @@ def generate(
 def _rollout(record: dict, steps: list[dict]) -> dict:
     kept = {key: record[key] for key in ("id", "image_id", "subset", "expression")}
     return {**kept, "truth": [float(v) for v in record["bbox"]], "steps": steps}
-
-
-def _progress(batches, label: str):
-    """Return the batches, with a progress bar when there is a label."""
-    if not label:
-        return batches
-    from tqdm.auto import tqdm
-
-    return tqdm(batches, desc=label, unit="batch")

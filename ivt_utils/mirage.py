@@ -6,7 +6,7 @@ With the stages there, tables and figures need no model.
 from ivt_utils import confidence, controls, selection
 from ivt_utils.artefacts import ArtefactError
 from ivt_utils.loop import answer_again, evaluate, sampled_answers
-from ivt_utils.student import GRID, load_student
+from ivt_utils.student import load_student
 
 ADAPTERS = {"base_ivt": None, "sft_ivt": "sft", "sft_grpo_ivt": "grpo"}  # a method of `results`: its adapter
 
@@ -49,5 +49,5 @@ def measure(run, name: str, rollouts: list[dict], test, val) -> dict:
     answers = sampled(name, test), sampled(f"{name}_val", val)
     chance = {"seed": seed, "n_resamples": profile.resamples}
     rules = selection.rule_rows(confident, on_val, *answers, profile.thresholds, **chance)
-    shown = controls.shown_boxes(rollouts, profile.control_shifts, seed, GRID if profile.data == "synthetic" else 1)
+    shown = controls.shown_boxes(rollouts, profile.control_shifts, seed, profile.grid)
     return {"rules": rules, "confident": confident, "controls": {k: control(k, boxes) for k, boxes in shown.items()}}

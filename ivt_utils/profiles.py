@@ -50,11 +50,14 @@ class Profile:
 
     name: str
     student: str  # a folder of the project, or a name on the Hub
-    data: str  # "synthetic" (shipped) or "hub"
+    data: str  # "synthetic" (shipped) or "hub" (`ivt data` prepares it)
     train: int  # samples of each split
     val: int
     test: int
-    load_in_4bit: bool = False  # NF4
+    grid: int = 10  # the step of the student's coordinates 0..1000
+    load_in_4bit: bool = False  # NF4, where there is CUDA
+    max_pixels: int = 0  # of an image after the processor's resize; 0: as the processor comes
+    data_seed: int = 0  # which samples of the Hub's sets are drawn, and into which split
     # closed loop
     turns: int = 2  # T: refinements after step 0 (paper)
     style: str = "filled"  # how the box is drawn: filled, outline, none
@@ -63,16 +66,24 @@ class Profile:
     # harvest: own step-0 predictions with an IoU in [0, this] become trajectories (paper)
     harvest_max_iou: float = 0.85
     trace: bool = True  # the teacher's short reason before each corrected box
+    # a VLM as teacher (`ivt teach`), over an OpenAI-compatible API
+    teacher_tokens: int = 60  # of one reason, at most
+    teacher_tries: int = 3  # answers asked for one reason before the geometric teacher gives it
+    teacher_temperature: float = 0.7
+    teacher_workers: int = 8  # requests under way at once
+    teacher_timeout: float = 120.0  # seconds for one answer
     lora_rank: int = 32
     lora_alpha: int = 64
     # SFT
     sft_epochs: float = 3
     sft_lr: float = 1.5e-3
     sft_batch: int = 4  # small batches here, too
+    sft_device_batch: int = 0  # trajectories a device holds at once, the rest by accumulation; 0: all of its share
     # GRPO: the group size, the bonus and beta are the paper's
     grpo_steps: int = 100
     grpo_prompts: int = 4  # prompts a step, each with `generations` rollouts
     generations: int = 6
+    grpo_device_batch: int = 0  # rollouts a device learns from at once; 0: all of its share
     grpo_lr: float = 3e-4
     beta: float = 0.04  # KL to the SFT policy
     format_bonus: float = 0.1
@@ -95,33 +106,57 @@ class Profile:
     minutes: tuple = ()  # (notebook, or "closer" for a seed of it; expected minutes) on two cores, measured
 
     @property
+    def hub_student(self) -> bool:
+        """Return whether the student is one of the Hub's, not the micro student in a folder."""
+        return self.student.startswith("Qwen/")
+
+    @property
     def costs(self) -> dict[str, float]:
         return dict(self.minutes)
 
 
+# What a run costs, and how it fits a machine: these values may be changed in the middle of a run.
+COST_ONLY = ("minutes", "batch_size", "sft_device_batch", "grpo_device_batch", "teacher_workers", "teacher_timeout")
+DRY_RUN = "-dry-run"  # "paper-dry-run": the paper's settings, walked through with a few made-up samples
+
 _MICRO = Profile(name="micro", student="data/student", data="synthetic", train=2400, val=510, test=505)
 _PAPER = Profile(
-    name="paper", student="Qwen/Qwen3-VL-4B-Instruct", data="hub", train=2400, val=510, test=505, load_in_4bit=True,
-    max_new_tokens=128, batch_size=8, lora_rank=64, lora_alpha=128, sft_epochs=2, sft_lr=1e-4, sft_batch=16,
+    name="paper", student="Qwen/Qwen3-VL-4B-Instruct", data="hub", train=2400, val=510, test=505, grid=1,
+    load_in_4bit=True, max_pixels=768 * 32 * 32, max_new_tokens=128, batch_size=8, sft_device_batch=2,
+    grpo_device_batch=4, lora_rank=64, lora_alpha=128, sft_epochs=2, sft_lr=1e-4, sft_batch=16,
     grpo_steps=300, grpo_prompts=8, grpo_lr=1e-5, temperature=1.0, scale_rewards="group", ablation_sft_steps=100,
     ablation_grpo_steps=25, ablation_test=510,
 )  # fmt: skip
 PROFILES = {
     "smoke": replace(
-        _MICRO, name="smoke", train=48, val=24, test=24, sft_epochs=1, grpo_steps=2, grpo_prompts=2,
+        _MICRO, name="smoke", train=48, val=24, test=24, batch_size=8, sft_epochs=1, grpo_steps=2, grpo_prompts=2,
         ablation_sft_steps=2, ablation_grpo_steps=1, closer_steps=2, ablation_test=12, resamples=200, save_every=1,
     ),
     "micro": replace(_MICRO, minutes=(
         ("01_self_correction_gap", 1), ("02_error_harvesting", 1), ("03_sft_warmup", 7), ("04_grpo", 9),
         ("05_ablations", 9), ("06_mirage", 11), ("closer", 4),
     )),
-    "colab": replace(_PAPER, name="colab", student="Qwen/Qwen3-VL-2B-Instruct", train=600, val=128, test=128),
+    "colab": replace(_PAPER, name="colab", student="Qwen/Qwen3-VL-2B-Instruct", train=600, val=128, test=128,
+                     max_pixels=384 * 32 * 32, sft_device_batch=1, grpo_device_batch=2),
     "paper": _PAPER,
 }  # fmt: skip
 
 
 def get_profile(name: str) -> Profile:
-    """Return a profile by name; an unknown name raises a ValueError that lists the names."""
+    """Return a profile by name; an unknown name raises a ValueError that lists the names.
+
+    "paper-dry-run" and "colab-dry-run" are those profiles with the micro student, 8 samples a split and a step or two
+    of each training: a walk through every stage, on data that looks like the Hub's.
+    """
+    if isinstance(name, str) and name.endswith(DRY_RUN):
+        real = get_profile(name.removesuffix(DRY_RUN))
+        if real.data != "hub":
+            raise ValueError(f"A dry run is for the profiles colab and paper; {real.name} runs as it is.")
+        return replace(
+            real, name=name, student=_MICRO.student, grid=_MICRO.grid, max_pixels=_MICRO.max_pixels, train=8, val=8,
+            test=8, sft_epochs=1, grpo_steps=1, ablation_sft_steps=1, ablation_grpo_steps=1, resamples=200,
+            save_every=1, minutes=tuple((name, 0.5) for name, _ in PROFILES["micro"].minutes),
+        )  # fmt: skip
     if name not in PROFILES:
         raise ValueError(f"There is no profile {name!r}; choose one of {', '.join(PROFILES)}.")
     return PROFILES[name]

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from ivt_utils import protocol
+from ivt_utils import distributed, hardware, protocol
 from ivt_utils.artefacts import read_json, write_text
 from ivt_utils.datasets import numbered
 from ivt_utils.render import draw_box, load_image
@@ -41,43 +41,58 @@ def train_sft(student: Student, dataset, folder: Path, profile, seed: int, steps
 
     config = SFTConfig(
         num_train_epochs=profile.sft_epochs, max_steps=steps or -1, learning_rate=profile.sft_lr,
-        per_device_train_batch_size=profile.sft_batch, lr_scheduler_type="cosine", warmup_steps=0.05,
-        assistant_only_loss=True, max_length=None, **trainer_options(folder, profile, seed),
+        lr_scheduler_type="cosine", warmup_steps=0.05, assistant_only_loss=True, max_length=None,
+        **distributed.batch_share(profile.sft_batch, profile.sft_device_batch),
+        **trainer_options(folder, profile, seed),
     )  # fmt: skip
     trainer = SFTTrainer(
         model=student.model, args=config, train_dataset=dataset, processing_class=student.processor,
         peft_config=lora(profile),
     )  # fmt: skip
-    return finish(trainer, folder, profile.student)
+    with hardware.memory_advice("training with SFT", "sft_device_batch", "max_pixels"):
+        return finish(trainer, folder, profile.student)
 
 
 def trainer_options(folder: Path, profile, seed: int) -> dict:
     """Return the trainer settings that SFT and GRPO share: where to save, how to resume, no telemetry."""
     import torch
 
-    cuda = torch.cuda.is_available()
+    cuda, kind = torch.cuda.is_available(), hardware.precision()
     return dict(
         output_dir=str(folder), seed=seed, data_seed=seed, logging_steps=1, save_strategy="steps",
-        save_steps=profile.save_every, save_total_limit=1, report_to=[], bf16=cuda and torch.cuda.is_bf16_supported(),
-        fp16=cuda and not torch.cuda.is_bf16_supported(), activation_checkpointing=cuda, use_cpu=not cuda,
+        save_steps=profile.save_every, save_total_limit=1, report_to=[], bf16=kind == "bfloat16",
+        fp16=kind == "float16", activation_checkpointing=cuda, use_cpu=not cuda,
         dataloader_pin_memory=cuda, disable_tqdm=True, remove_unused_columns=False,
     )  # fmt: skip
 
 
 def finish(trainer, folder: Path, student_name: str) -> list[dict]:
-    """Train (from the last checkpoint in `folder` if there is one), save adapter and log, return the log's rows."""
+    """Train (from the last checkpoint in `folder` if there is one), save adapter and log, return the log's rows.
+
+    All processes train; process 0 writes.
+    """
     from transformers import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)  # it would print every row of the log
-    trainer.add_callback(_progress_bar())
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
-    trainer.model.save_pretrained(str(folder), selected_adapters=["default"], save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)
-    settings = read_json(folder / "adapter_config.json")
-    settings["base_model_name_or_path"] = student_name  # not a path of this machine
-    write_text(folder / "adapter_config.json", json.dumps(settings, indent=1, sort_keys=True))
+    if distributed.rank() == 0:
+        trainer.add_callback(_progress_bar())
+    if not trainer.is_fsdp_enabled:  # FSDP wants one type for all weights
+        for weight in trainer.model.parameters():
+            if weight.requires_grad:  # TRL rounds the adapter of a 4-bit model to bfloat16: small steps would be lost
+                weight.data = weight.data.float()
+    trainer.train(resume_from_checkpoint=distributed.agree(last_checkpoint(folder)))
     log = [row for row in trainer.state.log_history if "loss" in row]
-    write_text(folder / LOG, json.dumps(log))
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # whole, also where FSDP shares them out
+    if distributed.rank() == 0:
+        trainer.model.save_pretrained(
+            str(folder), selected_adapters=["default"], save_embedding_layers=False, state_dict=weights
+        )
+        (folder / "README.md").unlink(missing_ok=True)
+        settings = read_json(folder / "adapter_config.json")
+        settings["base_model_name_or_path"] = student_name  # not a path of this machine
+        write_text(folder / "adapter_config.json", json.dumps(settings, indent=1, sort_keys=True))
+        write_text(folder / LOG, json.dumps(log))
+    distributed.wait()
     return log
 
 

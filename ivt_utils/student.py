@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ivt_utils import protocol, scenes
+from ivt_utils import hardware, protocol, scenes
 from ivt_utils.artefacts import ROOT, ArtefactError, checksum, read_json
 from ivt_utils.profiles import STUDENT_RECIPE, StudentRecipe
 
@@ -154,27 +154,31 @@ def install_protocol(processor):
 def load_student(profile, adapter: Path | str | None = None, trainable: bool = False) -> Student:
     """Return the profile's student, with a LoRA adapter when a folder is given (trainable only on request).
 
-    Raises ArtefactError when the shipped student or the adapter is missing or damaged.
+    On CUDA the model lies on this process's card, in the precision and with the attention that the card allows, and in
+    4 bits (NF4) where the profile says so; on a CPU it is whole, in float32. Raises ArtefactError when the shipped
+    student or the adapter is missing or damaged, a student of the Hub cannot be had, or the memory does not suffice.
     """
-    import torch
     from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    local = (ROOT / profile.student).is_dir()
-    if profile.data == "synthetic":
+    local = not profile.hub_student
+    if local:
         check_student(ROOT / profile.student)
     name = ROOT / profile.student if local else profile.student
-    options = {"dtype": torch.float32} if local else {"dtype": torch.bfloat16}
-    if profile.load_in_4bit and torch.cuda.is_available():
-        from transformers import BitsAndBytesConfig
-
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
-        )
-    model = Qwen3VLForConditionalGeneration.from_pretrained(name, local_files_only=local, **options)
-    processor = install_protocol(AutoProcessor.from_pretrained(name, local_files_only=local))
+    with hardware.memory_advice(f"loading {profile.student}", "student (a smaller one)"):
+        try:
+            model = Qwen3VLForConditionalGeneration.from_pretrained(
+                name, local_files_only=local, **loading_options(profile, local)
+            )
+            processor = AutoProcessor.from_pretrained(name, local_files_only=local)
+        except OSError as error:
+            if local:
+                raise
+            raise ArtefactError(f"{profile.student} could not be had from the Hub ({str(error).splitlines()[0]}); its "
+                                "first load needs a network, then it stays in the cache.") from error  # fmt: skip
+    bound_images(install_protocol(processor), profile.max_pixels)
     processor.tokenizer.padding_side = "left"
     if adapter is not None:
         from peft import PeftModel
@@ -184,7 +188,36 @@ def load_student(profile, adapter: Path | str | None = None, trainable: bool = F
         model = PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
         model.peft_config["default"].base_model_name_or_path = str(name)
     model.eval()
-    return Student(model, processor, GRID if local else 1)
+    return Student(model, processor, profile.grid)
+
+
+def loading_options(profile, local: bool = False) -> dict:
+    """Return what `from_pretrained` is told about precision, attention, card and 4-bit weights on this machine.
+
+    The micro student (`local`) is computed in float32 everywhere. 4-bit weights are stored in the computing type, so
+    that FSDP can share them out with the rest.
+    """
+    import torch
+
+    kind = getattr(torch, "float32" if local else hardware.precision())
+    options = {"dtype": kind, "attn_implementation": "sdpa" if local else hardware.attention()}
+    if torch.cuda.is_available():
+        options["device_map"] = {"": hardware.device()}
+        if profile.load_in_4bit and not local:
+            from transformers import BitsAndBytesConfig
+
+            options["quantization_config"] = BitsAndBytesConfig(
+                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=kind, bnb_4bit_quant_storage=kind
+            )
+    return options
+
+
+def bound_images(processor, max_pixels: int) -> None:
+    """Let the processor shrink images to at most `max_pixels` (0: leave it as it is); their sides keep their ratio."""
+    if max_pixels:
+        size = processor.image_processor.size
+        size["longest_edge"] = max_pixels  # Qwen's name for the number of pixels
+        size["shortest_edge"] = min(size["shortest_edge"], max_pixels)
 
 
 def check_student(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import random
+import time
 from dataclasses import replace
 
 import pytest
@@ -34,6 +35,17 @@ class ScriptedModel:
         """The ids of chat i at a call, without the padding on the left."""
         shown = self.shown[turn]
         return shown["input_ids"][i][shown["attention_mask"][i].bool()].tolist()
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory):
+    """The six notebooks at smoke size, run once through the users' command: (folder of the run, seconds it took)."""
+    from ivt_utils import cli
+
+    root = tmp_path_factory.mktemp("course") / "smoke"
+    started = time.time()
+    assert cli.main(["run", "--profile", "smoke", "--run-dir", str(root)]) == 0
+    return root, time.time() - started
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ import pytest
 from ivt_utils import course, doctor
 from ivt_utils.artefacts import ArtefactError
 from ivt_utils.cli import main
+from ivt_utils.profiles import get_profile
 
 
 def write_notebook(folder: Path, stem: str, *cells: str) -> Path:
@@ -277,7 +278,9 @@ def test_doctor_sees_what_a_clone_lacks(tmp_path, monkeypatch):
     (tmp_path / "data" / "reference" / "adapter").mkdir(parents=True)
     (tmp_path / "data" / "reference" / "adapter" / "a.safetensors").touch()
     (tmp_path / "data" / "paper_results.json").touch()
-    lines = doctor.examine(tmp_path, types.SimpleNamespace(name="micro"))
+    lines = doctor.examine(tmp_path, get_profile("micro"))
     missing = [text.split(":")[0] for tag, text in lines if tag == doctor.MISS]
     assert {"benchmark", "micro student", "notebooks"} <= set(missing)
     assert (doctor.OK, "the paper's numbers in data/") in lines
+    lacking = {text.split(":")[0] for tag, text in doctor.examine(tmp_path, get_profile("paper")) if tag == doctor.MISS}
+    assert lacking - set(missing) == {"CUDA", "the data of paper"}

@@ -14,14 +14,6 @@ from ivt_utils.results import METHODS
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
 
 
-@pytest.fixture(scope="session")
-def smoke_run(tmp_path_factory):
-    root = tmp_path_factory.mktemp("course") / "smoke"
-    started = time.time()
-    assert cli.main(["run", "--profile", "smoke", "--run-dir", str(root)]) == 0
-    return root, time.time() - started
-
-
 def test_the_course_runs_whole_and_in_time(smoke_run):
     root, seconds = smoke_run
     assert seconds < 300
@@ -57,12 +49,14 @@ def test_a_second_run_reuses_everything(smoke_run, capsys):
     assert (root / "stages.json").read_text() == before
 
 
-def test_the_same_seed_gives_the_same_answers(smoke_run, tmp_path):
-    """Notebooks 1 to 4 again, from nothing: every prediction of every method, trained or not, is the same."""
+def test_the_stages_as_scripts_give_the_same_answers(smoke_run, tmp_path):
+    """`ivt eval`, `sft` and `grpo`, from nothing: every prediction of notebooks 1 to 4, trained or not, is the same."""
     again, root = tmp_path / "again", smoke_run[0]
-    assert cli.main(["run", "--profile", "smoke", "--run-dir", str(again), "--only", "01", "02", "03", "04"]) == 0
+    for stage in ("eval", "sft", "grpo"):
+        assert cli.main([stage, "--profile", "smoke", "--run-dir", str(again)]) == 0
     made = sorted(path.name for path in (again / "rollouts").glob("*.jsonl"))
-    assert {"base_ivt.jsonl", "trajectories.jsonl", "sft_ivt.jsonl", "sft_grpo_ivt.jsonl"} <= set(made)
+    notebooks = {"base_ivt", "base_ivt_bare", "train_step0", "trajectories", "sft_ivt", "sft_grpo_ivt", "grpo_single"}
+    assert {f"{name}.jsonl" for name in notebooks} == set(made)
     for name in made:
         assert (again / "rollouts" / name).read_bytes() == (root / "rollouts" / name).read_bytes()
 

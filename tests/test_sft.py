@@ -179,7 +179,8 @@ def stub():
     noted = []
     state = SimpleNamespace(log_history=[{"loss": 1.0, "step": 1}, {"train_runtime": 2.0}])
     trainer = SimpleNamespace(
-        noted=noted, state=state, model=SimpleNamespace(save_pretrained=save),
+        noted=noted, state=state, model=SimpleNamespace(save_pretrained=save, parameters=list), model_wrapped=None,
+        is_fsdp_enabled=False, accelerator=SimpleNamespace(get_state_dict=lambda _: {}),
         train=lambda resume_from_checkpoint: noted.append(resume_from_checkpoint),
         add_callback=lambda _: None, remove_callback=lambda _: None,
     )  # fmt: skip

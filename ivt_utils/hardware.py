@@ -1,0 +1,52 @@
+"""What the machine can do: precision, attention, the device of this process; and one sentence when memory runs out."""
+
+import os
+from contextlib import contextmanager
+from importlib.util import find_spec
+
+from ivt_utils.artefacts import ArtefactError
+
+
+def device() -> str:
+    """Return this process's device: its CUDA card where there is one, else "cpu"."""
+    import torch
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+
+
+def precision() -> str:
+    """Return the type for computing: "bfloat16" on cards that have it, "float16" on older ones (T4), else "float32"."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "float32"
+    # including_emulation: a T4 can imitate bfloat16, slowly
+    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+
+
+def attention() -> str:
+    """Return the attention to load a model with: FlashAttention 2 where card and package allow it, else PyTorch's."""
+    import torch
+
+    new = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 8
+    return "flash_attention_2" if new and find_spec("flash_attn") else "sdpa"
+
+
+@contextmanager
+def memory_advice(doing: str, *settings: str):
+    """Turn running out of memory in this block into an ArtefactError that names the settings of a profile to lower."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        told = isinstance(error, ArtefactError)  # by a block inside this one
+        if told or not (isinstance(error, MemoryError) or _out_of_memory(str(error))):
+            raise
+        raise ArtefactError(
+            f"Out of memory while {doing}: lower {' or '.join(settings)} in ivt_utils/profiles.py and run the same "
+            "command again; it goes on from the last finished stage or checkpoint."
+        ) from error
+
+
+def _out_of_memory(message: str) -> bool:
+    signs = ("out of memory", "can't allocate memory", "cannot allocate memory", "cublas_status_alloc_failed")
+    return any(sign in message.lower() for sign in signs)

@@ -1,0 +1,165 @@
+"""What the machine can do: precision and attention by the card's capability, and one sentence when memory runs out."""
+
+import pytest
+import torch
+
+from ivt_utils import hardware, student
+from ivt_utils.artefacts import ArtefactError
+from ivt_utils.loop import evaluate
+from ivt_utils.profiles import get_profile
+from ivt_utils.sft import trainer_options
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """Pretend a CUDA card: `card(capability, bf16)`; None: there is no card."""
+
+    def pretend(capability, bf16=False, flash=False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16 or including_emulation)  # noqa: E501
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+        monkeypatch.setattr(hardware, "find_spec", lambda name: flash and name == "flash_attn" or None)
+
+    return pretend
+
+
+@pytest.mark.parametrize("capability, bf16, flash, kind, attention", [
+    (None, False, True, "float32", "sdpa"),  # a laptop
+    ((7, 5), False, True, "float16", "sdpa"),  # a T4 has no bfloat16, and no FlashAttention 2
+    ((8, 0), True, False, "bfloat16", "sdpa"),
+    ((8, 0), True, True, "bfloat16", "flash_attention_2"),
+    ((9, 0), True, True, "bfloat16", "flash_attention_2"),
+])  # fmt: skip
+def test_precision_and_attention_follow_the_card(card, capability, bf16, flash, kind, attention):
+    card(capability, bf16, flash)
+    assert (hardware.precision(), hardware.attention()) == (kind, attention)
+    options = student.loading_options(get_profile("paper"))
+    assert options["dtype"] == getattr(torch, kind) and options["attn_implementation"] == attention
+    assert ("device_map" in options) == (capability is not None)
+
+
+def test_four_bits_are_nf4_in_the_computing_type_and_for_the_hubs_student_only(card, monkeypatch):
+    card((7, 5))
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    options = student.loading_options(get_profile("colab"))
+    assert options["device_map"] == {"": "cuda:1"}
+    four = options["quantization_config"]
+    assert four.load_in_4bit and four.bnb_4bit_quant_type == "nf4"
+    assert four.bnb_4bit_compute_dtype == four.bnb_4bit_quant_storage == torch.float16
+    micro = student.loading_options(get_profile("micro"), local=True)
+    assert "quantization_config" not in micro and micro["dtype"] == torch.float32
+    card(None)
+    assert "quantization_config" not in student.loading_options(get_profile("paper"))
+
+
+@pytest.mark.parametrize("capability, bf16, on", [(None, False, None), ((7, 5), False, "fp16"), ((8, 0), True, "bf16")])
+def test_the_trainers_take_the_same_precision(card, tmp_path, capability, bf16, on):
+    card(capability, bf16)
+    options = trainer_options(tmp_path, get_profile("paper"), 0)
+    assert {name: options[name] for name in ("fp16", "bf16")} == {"fp16": on == "fp16", "bf16": on == "bf16"}
+    assert options["activation_checkpointing"] == (capability is not None) == (not options["use_cpu"])
+
+
+def test_images_are_bounded_by_the_profile_and_keep_their_ratio():
+    from PIL import Image
+    from transformers import Qwen2VLImageProcessor, Qwen3VLProcessor
+
+    kind = Qwen2VLImageProcessor(patch_size=16, merge_size=2, size={"shortest_edge": 65536, "longest_edge": 16777216})
+    processor = Qwen3VLProcessor.__new__(Qwen3VLProcessor)
+    processor.image_processor = kind
+    picture = Image.new("RGB", (1280, 960))
+    whole = kind(images=[picture])["image_grid_thw"][0].tolist()
+    student.bound_images(processor, 0)
+    assert kind(images=[picture])["image_grid_thw"][0].tolist() == whole == [1, 60, 80]
+    most = get_profile("colab").max_pixels
+    student.bound_images(processor, most)
+    _, high, wide = kind(images=[picture])["image_grid_thw"][0].tolist()
+    assert 0.8 * most < high * wide * 16 * 16 <= most and wide / high == pytest.approx(4 / 3, rel=0.1)
+    tokens = student.Student(None, processor)
+    from ivt_utils.grpo import image_tokens, most_image_tokens
+
+    assert image_tokens(tokens, picture) <= most_image_tokens(tokens, most, picture) == most // 32**2
+    assert most_image_tokens(tokens, 0, picture) == image_tokens(tokens, picture)
+
+
+ERRORS = [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), MemoryError(),
+          RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+          RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate")]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_out_of_memory_is_one_sentence_that_names_the_settings(error):
+    with pytest.raises(ArtefactError) as caught, hardware.memory_advice("training", "sft_device_batch", "max_pixels"):
+        raise error
+    message = str(caught.value)
+    assert message.startswith("Out of memory while training: lower sft_device_batch or max_pixels")
+    assert "the same command again" in message and "\n" not in message
+
+
+OTHERS = [ValueError("x"), RuntimeError("shapes do not match"), ArtefactError("Out of memory x")]
+
+
+@pytest.mark.parametrize("error", OTHERS, ids=str)
+def test_other_errors_stay_what_they_are(error):
+    with pytest.raises(type(error)) as caught, hardware.memory_advice("training", "sft_device_batch"):
+        raise error
+    assert caught.value is error
+
+
+class Full:
+    """A model whose card is full."""
+
+    device, config = "cpu", None
+
+    def generate(self, **_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+def test_a_full_card_names_the_setting_where_it_happens(processor, records, tiny_profile, monkeypatch, tmp_path):
+    full = student.Student(Full(), processor, 10)
+    with pytest.raises(ArtefactError, match="while answering: lower batch_size or max_pixels"):
+        evaluate(full, records, tiny_profile)
+
+    import transformers
+
+    def refuse(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(transformers.Qwen3VLForConditionalGeneration, "from_pretrained", refuse)
+    with pytest.raises(ArtefactError, match="while loading data/student: lower student"):
+        student.load_student(tiny_profile)
+
+
+@pytest.mark.parametrize("kind, setting", [("sft", "sft_device_batch"), ("grpo", "grpo_device_batch")])
+def test_a_full_card_in_training_names_the_setting(
+    kind, setting, fresh_student, records, tiny_profile, tmp_path, monkeypatch
+):
+    import importlib
+
+    module = importlib.import_module(f"ivt_utils.{kind}")
+
+    def refuse(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(module, "finish", refuse)
+    if kind == "sft":
+        from ivt_utils.harvest import trajectory
+
+        rollout = {"id": records[0]["id"], "image_id": "t0", "subset": "", "expression": records[0]["expression"],
+                   "truth": records[0]["bbox"], "steps": [{"text": "", "box": (0, 0, 50, 50)}]}  # fmt: skip
+        dataset, train = module.trajectories_dataset(records, [trajectory(rollout, 2, 10)]), module.train_sft
+    else:
+        dataset, train = module.prompts_dataset(records), module.train_grpo
+    with pytest.raises(ArtefactError, match=f"lower {setting}"):
+        train(fresh_student, dataset, tmp_path, tiny_profile, 0)
+
+
+def test_a_student_of_the_hub_without_a_network_is_one_sentence(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ArtefactError) as caught:
+        student.load_student(get_profile("paper"))
+    message = str(caught.value)
+    assert message.startswith("Qwen/Qwen3-VL-4B-Instruct could not be had") and "\n" not in message
