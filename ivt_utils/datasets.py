@@ -1,7 +1,7 @@
 """One record schema for every data set, and the shipped benchmark.
 
 A record: {"id", "image_id", "image" (PIL RGB), "expression", "bbox" (x1, y1, x2, y2 floats 0..1000), "subset"}.
-Splits share no image.
+Splits share no image. The data of the profiles `colab` and `paper` are prepared by `hub.py` (`ivt data`).
 """
 
 import io
@@ -14,30 +14,50 @@ from ivt_utils.artefacts import DATA, ArtefactError, checksum, read_json, write_
 from ivt_utils.profiles import Profile, get_profile
 
 BENCHMARK = DATA / "benchmark"
+HUB = DATA / "hub"  # a folder for each profile whose data come from the Hub
 SPLITS = ("train", "val", "test")
 THINGS, QUESTIONS = (4, 8), 2  # a benchmark scene has 4..8 things and up to 2 expressions
 
 
-def load_split(profile: Profile, split: str, folder: Path = BENCHMARK):
+def load_split(profile: Profile, split: str, folder: Path | None = None):
     """Return the first records of a split ("train", "val", "test") as a datasets.Dataset, as many as the profile says.
 
-    The file's SHA-256 is checked against the manifest; a damaged or missing file raises an ArtefactError.
+    `folder` is by default the benchmark, or `data/hub/<profile>` for a profile with data from the Hub. The file's
+    SHA-256 is checked against the manifest; a damaged or missing file, and data prepared for other sizes or another
+    seed than the profile's, raise an ArtefactError.
     """
     from datasets import Dataset
     from pyarrow import parquet
 
     if split not in SPLITS:
         raise ValueError(f"There is no split {split!r}; choose one of {', '.join(SPLITS)}.")
-    if profile.data != "synthetic":
-        raise ArtefactError(f"The profile {profile.name!r} needs the data sets from the Hub, which this version "
-                            "cannot prepare yet; run with PROFILE=micro.")  # fmt: skip
-    path = folder / f"{split}.parquet"
-    manifest = read_json(folder / "manifest.json")
+    from_hub = profile.data == "hub"
+    folder = Path(folder or (HUB / profile.name if from_hub else BENCHMARK))
+    path, note = folder / f"{split}.parquet", folder / "manifest.json"
+    if from_hub and not (path.exists() and note.exists()):
+        raise ArtefactError(f"The data of the profile {profile.name!r} are not in {folder}; "
+                            f"run: ivt data --profile {profile.name}")  # fmt: skip
+    manifest = read_json(note)
+    if from_hub and not fits(profile, manifest):
+        raise ArtefactError(f"The data in {folder} were prepared for other sizes or another seed; "
+                            f"run: ivt data --profile {profile.name}")  # fmt: skip
     noted = manifest.get("files", {}).get(path.name, {}) if isinstance(manifest, dict) else {}
     if not path.exists() or checksum(path) != noted.get("sha256"):
-        raise ArtefactError(f"{path} is missing or damaged (checksum); restore it with: git checkout -- data/benchmark")
+        remedy = f"ivt data --profile {profile.name}" if from_hub else "git checkout -- data/benchmark"
+        raise ArtefactError(f"{path} is missing or damaged (checksum); restore it with: {remedy}")
     rows = Dataset(parquet.read_table(path))
     return rows.select(range(min(getattr(profile, split), len(rows))))
+
+
+def sizes(profile: Profile) -> dict[str, int]:
+    """Return {split: number of records} of a profile."""
+    return {split: getattr(profile, split) for split in SPLITS}
+
+
+def fits(profile: Profile, manifest) -> bool:
+    """Return whether a manifest of prepared data names the sizes and the data seed of a profile."""
+    wanted = {"sizes": sizes(profile), "data_seed": profile.data_seed}
+    return isinstance(manifest, dict) and all(manifest.get(key) == value for key, value in wanted.items())
 
 
 def numbered(records) -> dict[str, int]:
@@ -71,20 +91,37 @@ def sample_split(split: str, size: int, seed: int) -> list[dict]:
     return records
 
 
-def build_benchmark(folder: Path = BENCHMARK, seed: int = 0) -> Path:
-    """Write the benchmark's three parquet files and their manifest; the same bytes for the same seed."""
+def write_split(path: Path, records) -> dict:
+    """Return {"rows", "sha256"} of the parquet file that is written from any iterable of records.
+
+    A record's image is {"bytes" (JPEG), "path"}. The records are never all held in memory.
+    """
     from datasets import Dataset, Features, Image, List, Value
+    from datasets.arrow_writer import ArrowWriter
 
     features = Features({
         "id": Value("string"), "image_id": Value("string"), "image": Image(), "expression": Value("string"),
         "bbox": List(Value("float32"), length=4), "subset": Value("string"),
     })  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrow = path.with_suffix(".arrow.tmp")
+    try:
+        with ArrowWriter(path=str(arrow), features=features) as writer:
+            for record in records:
+                writer.write(record)
+            writer.finalize()
+        rows = Dataset.from_file(str(arrow))
+        rows.to_parquet(path)
+        return {"rows": len(rows), "sha256": checksum(path)}
+    finally:
+        arrow.unlink(missing_ok=True)
+
+
+def build_benchmark(folder: Path = BENCHMARK, seed: int = 0) -> Path:
+    """Write the benchmark's three parquet files and their manifest; the same bytes for the same seed."""
     profile, manifest = get_profile("micro"), {"seed": seed, "files": {}}
     for split in SPLITS:
         path = folder / f"{split}.parquet"
-        folder.mkdir(parents=True, exist_ok=True)
-        rows = Dataset.from_list(sample_split(split, getattr(profile, split), seed), features=features)
-        rows.to_parquet(path)
-        manifest["files"][path.name] = {"rows": len(rows), "sha256": checksum(path)}
+        manifest["files"][path.name] = write_split(path, sample_split(split, getattr(profile, split), seed))
     write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
     return folder

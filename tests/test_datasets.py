@@ -192,7 +192,8 @@ def test_an_unknown_split_is_one_sentence_with_the_choices(split):
 
 
 @pytest.mark.parametrize("name", ["colab", "paper"])
-def test_a_profile_with_data_from_the_hub_says_what_to_do(name):
+def test_a_profile_with_data_from_the_hub_says_what_to_do(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "HUB", tmp_path)
     with pytest.raises(ArtefactError) as caught:
         data.load_split(get_profile(name), "train")
-    assert name in sentence(caught) and "PROFILE=micro" in sentence(caught)
+    assert f"ivt data --profile {name}" in sentence(caught) and str(tmp_path / name) in sentence(caught)

@@ -1,0 +1,299 @@
+"""The data of the profiles `colab` and `paper`: three sets of the Hub, brought to one schema and split by image.
+
+An adapter is a `Source`: what a set calls its columns, and which convention its boxes follow. None of the sets could
+be downloaded where this was written, so `data/hub_revisions.json` says what is known of each, and from where. A set
+that is not as described here stops the preparation with a sentence. Not known: the shards of RefCOCOg beyond
+`data/val-*` and `data/test-*`, the name of Ref-Adv-s's parquet file, and what the paper drew from each set: equal
+thirds, drawn by `profile.data_seed`, are our choice.
+"""
+
+import io
+import json
+import math
+import re
+import shutil
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from PIL import Image, ImageOps
+
+from ivt_utils import datasets
+from ivt_utils.artefacts import ArtefactError, checksum, read_json, replace_folder, write_text
+from ivt_utils.boxes import SCALE
+from ivt_utils.download import DOWNLOADS, sources
+from ivt_utils.download import fetch as fetch_from_hub
+from ivt_utils.profiles import Profile
+from ivt_utils.render import ImageError, load_image
+from ivt_utils.split import choose
+
+OVERHANG = 1.0  # pixels that a box may leave its image by: rounding in the annotations
+SLIPS = 0.01  # the share of a set's boxes that may be wrong, and are left out and counted; more: another convention
+COCO = re.compile(r"(?:^|_)(\d{12})(?=[._]|$)")  # COCO_train2014_000000546154_298801.jpg, 000000547144.jpg
+REMEDY = "note another revision of it in data/hub_revisions.json, and run again"
+
+
+@dataclass(frozen=True)
+class Source:
+    """How one set of the Hub is read; all boxes are absolute pixels."""
+
+    subset: str
+    repo: str
+    tables: tuple  # names or patterns of the parquet files, one for each split
+    expression: str  # the column; a list of expressions of one box counts as its first
+    box: str  # the column
+    convention: str  # of the boxes: "xywh" or "xyxy"
+    sized: bool = False  # whether there are columns `width` and `height`
+    archive: str | None = None  # a tar of the images, by `file_name`; None: the column `image` holds them
+
+    @property
+    def columns(self) -> list[str]:
+        return [self.expression, self.box, "file_name"] + ["width", "height"] * self.sized
+
+
+SOURCES = (
+    Source("refcocog", "lmms-lab/RefCOCOg", ("data/val-*.parquet", "data/test-*.parquet"), "answer", "bbox", "xywh"),
+    Source("ref_adv_s", "dddraxxx/ref-adv-s", ("*.parquet",), "normal_caption", "solution", "xyxy", sized=True),
+    Source("ref_l4", "JierunChen/Ref-L4", ("ref-l4-val.parquet", "ref-l4-test.parquet"), "caption", "bbox", "xywh",
+           sized=True, archive="images.tar.gz"),
+)  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------- preparation
+def announce(profile: Profile, folder: Path | None = None) -> str:
+    """Return what `prepare` is about to do: the sets with their sizes and licences, and where the data will lie."""
+    noted = {source.repo: sources()[source.repo] for source in SOURCES}
+    counts = ", ".join(f"{count:,} {split}" for split, count in datasets.sizes(profile).items())
+    return "\n".join([
+        f"The profile {profile.name} draws its records ({counts}) from three sets of the Hub:",
+        *(f"- {repo}: {entry['bytes'] / 1e9:.2f} GB; {entry['license']}" for repo, entry in noted.items()),
+        f"To download: {sum(entry['bytes'] for entry in noted.values()) / 1e9:.1f} GB, to {DOWNLOADS}, which may be "
+        "deleted afterwards.", f"The prepared data: {folder or datasets.HUB / profile.name}, at most 2 GB.",
+    ])  # fmt: skip
+
+
+def prepare(profile: Profile, folder: Path | None = None, fetch=None) -> Path:
+    """Return the folder of the profile's prepared data: three parquet files and their manifest, made when needed.
+
+    `fetch(repo, patterns, revision)` returns (commit hash, files), as `download.fetch` does. Says what it will do
+    before it starts. Data that already fit the profile are kept. Raises an ArtefactError for a profile with data of
+    its own, for a set that is not as expected, and when the counts cannot be reached; nothing half-made is left.
+    """
+    if profile.data != "hub":
+        raise ArtefactError(f"The profile {profile.name!r} comes with its data; there is nothing to prepare.")
+    folder = Path(folder or datasets.HUB / profile.name)
+    if is_prepared(profile, folder):
+        print(f"The data of the profile {profile.name} are prepared already: {folder}")
+        return folder
+    print(announce(profile, folder), flush=True)
+    noted, rows, used = sources(), [], []
+    for source in SOURCES:
+        patterns = source.tables + ((source.archive,) if source.archive else ())
+        commit, files = (fetch or fetch_from_hub)(source.repo, patterns, noted[source.repo]["revision"])
+        found, left_out = read_rows(source, files)
+        rows += found
+        if left_out:
+            print(f"{source.repo}: {left_out} boxes that leave their image or are empty were left out.")
+        listed = [{key: file[key] for key in ("name", "size", "sha256")} for file in files]
+        used.append({"repo": source.repo, "revision": commit, "license": noted[source.repo]["license"],
+                     "left_out": left_out, "files": listed})  # fmt: skip
+    chosen = choose(rows, datasets.sizes(profile), profile.data_seed)
+    manifest = {"data_seed": profile.data_seed, "sizes": datasets.sizes(profile), "files": {}, "sources": used}
+    with replace_folder(folder) as fresh:
+        pictures, drawn = fresh / "pictures", [row for part in chosen.values() for row in part]
+        pictures.mkdir()
+        for source in SOURCES:
+            read_pictures(source, [row for row in drawn if row["source"] == source], pictures)
+        for split, part in chosen.items():
+            path = fresh / f"{split}.parquet"
+            manifest["files"][path.name] = datasets.write_split(path, map(record, part))
+        shutil.rmtree(pictures)
+        write_text(fresh / "manifest.json", json.dumps(manifest, indent=1))
+    return folder
+
+
+def is_prepared(profile: Profile, folder: Path) -> bool:
+    """Return whether a folder holds whole data of the profile's sizes and seed."""
+    if not (folder / "manifest.json").exists():
+        return False
+    manifest = read_json(folder / "manifest.json")
+    if not datasets.fits(profile, manifest):
+        return False
+    paths = [folder / f"{split}.parquet" for split in datasets.SPLITS]
+    noted = manifest.get("files", {})
+    return all(path.exists() and checksum(path) == noted.get(path.name, {}).get("sha256") for path in paths)
+
+
+def record(row: dict) -> dict:
+    """Return the record of a chosen row whose picture has been read."""
+    return {
+        "id": row["id"], "image_id": row["image_id"], "expression": row["expression"], "bbox": row["bbox"],
+        "image": {"bytes": row["picture"].read_bytes(), "path": f"{row['image_id']}.jpg"},
+        "subset": row["source"].subset,
+    }  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------- annotations
+def read_rows(source: Source, files: list[dict]) -> tuple[list[dict], int]:
+    """Return (rows, how many were left out) of one set, without the images.
+
+    A row: {"source", "id", "image_id", "expression", "box" (four pixels, as in the file), "size" ((width, height)
+    in pixels, or None), "name" (of the image file), "path" and "number" (the parquet file, and the row in it)}.
+    """
+    rows, wrong, total = [], [], 0
+    for file in files:
+        if not file["name"].endswith(".parquet"):
+            continue
+        part = PurePosixPath(file["name"]).name.removesuffix(".parquet")
+        for number, values in enumerate(read_columns(source, file, source.columns)):
+            text, where = values[source.expression], f"{source.repo}, row {number} of {file['name']}"
+            text = next(iter(text), None) if isinstance(text, list) else text
+            if not (isinstance(text, str) and text.strip() and isinstance(values["file_name"], str)):
+                raise ArtefactError(f"{where}: {source.expression} or file_name holds no text; {REMEDY}.")
+            size = (values["width"], values["height"]) if source.sized else None
+            total += 1
+            try:
+                to_xyxy(source, values[source.box], size, where)
+            except ArtefactError as error:
+                wrong.append(error)
+                continue
+            rows.append({
+                "source": source, "id": f"{source.subset}-{part}-{number}", "image_id": image_id(values["file_name"]),
+                "expression": " ".join(text.split()), "box": values[source.box], "size": size, "where": where,
+                "name": PurePosixPath(values["file_name"]).name, "path": file["path"], "number": number,
+            })  # fmt: skip
+    if len(wrong) > SLIPS * total:
+        raise wrong[0]
+    return rows, len(wrong)
+
+
+def read_columns(source: Source, file: dict, columns: list[str], groups: list[int] | None = None):
+    """Yield the rows of a parquet file as {column: value}, a few at a time in memory; `groups`: of these row groups."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(file["path"]) as table:
+            missing = [column for column in columns if column not in table.schema_arrow.names]
+            if missing:
+                raise ArtefactError(f"{source.repo} has no column {' and '.join(missing)} in {file['name']}, only "
+                                    f"{', '.join(table.schema_arrow.names)}; {REMEDY}.")  # fmt: skip
+            for batch in table.iter_batches(batch_size=64, columns=columns, row_groups=groups):
+                yield from batch.to_pylist()
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
+        raise ArtefactError(f"{file['path']} is not a whole parquet file; delete it and run again.") from None
+
+
+def image_id(name: str) -> str:
+    """Return the name by which all three sets know an image: its COCO id where it has one, else its file name."""
+    stem = PurePosixPath(name).name.rpartition(".")[0] or name
+    found = COCO.search(stem)
+    return f"coco-{found[1]}" if found else stem
+
+
+def to_xyxy(source: Source, box, size: tuple | None, where: str) -> tuple[float, float, float, float]:
+    """Return a set's box as (x1, y1, x2, y2) in pixels; `size` is (width, height), or None when it is not known yet.
+
+    Raises an ArtefactError for what is not four numbers, and for a box that, by the set's convention, is empty,
+    reversed or leaves the image: the sign of the other convention.
+    """
+    numbers = isinstance(box, list) and all(isinstance(v, int | float) and math.isfinite(v) for v in box)
+    if not (numbers and len(box) == 4):
+        raise ArtefactError(f"{where}: {source.box} is {box}, not four numbers; {REMEDY}.")
+    x1, y1, x2, y2 = box
+    if source.convention == "xywh":
+        x2, y2 = x1 + x2, y1 + y2
+    width, height = size or (math.inf, math.inf)
+    inside = min(x1, y1) >= -OVERHANG and x2 <= width + OVERHANG and y2 <= height + OVERHANG
+    if not (inside and x1 < x2 and y1 < y2):
+        within = f" within {width} x {height} pixels" if size else ""
+        raise ArtefactError(f"{where}: {source.box} {box} is not a box{within} by the convention {source.convention} "
+                            f"that is expected of this set; {REMEDY}.")  # fmt: skip
+    return x1, y1, x2, y2
+
+
+# ---------------------------------------------------------------------------------------------- images
+def read_pictures(source: Source, rows: list[dict], folder: Path) -> None:
+    """Write the images of the chosen rows of one set to `folder`, and set each row's "picture" (path) and "bbox"."""
+    from tqdm.auto import tqdm
+
+    found = tar_pictures(source, rows) if source.archive else table_pictures(source, rows)
+    written: dict[str, tuple] = {}
+    for row, content in tqdm(found, total=len(rows), desc=f"images of {source.subset}", unit="row"):
+        if row["name"] not in written:
+            if not content:
+                raise ArtefactError(f"{row['where']}: there is no image; {REMEDY}.")
+            content, size = to_jpeg(content, row["size"], row["where"])
+            written[row["name"]] = folder / f"{source.subset}-{len(written)}.jpg", size
+            written[row["name"]][0].write_bytes(content)
+        row["picture"], size = written[row["name"]]
+        if row["size"] and tuple(row["size"]) != size:
+            raise ArtefactError(f"{row['where']}: the image is {size[0]} x {size[1]} pixels, not {row['size'][0]} x "
+                                f"{row['size'][1]} as the row says; {REMEDY}.")  # fmt: skip
+        x1, y1, x2, y2 = to_xyxy(source, row["box"], size, row["where"])
+        scaled = (x1 / size[0], y1 / size[1], x2 / size[0], y2 / size[1])
+        row["bbox"] = [round(min(SCALE, max(0.0, SCALE * v)), 2) for v in scaled]
+
+
+def table_pictures(source: Source, rows: list[dict]):
+    """Yield (row, image bytes) from the parquet files, reading the row groups that hold a chosen row and no other."""
+    from pyarrow import parquet
+
+    for path in sorted({row["path"] for row in rows}):
+        wanted = {row["number"]: row for row in rows if row["path"] == path}
+        with parquet.ParquetFile(path) as table:
+            counts = [table.metadata.row_group(k).num_rows for k in range(table.num_row_groups)]
+        first = 0
+        for group, count in enumerate(counts):
+            if any(first <= number < first + count for number in wanted):
+                file = {"path": path, "name": path.name}
+                for number, values in enumerate(read_columns(source, file, ["image"], [group]), first):
+                    if number in wanted:
+                        yield wanted[number], (values["image"] or {}).get("bytes")
+            first += count
+
+
+def tar_pictures(source: Source, rows: list[dict]):
+    """Yield (row, image bytes) from the set's tar, which is read as a stream: only the chosen members are unpacked."""
+    wanted: dict[str, list] = {}
+    for row in rows:
+        wanted.setdefault(row["name"], []).append(row)
+    archive = rows[0]["path"].parent / source.archive if rows else None
+    try:
+        with tarfile.open(archive, mode="r|*") as tar:
+            for member in tar:
+                found = wanted.pop(PurePosixPath(member.name).name, []) if member.isfile() else []
+                if found:
+                    content = tar.extractfile(member).read()
+                    yield from ((row, content) for row in found)
+                if not wanted:
+                    break
+    except (tarfile.TarError, EOFError):
+        raise ArtefactError(f"{archive} is not a whole tar file; delete it and run again.") from None
+    if wanted:
+        name, (row, *_) = next(iter(wanted.items()))
+        raise ArtefactError(f"{row['where']}: {source.archive} has no image {name}; {REMEDY}.")
+
+
+def to_jpeg(content: bytes, size: tuple | None, where: str) -> tuple[bytes, tuple[int, int]]:
+    """Return (JPEG bytes, (width, height)) of an image: the bytes as they come when they are an RGB JPEG.
+
+    An image that says it is to be shown turned (EXIF) is turned only when `size`, the pixels that the boxes refer to,
+    says so, and then says so no more. Raises an ArtefactError for an image that is truncated or of no known kind.
+    """
+    try:
+        image = load_image(content)
+        raw = Image.open(io.BytesIO(content))
+    except ImageError as error:
+        reason = str(error)[0].lower() + str(error)[1:].rstrip(".")
+        raise ArtefactError(f"{where}: {reason}; {REMEDY}.") from None
+    turned = raw.getexif().get(0x0112, 1) != 1
+    if raw.format == "JPEG" and raw.mode == "RGB" and not turned:
+        return content, image.size
+    if turned and size and image.size != tuple(size):
+        image = load_image(ImageOps.exif_transpose(raw))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=95)
+    return buffer.getvalue(), image.size
