@@ -10,8 +10,8 @@ TOLERANCE = 0.1  # of the truth's width or height: a smaller error is not worth 
 MOST_PROBLEMS = 2
 
 
-def problems(box, truth) -> list[str]:
-    """Return what is wrong with `box`, worst first: words of `protocol.PROBLEMS`, at most two.
+def problems(box, truth, most: int = MOST_PROBLEMS) -> list[str]:
+    """Return what is wrong with `box`, worst first: words of `protocol.PROBLEMS`, at most `most` of them.
 
     Offsets of the centre and differences of size count relative to the truth's width and height (all 0..1000).
     """
@@ -23,7 +23,7 @@ def problems(box, truth) -> list[str]:
         ("too short", "too tall"): (height - (box[3] - box[1])) / height,
     }
     ranked = sorted(errors.items(), key=lambda pair: -abs(pair[1]))
-    return [words[error < 0] for words, error in ranked[:MOST_PROBLEMS] if abs(error) > TOLERANCE]
+    return [words[error < 0] for words, error in ranked[:most] if abs(error) > TOLERANCE]
 
 
 def geometric_trace(box, truth) -> str:

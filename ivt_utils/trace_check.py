@@ -1,0 +1,80 @@
+"""What a trace claims, read back from free text and compared with the boxes it was written for.
+
+Only the words of `protocol.PROBLEMS` and a few like them are read. Text that asks for changes in other words is
+refused, for it could contradict the boxes unseen.
+"""
+
+import re
+
+from ivt_utils import protocol
+from ivt_utils.teacher import problems
+
+# What an answer may claim: word -> the problems of `protocol.PROBLEMS`, one of which the box must then have.
+ERRORS = {problem.split()[-1]: (problem,) for problem in protocol.PROBLEMS} | {
+    "up": ("too high",), "down": ("too low",), "small": ("too narrow", "too short"),
+    "large": ("too wide", "too tall"), "big": ("too wide", "too tall"),
+}  # fmt: skip
+CHANGES = {advice.split()[-1]: (problem,) for problem, advice in protocol.PROBLEMS.items()} | {
+    "upwards?": ("too low",), "downwards?": ("too high",), "larger": ("too narrow", "too short"),
+    "bigger": ("too narrow", "too short"), "smaller": ("too wide", "too tall"),
+}  # fmt: skip
+FILLERS = (
+    "it|the|red|box|whole|a|bit|little|lot|slightly|somewhat|much|far|further|farther|more|over|to|towards?|and|both"
+)
+NUMBERS = re.compile(r"[\d{}\[\]<>|`]|coordinate|json|bbox|\b(?:hundred|thousand|pixel|percent)")
+KNOWS = re.compile(
+    r"ground.?truth|\btruth\b|annotat|\b(?:was|were|am|been) (?:told|given|provided)\b|\bstudent's|"
+    r"\b(?:true|correct|right|target|actual|reference|desired|intended|expected|second|other|given|provided) "
+    r"(?:bounding )?box\b"
+)
+BOX = r"(?:it|the (?:red |whole )?box)\b"
+UNCHECKED = re.compile(  # changes that are not read here, and so could contradict the boxes unseen
+    r"\b(?:extend|stretch|expand|enlarge|shrink|trim|crop|cut|grow|raise|lower|lift|drop|widen|narrow|reduce|increase|"
+    rf"pull|push|drag|slide|nudge|bring) {BOX}|\b(?:its|box's) (?:left|right|top|bottom|upper|lower)\b|"
+    rf"\b(?:left|right|top|bottom|upper|lower) edge|\b(?:edge|side|border|corner|top|bottom)s? of {BOX}"
+)
+DENIES = re.compile(r"(?:\bnot|n't|\bnever|\bno need|\bwithout)(?: \w+){0,2}? (?:too|move|moving|shift|make|making)\b")
+FITS = re.compile(rf"\bkeep {BOX}|(?:^|[.;,:] ?){BOX} (?:already |now )?fits\b")
+
+
+def tidy(answer: str) -> str:
+    """Return an answer on one line, without the quotation marks around it."""
+    return " ".join(answer.split()).strip("\"“” ")
+
+
+def claims(text: str) -> list[tuple[str, tuple]]:
+    """Return what a text says of its box: (its word, the problems one of which the box must have), in lower case."""
+    found = []
+    for opens, meanings in (("too", ERRORS), (r"mov(?:e|es|ed|ing)|shift\w*|ma(?:ke|kes|de|king)|be|become", CHANGES)):
+        words = rf"(?:[ ,]+(?:{FILLERS}|{'|'.join(meanings)})\b)+"
+        for match in re.finditer(rf"\b(?:{opens})\b({words})", text):
+            said = re.findall(r"\w+", match[1])
+            found += [(w, meaning) for w in said for form, meaning in meanings.items() if re.fullmatch(form, w)]
+    return found
+
+
+def objection(answer: str, box, truth) -> str:
+    """Return why an answer cannot be the trace from `box` to `truth` (0..1000), to be read after "it"; "" if it can.
+
+    It must be one or two whole sentences without numbers, must not show that the truth is known, and must agree with
+    the boxes: claim nothing that they contradict, name one of the two largest errors, and leave alone a box that fits.
+    """
+    text = tidy(answer).lower().replace("’", "'")
+    wrong, said = problems(box, truth, most=len(protocol.PROBLEMS)), claims(text)
+    false = [word for word, meaning in said if not set(meaning) & set(wrong)]
+    named = {problem for _, meaning in said for problem in meaning}
+    objections = {
+        "is empty": not text,
+        "holds numbers, brackets or code": NUMBERS.search(text),
+        "shows that the box it should become is known": KNOWS.search(text),
+        "is not one or two whole sentences": not 1 <= len(re.findall(r"[.!?]+(?= |$)", text)) <= 2
+        or not text.endswith((".", "!")),
+        "speaks of edges, or of changes in other words than those given": UNCHECKED.search(text),
+        "says what not to do": wrong and DENIES.search(text),
+        "asks for a change, but the box fits": not wrong and said,
+        "does not say that the box fits": not wrong and not re.search(r"\b(?:fits?|keep)\b", text),
+        "says that the box fits, but it does not": wrong and FITS.search(text),
+        f'says "{"".join(false[:1])}" of a box that is {" and ".join(wrong[:2])}': false,
+        f"does not say that the box is {' or '.join(wrong[:2])}": wrong and not named & set(problems(box, truth)),
+    }
+    return next((reason for reason, holds in objections.items() if holds), "")

@@ -1,0 +1,228 @@
+"""A VLM as teacher (section 3 of the paper): it writes the traces, over any OpenAI-compatible API.
+
+What it writes is checked against the boxes. A refused answer is asked for again, and in the end the geometric teacher
+stands in. Every answer is kept under the content of its request, so an interrupted run pays for nothing twice.
+"""
+
+import base64
+import hashlib
+import io
+import json
+import os
+import re
+import threading
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+from ivt_utils import protocol
+from ivt_utils.artefacts import ArtefactError, write_text
+from ivt_utils.datasets import numbered
+from ivt_utils.harvest import trajectory
+from ivt_utils.render import draw_box, load_image
+from ivt_utils.teacher import geometric_trace
+from ivt_utils.trace_check import objection, tidy
+
+RETRIES = 5  # of a request that met a full, failing or silent server: after 0.5, 1, 2, ... s, or its Retry-After
+PROMPT = (
+    "Someone looks for this object: {expression}. The first image is the plain one; in the second one, the box that "
+    "they have drawn is shown in red. For you alone, as [x1, y1, x2, y2] in thousandths of the image, x to the right "
+    "and y down: the red box is {box}, and it should become {truth}. In one or two sentences, write what they should "
+    "think on seeing the red box: what it covers, what is wrong with it, and what to do. Name the largest error, and "
+    "use only these words for errors and changes: {words}. Speak of the box as a whole, not of its edges. If its place "
+    "and its size are off by less than a tenth of the object's size, write: {fits} Write no digits, no coordinates, no "
+    "JSON, and nothing that shows that you know the box it should become."
+)
+AGAIN = " Your last answer was refused, for it {refused}. Write another one."
+
+
+def first_accepted(image, expression: str, box, truth, profile, model: str, answer_to) -> tuple[str | None, int]:
+    """Return the first answer that stands up to `objection`, or None, and how many tries are left to be asked for.
+
+    `answer_to(key, text, images)` returns an answer or, when there is none yet, None. The key is the SHA-256 of all
+    that the answer depends on: model, text, the pixels of both images, sampling values, and the number of the try.
+    """
+    images, refused = (image, draw_box(image, box)), ""
+    numbers = {name: str([round(v) for v in values]) for name, values in (("box", box), ("truth", truth))}
+    words = "; ".join(f"{problem}: {advice}" for problem, advice in protocol.PROBLEMS.items())
+    for attempt in range(profile.teacher_tries):
+        text = PROMPT.format(expression=expression, words=words, fits=protocol.TRACE_FITS, **numbers)
+        text += AGAIN.format(refused=refused) if refused else ""
+        values = [model, text, attempt, profile.teacher_tokens, profile.teacher_temperature, image.size]
+        digest = hashlib.sha256(json.dumps(values).encode())
+        for shown in images:
+            digest.update(shown.tobytes())
+        answer = answer_to(digest.hexdigest(), text, images)
+        if answer is None:
+            return None, profile.teacher_tries - attempt
+        refused = objection(answer, box, truth)
+        if not refused:
+            return tidy(answer), 0
+    return None, 0
+
+
+def kept(cache: Path, key: str) -> str | None:
+    """Return the answer that the cache holds to a request, or None; a damaged file counts as none."""
+    try:
+        answer = json.loads((Path(cache) / f"{key}.json").read_text(encoding="utf-8"))["answer"]
+        return answer if isinstance(answer, str) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+class VlmTeacher:
+    """A VLM behind an OpenAI-compatible API; the key comes from OPENAI_API_KEY and is written nowhere."""
+
+    def __init__(self, profile, *, base_url: str, model: str, cache: Path):
+        self.profile, self.base_url, self.model, self.cache = profile, base_url, model, Path(cache)
+        self.stopped, self.lock = threading.Event(), threading.Lock()
+        try:
+            import openai
+        except ImportError:
+            raise ArtefactError("A VLM as teacher needs openai; run: pip install -e '.[teacher]'") from None
+        key = os.environ.get("OPENAI_API_KEY", "").strip() or "none"  # a server of one's own needs none
+        if not key.isascii() or not key.isprintable():
+            raise ArtefactError("OPENAI_API_KEY holds a character that no key has; set it again.")
+        if not re.match(r"https?://[\w.\[:\]-]+(/|$)", base_url):
+            raise ArtefactError(f"{base_url!r} is no address of a teacher; give one such as http://localhost:8000/v1.")
+        try:
+            self.client = openai.OpenAI(
+                base_url=base_url, api_key=key, timeout=profile.teacher_timeout, max_retries=RETRIES
+            )
+        except Exception as error:  # the HTTP library's own, such as an invalid port
+            raise ArtefactError(f"{base_url!r} is no address of a teacher ({error}); correct it.") from None
+
+    def trace_for(self, record: dict, stood_in: list | None = None):
+        """Return the teacher of one record, with the signature of `geometric_trace`.
+
+        Where the VLM has no acceptable answer, the geometric teacher gives the trace, and the box goes to `stood_in`.
+        """
+        image = load_image(record["image"])
+
+        def trace(box, truth) -> str:
+            expression = record["expression"]
+            answer, _ = first_accepted(image, expression, box, truth, self.profile, self.model, self.answer_to)
+            if answer is None and stood_in is not None:
+                stood_in.append(box)
+            return geometric_trace(box, truth) if answer is None else answer
+
+        return trace
+
+    def answer_to(self, key: str, text: str, images) -> str:
+        """Return the VLM's answer to a request: from the cache, or asked for and kept there.
+
+        What is no chat completion (a web page, no choices) counts as an empty answer and is not kept.
+        """
+        answer = kept(self.cache, key)
+        if answer is None:
+            if self.stopped.is_set():
+                raise CancelledError
+            answer = self._ask(text, images)
+            if answer is None:
+                return ""
+            with self.lock:
+                write_text(self.cache / f"{key}.json", json.dumps({"model": self.model, "answer": answer}))
+        return answer
+
+    def _ask(self, text: str, images) -> str | None:
+        import openai
+
+        parts = [{"type": "image_url", "image_url": {"url": data_url(image)}} for image in images]
+        try:
+            completion = self.client.chat.completions.create(
+                model=self.model, messages=[{"role": "user", "content": [*parts, {"type": "text", "text": text}]}],
+                max_completion_tokens=self.profile.teacher_tokens, temperature=self.profile.teacher_temperature,
+            )  # fmt: skip
+        except json.JSONDecodeError:
+            return None
+        except openai.OpenAIError as error:
+            if str(getattr(error, "code", "")).startswith("content_"):  # a hosted filter dislikes this image or text
+                return ""
+            raise ArtefactError(f"The teacher at {self.base_url} {self._complaint(error)}; what is finished is kept "
+                                f"in {self.cache}, and the same command goes on.") from error  # fmt: skip
+        try:
+            answer = completion.choices[0].message.content
+        except (AttributeError, IndexError, TypeError, KeyError):
+            return None
+        return answer if isinstance(answer, str) else ""
+
+    def _complaint(self, error) -> str:
+        """Return what went wrong and what to do, to be read after "The teacher at ..."."""
+        import openai
+
+        if isinstance(error, openai.APITimeoutError):
+            return (f"gave no answer within {self.profile.teacher_timeout:g} seconds, {RETRIES + 1} times: raise "
+                    "teacher_timeout, or lower teacher_workers")  # fmt: skip
+        if isinstance(error, openai.APIConnectionError):
+            return "cannot be reached: start it, or correct its address"
+        if isinstance(error, (openai.AuthenticationError, openai.PermissionDeniedError)):
+            return "refuses the key: set OPENAI_API_KEY to one that it accepts"
+        if isinstance(error, openai.NotFoundError):
+            return f"has no model {self.model!r}, or no API under this address (which often ends on /v1): correct them"
+        if isinstance(error, openai.RateLimitError):
+            return f"takes no more requests, after {RETRIES + 1} tries: lower teacher_workers, or look at your quota"
+        said = " ".join(getattr(getattr(error, "response", None), "text", "").split())[:200]
+        said = said.replace(os.environ.get("OPENAI_API_KEY", "").strip() or "\0", "***").rstrip(".")
+        return f"answers with the error {getattr(error, 'status_code', type(error).__name__)} ({said}): correct that"
+
+
+def data_url(image) -> str:
+    """Return an image as a JPEG data URL."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=95, subsampling=0)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def teach(
+    rollouts: list[dict], records, profile, *, base_url: str, model: str, cache: Path, progress: str = ""
+) -> list[dict]:
+    """Return one trajectory a rollout, in order, with the model's name ("teacher") and the number of traces that the
+    geometric teacher had to give ("stood_in").
+
+    `profile.teacher_workers` requests at a time. An ArtefactError says what stopped the teacher.
+    """
+    from tqdm.auto import tqdm
+
+    teacher, numbers = VlmTeacher(profile, base_url=base_url, model=model, cache=cache), numbered(records)
+
+    def taught(rollout):
+        stood_in: list = []
+        with teacher.lock:  # images are read from disk one at a time
+            trace = teacher.trace_for(records[numbers[rollout["id"]]], stood_in)
+        taught = trajectory(rollout, profile.turns, profile.grid, trace)
+        return {**taught, "teacher": model, "stood_in": len(stood_in)}
+
+    pool = ThreadPoolExecutor(profile.teacher_workers)
+    try:
+        futures = [pool.submit(taught, rollout) for rollout in rollouts]
+        for future in tqdm(as_completed(futures), progress, len(rollouts), unit="rollout", disable=not progress):
+            future.result()
+        return [future.result() for future in futures]
+    finally:  # requests that are under way are waited for, and their answers kept
+        teacher.stopped.set()
+        pool.shutdown(cancel_futures=True)
+        teacher.client.close()
+
+
+def budget(rollouts: list[dict], records, profile, model: str, cache: Path) -> str:
+    """Return what `teach` is about to ask for, in one line: traces, requests and tokens, as far as can be told before.
+
+    Tokens are estimated: one for 32 x 32 pixels of an image, one for four letters, and as many as an answer may have.
+    """
+    numbers, traces, known, fewest, most, tokens = numbered(records), 0, 0, 0, 0, 0
+    for rollout in rollouts:
+        record, shown = records[numbers[rollout["id"]]], {}
+        trajectory(rollout, profile.turns, profile.grid, lambda box, truth, to=shown: to.update({tuple(box): truth}))
+        image, asked = load_image(record["image"]), []
+
+        def answer_to(key, text, images, asked=asked):
+            asked.append(text)
+            return kept(cache, key)
+
+        for box, truth in shown.items():
+            _, left = first_accepted(image, record["expression"], box, truth, profile, model, answer_to)
+            traces, known, fewest, most = traces + 1, known + (not left), fewest + (left > 0), most + left
+            if left:
+                tokens += 2 * image.width * image.height // 1024 + len(asked[-1]) // 4 + profile.teacher_tokens
+    each = round(tokens / fewest) if fewest else 0
+    return (f"{traces} traces for {len(rollouts)} rollouts, {known} of them in the cache: {fewest} to {most} requests "
+            f"to {model}, of about {each} tokens, {fewest * each:,} to {most * each:,} in all.")  # fmt: skip
