@@ -1,4 +1,4 @@
-"""The command `ivt`: run the course, print its report, examine this computer."""
+"""The command `ivt`: run the course or its stages, prepare data, plan, report, examine this computer."""
 
 import argparse
 import errno
@@ -19,7 +19,6 @@ NOTEBOOKS = {
     "sft": "notebook 3: SFT, and its answers", "grpo": "notebook 4: GRPO, and its answers",
     "ablations": "notebook 5", "mirage": "notebook 6: confidence, sampled answers and controls",
 }  # fmt: skip
-
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(error, (ArtefactError, ValueError)):
             return fail(str(error), 2)
         if distributed.size() > 1 and any(sign in str(error).lower() for sign in LOST):
-            return fail(STOPPED, 1)
+            return fail(f"{STOPPED} It said: {str(error).splitlines()[0]}", 1)
         raise
 
 
@@ -95,8 +94,8 @@ def parser() -> argparse.ArgumentParser:
                         "closer_steps, in a --run-dir of its own")  # fmt: skip
     closer.add_argument("--run-dir", type=Path, help="where results go (default runs/PROFILE)")
 
-    build = commands.add_parser("build", help="make again what the project ships: student, benchmark, reference")
-    build.add_argument("what", choices=("student", "benchmark", "reference"))
+    build = commands.add_parser("build", help="make again what the project ships: student, benchmark, reference, docs")
+    build.add_argument("what", choices=("student", "benchmark", "reference", "docs"))
     build.add_argument("--seed", type=int, default=0, help="seed of the student or benchmark (default 0)")
     build.add_argument("--from", dest="run_dir", type=Path, default=Path("runs/micro"), metavar="DIR",
                        help="the finished run that becomes the reference (default runs/micro)")  # fmt: skip
@@ -160,7 +159,8 @@ def stage_command(arguments) -> int:
     made = {name: noted["seconds"] for name, noted in run.stages().items() if name not in before}
     for name, seconds in made.items():
         print(f"{name}: {seconds:g} s")
-    print(f"Made {len(made)} stages; `ivt run` with the same profile shows them in the notebooks.")
+    print(f"Made {len(made)} stages. The notebooks find them finished (`ivt run` with the same profile and folder); "
+          f"ivt report --from {run_dir} prints the tables.")  # fmt: skip
     return 0
 
 
@@ -254,7 +254,7 @@ def closer_command(arguments) -> int:
 def build_command(arguments) -> int:
     """Return 0 after making one of the shipped parts again."""
     from .artefacts import DATA, ROOT, read_json, ship_reference
-    from .report import paper_results, write_table
+    from .report import paper_results, write_between, write_table
 
     if arguments.what == "student":
         from .pretrain import train_student
@@ -264,6 +264,13 @@ def build_command(arguments) -> int:
         from .datasets import build_benchmark
 
         made = build_benchmark(seed=arguments.seed)
+    elif arguments.what == "docs":
+        from .plan import plan_text
+        from .profiles import get_profile
+
+        made = ROOT / "docs" / "researcher.md"
+        for name in ("paper", "colab"):
+            write_between(made, f"plan {name}", f"```text\n{plan_text(get_profile(name), warn=False)}\n```\n")
     else:
         made = ship_reference(arguments.run_dir)
         write_table(ROOT / "README.md", read_json(made / "results.json"), paper_results())

@@ -31,7 +31,7 @@ def prepare_fixture(profile) -> Path:
     """Return the folder of a dry run's data, prepared from small made-up sets as `ivt data` prepares the real ones."""
     print(f"{profile.name}: samples made up in the schemas of the Hub's sets, the micro student, and the settings of "
           f"{profile.name.partition('-')[0]}. Its numbers mean nothing.")  # fmt: skip
-    with TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):  # what it says of sizes holds for the real ones
+    with TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):  # it would speak of the real sizes
         return hub.prepare(profile, fetch=write_hub(Path(folder), 3 * SHARED))
 
 

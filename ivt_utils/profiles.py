@@ -122,9 +122,9 @@ DRY_RUN = "-dry-run"  # "paper-dry-run": the paper's settings, walked through wi
 _MICRO = Profile(name="micro", student="data/student", data="synthetic", train=2400, val=510, test=505)
 _PAPER = Profile(
     name="paper", student="Qwen/Qwen3-VL-4B-Instruct", data="hub", train=2400, val=510, test=505, grid=1,
-    load_in_4bit=True, max_pixels=768 * 32 * 32, max_new_tokens=128, batch_size=8, sft_device_batch=2,
+    load_in_4bit=True, max_pixels=512 * 32 * 32, max_new_tokens=128, batch_size=8, sft_device_batch=2,
     grpo_device_batch=4, lora_rank=64, lora_alpha=128, sft_epochs=2, sft_lr=1e-4, sft_batch=16,
-    grpo_steps=300, grpo_prompts=8, grpo_lr=1e-5, temperature=1.0, scale_rewards="group", ablation_sft_steps=100,
+    grpo_steps=300, grpo_prompts=4, grpo_lr=1e-5, temperature=1.0, scale_rewards="group", ablation_sft_steps=100,
     ablation_grpo_steps=25, ablation_test=510,
 )  # fmt: skip
 PROFILES = {
@@ -137,7 +137,8 @@ PROFILES = {
         ("05_ablations", 9), ("06_mirage", 11), ("closer", 4),
     )),
     "colab": replace(_PAPER, name="colab", student="Qwen/Qwen3-VL-2B-Instruct", train=600, val=128, test=128,
-                     max_pixels=384 * 32 * 32, sft_device_batch=1, grpo_device_batch=2),
+                     max_pixels=384 * 32 * 32, sft_device_batch=1, grpo_device_batch=2, grpo_steps=100,
+                     grpo_prompts=2, ablation_grpo_steps=10, ablation_test=128),
     "paper": _PAPER,
 }  # fmt: skip
 

@@ -16,6 +16,8 @@ __all__ = [
     "table", "targets", "to_markdown", "to_text",
 ]  # fmt: skip
 PAPER = artefacts.DATA / "paper_results.json"
+SCALE = artefacts.ROOT / "runs" / "paper" / "results.json"
+SCALE_TITLE = "The paper's own scale: profile `paper`, Qwen3-VL-4B on the real sets"
 COLOURS = ("#0072B2", "#D55E00", "#999999", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")  # Okabe and Ito
 RESULT_COLUMNS = (
     ("acc50", "Acc@0.5 %", 100, 1), ("acc70", "Acc@0.7 %", 100, 1), ("acc90", "Acc@0.9 %", 100, 1),
@@ -72,12 +74,20 @@ def table(results: dict, paper: dict) -> list[dict]:
             answers = 1 if name in SINGLE else paper["refinements"] + 1
             known = {"source": "paper", "run": True, "answers": answers, "cells": paper["methods"][name]}
             rows.append(row | known)
-        ours = results["methods"].get(name)
-        rows.append(row | {
-            "source": "ours", "run": ours is not None, "answers": ours and ours["answers_per_sample"],
-            "cells": _our_cells(ours) if ours else {},
-        })  # fmt: skip
+        rows.append(row | _our_row(results["methods"].get(name)))
     return rows
+
+
+def _our_row(ours: dict | None) -> dict:
+    return {"source": "ours", "run": ours is not None, "answers": ours and ours["answers_per_sample"],
+            "cells": _our_cells(ours) if ours else {}}  # fmt: skip
+
+
+def scale_table(path: Path = SCALE) -> list[list[str]]:
+    """Return the results of the profile `paper` as a grid of text, its head first: "not run" until somebody runs it."""
+    methods = artefacts.read_json(path)["methods"] if path.exists() else {}
+    rows = [{"method": name, "label": label} | _our_row(methods.get(name)) for name, label in METHODS.items()]
+    return _grid(rows, RESULT_COLUMNS)
 
 
 def _our_cells(method: dict) -> dict:
@@ -164,7 +174,10 @@ def summary(results: dict, paper: dict) -> str:
     for name, method in results["methods"].items():
         for grid in mirage_tables(method):
             parts.append(f"{METHODS.get(name, name)}\n{aligned(grid)}")
-    return "\n\n".join([*parts, aligned(closer_table(results["closer"])), CLOSER_NOTE])
+    parts += [aligned(closer_table(results["closer"])), CLOSER_NOTE]
+    if results["profile"] != "paper":
+        parts.append(f"{SCALE_TITLE}\n{aligned(scale_table())}")
+    return "\n\n".join(parts)
 
 
 def mirage_tables(method: dict) -> list[list[list[str]]]:
@@ -310,13 +323,20 @@ def report_from(root: Path, *, names=tuple(METHODS), versions=None, commit=None,
 
 def write_table(readme: Path, results: dict, paper: dict) -> None:
     """Put the tables of `results` and its targets between the two table marks of a README."""
-    before, rest = readme.read_text(encoding="utf-8").split("<!-- table -->")
-    after = rest.split("<!-- /table -->")[1]
     head, *goals = _goals(results)
     content = f"{to_markdown(table(results, paper))}\n**Targets of the course**\n\n{markdown_table(head, goals)}\n"
     head, *looks = closer_table(results["closer"])
     content += f"\n**A closer look: ours, not the paper's**\n\n{markdown_table(head, looks)}\n\n- {CLOSER_NOTE}\n"
-    artefacts.write_text(readme, f"{before}<!-- table -->\n{content}<!-- /table -->{after}")
+    head, *rows = scale_table()
+    content += f"\n**{SCALE_TITLE}**\n\n{markdown_table(head, rows)}\n"
+    write_between(readme, "table", content)
+
+
+def write_between(page: Path, mark: str, content: str) -> None:
+    """Put `content` between the two marks `<!-- mark -->` and `<!-- /mark -->` of a Markdown page."""
+    before, rest = page.read_text(encoding="utf-8").split(f"<!-- {mark} -->")
+    after = rest.split(f"<!-- /{mark} -->")[1]
+    artefacts.write_text(page, f"{before}<!-- {mark} -->\n{content}<!-- /{mark} -->{after}")
 
 
 def save_figure(figure, path: Path) -> None:

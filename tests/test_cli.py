@@ -6,12 +6,13 @@ import json
 import sys
 import time
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
 import pytest
 
-from ivt_utils import course, doctor
+from ivt_utils import course, datasets, doctor, stages, vlm_teacher
 from ivt_utils.artefacts import ArtefactError
 from ivt_utils.cli import main
 from ivt_utils.profiles import get_profile
@@ -283,4 +284,57 @@ def test_doctor_sees_what_a_clone_lacks(tmp_path, monkeypatch):
     assert {"benchmark", "micro student", "notebooks"} <= set(missing)
     assert (doctor.OK, "the paper's numbers in data/") in lines
     lacking = {text.split(":")[0] for tag, text in doctor.examine(tmp_path, get_profile("paper")) if tag == doctor.MISS}
-    assert lacking - set(missing) == {"CUDA", "the data of paper"}
+    assert lacking - set(missing) == {"the data of paper"}
+
+
+# ---------------------------------------------------------------------------------------------- the paper's scale
+TEACH = ("--base-url", "http://127.0.0.1:9/v1", "--model", "teacher")
+
+
+@pytest.mark.parametrize("words, said", [
+    (("data",), "comes with the project"),
+    (("teach", *TEACH), "is for colab and paper"),
+    (("run", "--dry-run"), "for the profiles colab and paper"),
+    (("sft", "--dry-run"), "for the profiles colab and paper"),
+    (("grpo", "--profile", "huge"), "There is no profile 'huge'"),
+    (("plan", "--profile", "huge"), "There is no profile 'huge'"),
+    (("eval", "--profile", "paper"), "ivt data --profile paper"),
+    (("sft", "--profile", "paper"), "ivt data --profile paper"),
+    (("grpo", "--profile", "paper"), "adapters/sft is not in"),
+    (("mirage", "--profile", "paper"), "ivt data --profile paper"),
+    (("teach", "--profile", "paper", *TEACH), "ivt data --profile paper"),
+])  # fmt: skip
+def test_what_the_papers_scale_lacks_is_one_sentence(words, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(datasets, "HUB", tmp_path / "hub")
+    where = [] if words[0] in ("data", "plan") else ["--run-dir", str(tmp_path / "run")]
+    assert main([*words, *where]) == 2
+    assert said in one_sentence(capsys)
+
+
+def test_a_plan_is_printed(capsys):
+    assert main(["plan", "--profile", "colab"]) == 0
+    assert "Memory in GB" in capsys.readouterr().out
+
+
+def test_a_teacher_writes_the_traces_once(tmp_path, capsys, monkeypatch):
+    """The command around `vlm_teacher.teach`: the harvest's errors go in, the stage that notebook 2 reads comes out."""
+    profile = replace(get_profile("smoke"), name="paper", train=6)
+    monkeypatch.setattr(type(profile), "hub_student", property(lambda self: True))
+    monkeypatch.setattr(sys.modules["ivt_utils.profiles"], "get_profile", lambda name: profile)
+    truth, wrong = [100.0, 100.0, 300.0, 300.0], {"text": "", "box": [100, 100, 300, 200]}
+    kept = {"image_id": "i", "subset": "s", "expression": "e", "truth": truth, "steps": [wrong]}
+    monkeypatch.setattr(stages, "errors", lambda run, train: [{"id": train[0]["id"], **kept}])
+
+    def teach(rollouts, records, profile, **ask):
+        assert (ask["model"], ask["base_url"]) == ("teacher", "http://127.0.0.1:9/v1") and len(records) == 6
+        return [{**r, "steps": r["steps"] * 3, "teacher": ask["model"], "stood_in": 1} for r in rollouts]
+
+    monkeypatch.setattr(vlm_teacher, "teach", teach)
+    run_dir = tmp_path / "run"
+    assert main(["teach", "--profile", "paper", *TEACH, "--run-dir", str(run_dir)]) == 0
+    said = capsys.readouterr().out
+    assert "2 traces for 1 rollouts" in said and "2 traces, 1 of them by the geometric teacher" in said
+    (made,) = [json.loads(line) for line in (run_dir / "rollouts" / "trajectories.jsonl").open()]
+    assert made["teacher"] == "teacher" and len(made["steps"]) == 3
+    assert main(["teach", "--profile", "paper", *TEACH, "--run-dir", str(run_dir)]) == 2
+    assert "has its trajectories already" in one_sentence(capsys)

@@ -87,3 +87,25 @@ def test_notebooks_are_lessons(path):
     assert [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])][0].source.startswith("PROFILE")
     assert max(len(cell.source.splitlines()) for cell in notebook.cells) <= 30
     assert not [c for c in notebook.cells if c.cell_type == "code" and c.outputs]
+
+
+def test_the_dry_run_walks_through_the_papers_settings(tmp_path, capsys):
+    """Every notebook, on data prepared from files with the Hub's schemas, with the micro student."""
+    root, paper = tmp_path / "dry", get_profile("paper")
+    assert cli.main(["run", "--profile", "paper", "--dry-run", "--run-dir", str(root)]) == 0
+    assert "numbers mean nothing" in capsys.readouterr().out
+    values = json.loads((root / "run.json").read_text())["values"]
+    assert values["student"] == "data/student" and values["data"] == "hub" and values["train"] == values["test"] == 8
+    same = ("turns", "style", "max_new_tokens", "harvest_max_iou", "lora_rank", "lora_alpha", "sft_lr", "sft_batch",
+            "grpo_prompts", "generations", "grpo_lr", "beta", "format_bonus", "temperature", "scale_rewards",
+            "load_in_4bit", "data_seed")  # fmt: skip
+    assert {name: values[name] for name in same} == {name: getattr(paper, name) for name in same}
+    results = json.loads((root / "results.json").read_text())
+    assert set(METHODS) <= set(results["methods"])
+    assert all(method["n"] == 8 for method in results["methods"].values())
+    subsets = {row["subset"] for row in map(json.loads, (root / "rollouts" / "base_ivt.jsonl").open())}
+    assert subsets == {"refcocog", "ref_adv_s", "ref_l4"}
+    for name in ("sft", "grpo", "grpo_single"):
+        assert json.loads((root / "adapters" / name / "adapter_config.json").read_text())["r"] == paper.lora_rank
+    assert len(list((root / "notebooks").glob("0*.ipynb"))) == len(NOTEBOOKS)
+    assert "using the reference result" not in (root / "notebooks" / NOTEBOOKS[3].name).read_text()

@@ -189,6 +189,19 @@ def test_the_closer_look_must_gain_with_every_seed(low, is_reached, tmp_path):
     assert readme.read_text().count(closer.GAINS[0]) == 3 and "old" not in readme.read_text()
 
 
+def test_the_papers_own_scale_is_not_run_until_somebody_runs_it(tmp_path, monkeypatch):
+    content = results.build_results(all_methods(), **SETTINGS)
+    monkeypatch.setattr(report.scale_table, "__defaults__", (tmp_path / "results.json",))
+    _, *rows = report.scale_table()
+    assert [row[0] for row in rows] == list(results.METHODS.values())
+    assert all(row[1:] == ["ours", "-", *["not run"] * 4] for row in rows)
+    assert report.SCALE_TITLE in report.summary(content, report.paper_results())
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    _, *rows = report.scale_table()
+    assert "not run" not in str(rows) and rows[0][3].endswith("]")
+    assert report.SCALE_TITLE not in report.summary(content | {"profile": "paper"}, report.paper_results())
+
+
 @pytest.mark.parametrize(
     ("key", "change"),
     [
