@@ -10,7 +10,8 @@ import re
 Box = tuple[int, int, int, int]
 SCALE = 1000
 LEAST_VIEW = 200  # 0..1000: a closer look would show a small box as a handful of pixels
-_ANSWER = re.compile(r'\{\s*"bbox_2d"\s*:\s*\[([^\[\]{}]*)\]\s*\}', re.ASCII)
+# Qwen-VL's own habit is a "label" behind the box; it says nothing about the box, so it may stand there.
+_ANSWER = re.compile(r'\{\s*"bbox_2d"\s*:\s*\[([^\[\]{}]*)\]\s*(?:,\s*"label"\s*:\s*"[^"{}]*"\s*)?\}', re.ASCII)
 _INTEGER = re.compile(r"\s*(0|[1-9][0-9]{0,3})\s*", re.ASCII)  # JSON's integers: no sign, no leading zero
 
 

@@ -13,10 +13,10 @@ from . import distributed
 
 STOPPED = ("Stopped, from outside or because another process of this run has died (most often for want of memory); "
            "the same command goes on from the last finished stage or checkpoint.")  # fmt: skip
-LOST = ("gloo", "nccl", "connection closed", "connection reset")  # how torch says that another process is gone
+LOST = ("connection closed", "connection reset", "remote process exited")  # how torch says that a process is gone
 NOTEBOOKS = {
-    "eval": "notebooks 1 and 2: the base student's answers, and the harvest",
-    "sft": "notebook 3: SFT, and its answers", "grpo": "notebook 4: GRPO, and its answers",
+    "eval": "notebooks 1 and 2: the base student's answers",
+    "sft": "notebooks 2 and 3: the harvest, SFT, and its answers", "grpo": "notebook 4: GRPO, and its answers",
     "ablations": "notebook 5", "mirage": "notebook 6: confidence, sampled answers and controls",
 }  # fmt: skip
 
@@ -34,6 +34,8 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows ? and goes on
+    if distributed.size() > 1 and arguments.command is not stage_command:
+        return fail(f"Only {', '.join(NOTEBOOKS)} run in several processes; run this command without accelerate.", 2)
     try:
         return arguments.command(arguments)
     except KeyboardInterrupt as stop:
@@ -65,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
             made.add_argument("--seed", type=int, default=0, help="seed of everything random (default 0)")
             made.add_argument("--run-dir", type=Path, help="where results go (default runs/PROFILE, for another seed "
                                                            "than 0 runs/PROFILE-seedN)")  # fmt: skip
+        if runs and name != "teach":
             made.add_argument("--dry-run", action="store_true", help="walk through colab or paper with the micro "
                               "student and 8 made-up samples of each split")  # fmt: skip
         return made
@@ -110,8 +113,9 @@ def _begin(arguments):
     from .course import PROJECT
     from .profiles import get_profile
 
-    profile = get_profile(arguments.profile + "-dry-run" * arguments.dry_run)
-    if arguments.dry_run and distributed.rank() == 0:
+    dry = getattr(arguments, "dry_run", False)
+    profile = get_profile(arguments.profile + "-dry-run" * dry)
+    if dry and distributed.rank() == 0:
         from .hub_fixture import prepare_fixture
 
         prepare_fixture(profile)
@@ -154,7 +158,8 @@ def stage_command(arguments) -> int:
     try:
         STAGES[arguments.stage](run)
     except KeyboardInterrupt:  # Ctrl-C, or the launcher, which ends all processes when one has died
-        raise KeyboardInterrupt(STOPPED) from None
+        alone = "Stopped; the same command goes on from the last finished stage or checkpoint."
+        raise KeyboardInterrupt(STOPPED if distributed.size() > 1 else alone) from None
     distributed.leave()
     made = {name: noted["seconds"] for name, noted in run.stages().items() if name not in before}
     for name, seconds in made.items():
@@ -168,7 +173,8 @@ def teach_command(arguments) -> int:
     """Return 0 after a VLM has written the traces of the harvest."""
     from .artefacts import Run
     from .datasets import load_split
-    from .stages import errors
+    from .harvest import keep_errors
+    from .stages import own_answers
     from .vlm_teacher import budget, teach
 
     profile, run_dir = _begin(arguments)
@@ -178,7 +184,9 @@ def teach_command(arguments) -> int:
     if "rollouts/trajectories" in run.stages():
         raise ValueError(f"{run_dir} has its trajectories already; for another teacher name another --run-dir.")
     train, cache = load_split(profile, "train"), run.root / "teacher"
-    wrong = errors(run, train)
+    if "rollouts/train_step0" not in run.stages():
+        raise ValueError(f"{run_dir} has no answers of the student to correct yet: run ivt eval first.")
+    wrong = keep_errors(own_answers(run, train), profile.harvest_max_iou)
     print(budget(wrong, train, profile, arguments.model, cache), flush=True)
     ask = {"base_url": arguments.base_url, "model": arguments.model, "cache": cache, "progress": "teacher"}
     taught = run.rollouts("trajectories", lambda: teach(wrong, train, profile, **ask))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
 PROJECT = PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").is_file() else Path.cwd()
-TERMINAL_ONLY = ("cli.py", "course.py", "doctor.py", "plan.py", "stages.py")  # no result depends on these
+TERMINAL_ONLY = ("cli.py", "course.py", "doctor.py", "memory.py", "plan.py", "stages.py")  # no result depends on these
 PLAIN_SECONDS = 15  # between two lines where a line cannot be rewritten
 ARTEFACTS = ("rollouts/*.jsonl", "tables/*.json", "adapters/*/*.safetensors", "figures/*.png")
 MARK = "ivt_course"  # our key in the metadata of an executed notebook

@@ -81,10 +81,11 @@ def each_batch(work, count: int, batch_size: int, label: str = "") -> list:
     return [row for _, rows in sorted(gather(own), key=lambda pair: pair[0]) for row in rows]
 
 
-def batch_share(batch: int, device_batch: int = 0) -> dict:
+def batch_share(batch: int, device_batch: int = 0, group: int = 0) -> dict:
     """Return a trainer's settings under which all processes together learn from `batch` samples a step.
 
-    `device_batch`: how many of them a device may hold at once (0: all of its share); the rest is accumulated.
+    `device_batch`: how many of them a device may hold at once (0: all of its share); the rest is accumulated. `group`:
+    for GRPO, the rollouts of one prompt, which are generated together: as few groups at once as these batches allow.
     ValueError when the processes cannot share the batch equally.
     """
     own, left = divmod(batch, size())
@@ -93,4 +94,16 @@ def batch_share(batch: int, device_batch: int = 0) -> dict:
                          f"that divides {batch}.")  # fmt: skip
     most = min(device_batch or own, own)
     held = max(n for n in range(1, most + 1) if own % n == 0)
-    return {"per_device_train_batch_size": held, "gradient_accumulation_steps": own // held}
+    settings = {"per_device_train_batch_size": held, "gradient_accumulation_steps": own // held}
+    if group:
+        times = range(1, own // held + 1)
+        whole = (n for n in times if own // held % n == 0 and held * n * size() % group == 0)
+        settings["steps_per_generation"] = next(whole)
+    return settings
+
+
+def one_card(config):
+    """Return a trainer's configuration that uses one card for each process, however many this process could see."""
+    if config.n_gpu > 1:
+        config._n_gpu = 1  # else the trainer would copy the student to every card, which TRL refuses
+    return config

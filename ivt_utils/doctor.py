@@ -29,8 +29,7 @@ def examine(project: Path, profile) -> list[tuple[str, str]]:
         python(),
         *packages(project / "requirements.lock"),
         cores(),
-        memory(),
-        disk(project),
+        *(needs(profile) if profile.hub_student else (memory(), disk(project))),
         *gpu(profile),
     ]
     data, reference = project / "data", project / "data" / "reference"
@@ -42,7 +41,7 @@ def examine(project: Path, profile) -> list[tuple[str, str]]:
     lines.append((OK, "reference results in data/reference/") if reference.is_dir() else alone)
     if profile.data == "hub":
         there = (data / "hub" / profile.name / "manifest.json").exists()
-        absent = (MISS, f"the data of {profile.name}: not prepared (ivt data --profile {profile.name})")
+        absent = (NOTE, f"the data of {profile.name}: not prepared (ivt data --profile {profile.name})")
         lines.append((OK, f"the data of {profile.name} in data/hub/") if there else absent)
     count = len(list((project / "notebooks").glob("0*.ipynb")))
     lines.append((OK, f"{count} notebooks") if count else (MISS, "notebooks: none in notebooks/"))
@@ -104,6 +103,14 @@ def disk(project: Path) -> tuple[str, str]:
     """Return the line about free disk space where results go."""
     free = shutil.disk_usage(project).free / 1e9
     return OK if free >= DISK_GB else MISS, f"disk {free:.1f} GB free (have {DISK_GB} GB for a run)"
+
+
+def needs(profile) -> list[tuple[str, str]]:
+    """Return what `ivt plan` warns of on this computer: memory of the card, free memory and disk."""
+    from .plan import this_machine, warnings
+
+    found = warnings(profile, this_machine(profile))
+    return [(NOTE, sentence) for sentence in found] or [(OK, f"memory and disk as {profile.name} needs them")]
 
 
 def gpu(profile) -> list[tuple[str, str]]:

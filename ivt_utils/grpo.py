@@ -14,6 +14,7 @@ from ivt_utils.render import draw_box, load_image
 from ivt_utils.sft import finish, trainer_options
 from ivt_utils.student import Student, lora
 
+BOX_TOKENS = 20  # an answer of so many tokens may hold one box, and each is shown
 
 def make_environment(style: str = "filled"):
     """Return an environment class for TRL: it keeps one image, and shows boxes on it."""
@@ -124,28 +125,29 @@ def train_grpo(
     turns = profile.turns if turns is None else turns
     bonus = profile.format_bonus if format_bonus is None else format_bonus
     per_image = most_image_tokens(student, profile.max_pixels, load_image(dataset[0]["images"][0]))
-    answer = profile.max_new_tokens
+    answer, group = profile.max_new_tokens, profile.generations
     # Only the processor may write these: a sampled one would stand for an image that is not there.
     placeholders = [student.processor.image_token_id, student.processor.video_token_id]
-    config = GRPOConfig(
+    exact = {name: w.detach().clone() for name, w in student.model.named_parameters() if w.requires_grad}
+    config = distributed.one_card(GRPOConfig(
         max_steps=steps or profile.grpo_steps, learning_rate=profile.grpo_lr, lr_scheduler_type="constant_with_warmup",
-        warmup_steps=0.05, num_generations=profile.generations,
+        warmup_steps=0.05, num_generations=group,
         beta=profile.beta, temperature=profile.temperature, loss_type="grpo",
         scale_rewards=profile.scale_rewards, max_tool_calling_iterations=turns,
-        max_completion_length=(turns + 1) * (answer + 64) + turns * 2 * per_image,
+        max_completion_length=(turns + 1) * (answer + 64) + turns * (answer // BOX_TOKENS + 1) * per_image,
         generation_kwargs={"max_new_tokens": answer, "suppress_tokens": placeholders},
-        **distributed.batch_share(profile.grpo_prompts * profile.generations, profile.grpo_device_batch),
+        **distributed.batch_share(group * profile.grpo_prompts, profile.grpo_device_batch, group),
         **trainer_options(folder, profile, seed),
-    )  # fmt: skip
-    reward = make_reward(turns, bonus, profile.generations, student.processor.image_token_id,
+    ))  # fmt: skip
+    reward = make_reward(turns, bonus, group, student.processor.image_token_id,
                          lambda image: image_tokens(student, image))  # fmt: skip
     trainer = GRPOTrainer(
         model=student.model, reward_funcs=reward, args=config, train_dataset=dataset,
         processing_class=student.processor, environment_factory=make_environment(profile.style),
         peft_config=None if hasattr(student.model, "peft_config") else lora(profile),
     )  # fmt: skip
-    with hardware.memory_advice("training with GRPO", "grpo_device_batch", "generations", "max_pixels"):
-        return finish(trainer, folder, profile.student)
+    with hardware.memory_advice("training with GRPO", "grpo_device_batch", "generations or max_pixels"):
+        return finish(trainer, folder, profile.student, exact)
 
 
 def image_tokens(student: Student, image) -> int:

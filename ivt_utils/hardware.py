@@ -1,5 +1,6 @@
 """What the machine can do: precision, attention, the device of this process; and one sentence when memory runs out."""
 
+import gc
 import os
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -11,7 +12,18 @@ def device() -> str:
     """Return this process's device: its CUDA card where there is one, else "cpu"."""
     import torch
 
-    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % max(1, torch.cuda.device_count())}"
+
+
+def release() -> None:
+    """Give back what finished trainings and students still hold of the card's memory."""
+    import torch
+
+    gc.collect()  # a trainer and its model hold each other
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def precision() -> str:
@@ -33,18 +45,21 @@ def attention() -> str:
 
 
 @contextmanager
-def memory_advice(doing: str, *settings: str):
-    """Turn running out of memory in this block into an ArtefactError that names the settings of a profile to lower."""
+def memory_advice(doing: str, cost: str, recipe: str):
+    """Turn running out of memory in this block into an ArtefactError that names the settings of a profile to lower.
+
+    `cost`: one that may be lowered in the middle of a run ("" for none); `recipe`: others, which make it another run.
+    """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         told = isinstance(error, ArtefactError)  # by a block inside this one
         if told or not (isinstance(error, MemoryError) or _out_of_memory(str(error))):
             raise
-        raise ArtefactError(
-            f"Out of memory while {doing}: lower {' or '.join(settings)} in ivt_utils/profiles.py and run the same "
-            "command again; it goes on from the last finished stage or checkpoint."
-        ) from error
+        again = f"{cost} (down to 1; the same command then goes on from the last stage or checkpoint), or "
+        again *= bool(cost)
+        raise ArtefactError(f"Out of memory while {doing}: in ivt_utils/profiles.py, lower {again}{recipe} (in a new "
+                            "--run-dir, for that changes the experiment).") from error  # fmt: skip
 
 
 def _out_of_memory(message: str) -> bool:

@@ -22,11 +22,16 @@ def straight_line(start, truth, turns: int, grid: int = 1) -> list[tuple[int, in
 def trajectory(rollout: dict, turns: int, grid: int = 1, trace=geometric_trace) -> dict:
     """Return the rollout with its steps replaced by: the student's own answer, then `turns` corrected answers.
 
+    An own answer that writes its box in another form (as with a label behind it) is put into the protocol's, which is
+    to be learnt.
+
     A box in which the geometric teacher finds nothing wrong is kept (our choice), so that "keep it" is meant; others go
     on along the straight line. `trace(box, truth)` says what is wrong with the box of the step before; None leaves
     the reasons out.
     """
-    steps = [rollout["steps"][0]]
+    first = rollout["steps"][0]
+    form = protocol.answer_text(tuple(first["box"]))
+    steps = [first if form in first["text"] else {**first, "text": form}]
     for box in straight_line(steps[0]["box"], rollout["truth"], turns, grid):
         shown = steps[-1]["box"]
         box = box if problems(shown, rollout["truth"]) else shown

@@ -8,6 +8,7 @@ student's vocabulary. Images are landscape and portrait, so that a box scaled by
 import hashlib
 import io
 import random
+import shutil
 import tarfile
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -15,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 from PIL import Image
 
-from ivt_utils import hub, scenes
+from ivt_utils import datasets, hub, scenes
 from ivt_utils.boxes import to_pixels
 
 SHARED = 8  # images that each two of the three sets have in common
@@ -31,6 +32,7 @@ def prepare_fixture(profile) -> Path:
     """Return the folder of a dry run's data, prepared from small made-up sets as `ivt data` prepares the real ones."""
     print(f"{profile.name}: samples made up in the schemas of the Hub's sets, the micro student, and the settings of "
           f"{profile.name.partition('-')[0]}. Its numbers mean nothing.")  # fmt: skip
+    shutil.rmtree(datasets.HUB / profile.name, ignore_errors=True)  # made anew by the present code
     with TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):  # it would speak of the real sizes
         return hub.prepare(profile, fetch=write_hub(Path(folder), 3 * SHARED))
 

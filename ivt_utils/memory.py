@@ -7,6 +7,7 @@ against measurements of the micro student.
 import math
 
 from ivt_utils.artefacts import DATA, ROOT, ArtefactError, read_json
+from ivt_utils.distributed import batch_share
 
 CONFIGURATIONS = {"Qwen/Qwen3-VL-2B-Instruct": "2b.json", "Qwen/Qwen3-VL-4B-Instruct": "4b.json"}  # in data/qwen3vl
 OVERHEAD = {"GPU": 1.0e9, "CPU": 0.8e9}  # bytes of CUDA's context, or of Python with its libraries
@@ -42,14 +43,15 @@ def parameters(config) -> dict[str, int]:
     text, vision = config["text_config"], config["vision_config"]
     wide, layers = text["hidden_size"], text["num_hidden_layers"]
     d, middle, out, blocks = (vision[k] for k in ("hidden_size", "intermediate_size", "out_hidden_size", "depth"))
-    merged = d * vision["spatial_merge_size"] ** 2
+    merged = d * vision["spatial_merge_size"] ** 2  # a merger takes the patches of an image token at once
     mergers = 1 + len(vision["deepstack_visual_indexes"])
     embeddings = text["vocab_size"] * wide * (1 if config["tie_word_embeddings"] else 2)
     return {
         "embeddings": embeddings,
         "text linear": layers * sum(i * o for i, o in projections(config)),
         "text norms": layers * (2 * wide + 2 * text["head_dim"]) + wide,
-        "vision linear": blocks * (4 * d * d + 2 * d * middle) + mergers * (merged * merged + merged * out),
+        "vision linear": blocks * (4 * d * d + 2 * d * middle),
+        "mergers linear": mergers * (merged * merged + merged * out),
         "vision other": blocks * (9 * d + middle) + patch_values(config) * d + d + vision["num_position_embeddings"] * d
         + mergers * (merged + out) + 2 * d + 2 * merged * (mergers - 1),
     }  # fmt: skip
@@ -65,7 +67,7 @@ def weight_bytes(config, four_bit: bool, element: int = 2) -> int:
     """Return the bytes of the loaded weights; NF4: half a byte, and 4 for each block of 64, of every linear map's
     weight, the output head's excepted; all else `element` bytes (2, or 4 for float32)."""
     parts = parameters(config)
-    small = parts["text linear"] + parts["vision linear"]
+    small = sum(count for part, count in parts.items() if part.endswith("linear"))
     return int(small * (0.5 + 4 / 64 if four_bit else element) + (sum(parts.values()) - small) * element)
 
 
@@ -162,7 +164,8 @@ def memory(profile, per_image: int | None = None) -> dict[str, dict[str, int]]:
     """
     config, gpu = configuration(profile), on_gpu(profile)
     element, most = (2 if gpu else 4), per_image or most_image_tokens(config, profile.max_pixels)
-    answers, rank, rollouts = profile.turns + 1, profile.lora_rank, profile.grpo_prompts * profile.generations
+    answers, rank, rollouts = profile.turns + 1, profile.lora_rank, rollouts_at_once(profile)
+    learnt = batch_share(profile.grpo_prompts * profile.generations, profile.grpo_device_batch)
     adapter = 4 * lora_parameters(config, rank)
     fixed = {"weights": weight_bytes(config, gpu, element), "overhead": int(OVERHEAD["GPU" if gpu else "CPU"])}
     learns = {"LoRA": adapter, "gradients": adapter, "optimiser": 2 * adapter}
@@ -182,10 +185,16 @@ def memory(profile, per_image: int | None = None) -> dict[str, dict[str, int]]:
         "GRPO, rollouts": {"LoRA": 2 * adapter, "optimiser": 2 * adapter, **generation_bytes(
             config, rollouts, answers, most, asked, profile.max_new_tokens, element)},
         "GRPO, learning": {**learns, "LoRA": 2 * adapter, **pass_over(
-            min(profile.grpo_device_batch or rollouts, rollouts), spoken, spoken - most - question)},
+            learnt["per_device_train_batch_size"], spoken, spoken - most - question)},
     }  # fmt: skip
     found["GRPO, learning"]["images"] = found["GRPO, rollouts"]["images"]  # those of all rollouts stay where they are
     return {name: fixed | parts for name, parts in found.items()}
+
+
+def rollouts_at_once(profile) -> int:
+    """Return how many rollouts GRPO generates together, in one process."""
+    share = batch_share(profile.grpo_prompts * profile.generations, profile.grpo_device_batch, profile.generations)
+    return share["per_device_train_batch_size"] * share["steps_per_generation"]
 
 
 def on_gpu(profile) -> bool:

@@ -10,8 +10,9 @@ from collections import Counter
 
 from ivt_utils import memory
 from ivt_utils.ablations import MOST_TURNS
-from ivt_utils.artefacts import DATA, ROOT, read_json
+from ivt_utils.artefacts import ROOT
 from ivt_utils.controls import names
+from ivt_utils.download import sources
 from ivt_utils.mirage import ADAPTERS
 from ivt_utils.report import aligned
 
@@ -24,7 +25,7 @@ USABLE = 0.9  # of a card's memory; the rest is lost between blocks
 KEPT = 934 / 2400  # the share of answers that the harvest keeps: the paper's
 TRAININGS = {"SFT": 1, "GRPO": 2, "ablations": 8}  # adapters that notebooks 3, 4 and 5 train
 SETTINGS = {"evaluation, harvest": "batch_size or max_pixels", "SFT": "sft_device_batch or max_pixels",
-            "GRPO, rollouts": "grpo_prompts, generations or max_pixels",
+            "GRPO, rollouts": "grpo_device_batch, generations or max_pixels",
             "GRPO, learning": "grpo_device_batch or max_pixels"}  # fmt: skip
 
 
@@ -61,7 +62,9 @@ def forward_flops(config, images: int, per_image: int, tokens: int) -> tuple[flo
     patches = per_image * vision["spatial_merge_size"] ** 2
     causal = 2 * tokens**2 * memory.projections(config)[0][1] * text["num_hidden_layers"]
     whole = 4 * patches**2 * vision["hidden_size"] * vision["depth"]
-    return 2 * parts["text linear"] * tokens + causal, images * (2 * parts["vision linear"] * patches + whole)
+    seen = (parts["vision linear"] + memory.patch_values(config) * vision["hidden_size"]) * patches
+    seen += parts["mergers linear"] * per_image
+    return 2 * parts["text linear"] * tokens + causal, images * (2 * seen + whole)
 
 
 def generation_seconds(config, card, chats: int, batch: int, images: int, per_image: int, tokens: int, new: int):
@@ -80,6 +83,7 @@ def hours(profile, card) -> dict[str, float]:
     config, (question, feedback, answer) = memory.configuration(profile), memory.words(profile)
     per_image = memory.typical_image_tokens(config, profile.max_pixels, memory.is_local(profile))
     group, loop = profile.grpo_prompts * profile.generations, profile.turns + 1
+    at_once = memory.rollouts_at_once(profile)
 
     def length(images):
         return images * per_image + question + (images - 1) * (feedback + answer)
@@ -92,7 +96,7 @@ def hours(profile, card) -> dict[str, float]:
         return chats * ((3 + forwards) * text + (1 + forwards) * vision) / (card[2] * 1e12 * REACHED)
 
     def grpo(steps, images):  # 1: the reference policy's forward pass
-        return steps * (generating(group, group, range(1, images + 1)) + learning(group, images, 1))
+        return steps * (generating(group, at_once, range(1, images + 1)) + learning(group, images, 1))
 
     spoken = Counter()
     for notebook, stage, samples, each in answers(profile):
@@ -118,9 +122,7 @@ def disk(profile) -> dict[str, int | None]:
     if not memory.is_local(profile):
         found[f"download: {profile.student}"] = memory.weight_bytes(config, False)
     if profile.data == "hub" and not memory.is_local(profile):
-        noted = read_json(DATA / "hub_revisions.json")["sources"] if (DATA / "hub_revisions.json").exists() else {}
-        for name in ("lmms-lab/RefCOCOg", "dddraxxx/ref-adv-s", "JierunChen/Ref-L4"):
-            found[f"download: {name}"] = noted.get(name, {}).get("bytes")
+        found |= {f"download: {name}": noted["bytes"] for name, noted in sources().items()}
         found["the samples drawn from them"] = None
     found[f"{sum(TRAININGS.values())} adapters"] = sum(TRAININGS.values()) * adapter
     found["two checkpoints of a training"] = 2 * 3 * adapter

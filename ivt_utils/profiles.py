@@ -88,7 +88,7 @@ class Profile:
     beta: float = 0.04  # KL to the SFT policy
     format_bonus: float = 0.1
     temperature: float = 0.7  # at 1 the micro student, unsure of its digits, loses a fifth of its IoU
-    scale_rewards: str = "batch"  # what the advantages are divided by: the spread of the whole batch, or of the "group"
+    scale_rewards: str = "batch"  # advantages are divided by the spread of all generated together, or of the "group"
     # ablations: much shorter trainings, and an evaluation on the first samples of the validation split
     ablation_sft_steps: int = 140
     ablation_grpo_steps: int = 15
@@ -123,7 +123,7 @@ _MICRO = Profile(name="micro", student="data/student", data="synthetic", train=2
 _PAPER = Profile(
     name="paper", student="Qwen/Qwen3-VL-4B-Instruct", data="hub", train=2400, val=510, test=505, grid=1,
     load_in_4bit=True, max_pixels=512 * 32 * 32, max_new_tokens=128, batch_size=8, sft_device_batch=2,
-    grpo_device_batch=4, lora_rank=64, lora_alpha=128, sft_epochs=2, sft_lr=1e-4, sft_batch=16,
+    grpo_device_batch=6, lora_rank=64, lora_alpha=128, sft_epochs=2, sft_lr=1e-4, sft_batch=16,
     grpo_steps=300, grpo_prompts=4, grpo_lr=1e-5, temperature=1.0, scale_rewards="group", ablation_sft_steps=100,
     ablation_grpo_steps=25, ablation_test=510,
 )  # fmt: skip

@@ -85,7 +85,8 @@ def _our_row(ours: dict | None) -> dict:
 
 def scale_table(path: Path = SCALE) -> list[list[str]]:
     """Return the results of the profile `paper` as a grid of text, its head first: "not run" until somebody runs it."""
-    methods = artefacts.read_json(path)["methods"] if path.exists() else {}
+    found = artefacts.read_json(path) if path.exists() else {}
+    methods = found["methods"] if found.get("profile") == "paper" else {}
     rows = [{"method": name, "label": label} | _our_row(methods.get(name)) for name, label in METHODS.items()]
     return _grid(rows, RESULT_COLUMNS)
 

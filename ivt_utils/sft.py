@@ -39,12 +39,12 @@ def train_sft(student: Student, dataset, folder: Path, profile, seed: int, steps
     """
     from trl import SFTConfig, SFTTrainer
 
-    config = SFTConfig(
+    config = distributed.one_card(SFTConfig(
         num_train_epochs=profile.sft_epochs, max_steps=steps or -1, learning_rate=profile.sft_lr,
         lr_scheduler_type="cosine", warmup_steps=0.05, assistant_only_loss=True, max_length=None,
         **distributed.batch_share(profile.sft_batch, profile.sft_device_batch),
         **trainer_options(folder, profile, seed),
-    )  # fmt: skip
+    ))  # fmt: skip
     trainer = SFTTrainer(
         model=student.model, args=config, train_dataset=dataset, processing_class=student.processor,
         peft_config=lora(profile),
@@ -57,7 +57,7 @@ def trainer_options(folder: Path, profile, seed: int) -> dict:
     """Return the trainer settings that SFT and GRPO share: where to save, how to resume, no telemetry."""
     import torch
 
-    cuda, kind = torch.cuda.is_available(), hardware.precision()
+    cuda, kind = torch.cuda.is_available(), hardware.precision() if profile.hub_student else "float32"
     return dict(
         output_dir=str(folder), seed=seed, data_seed=seed, logging_steps=1, save_strategy="steps",
         save_steps=profile.save_every, save_total_limit=1, report_to=[], bf16=kind == "bfloat16",
@@ -66,27 +66,24 @@ def trainer_options(folder: Path, profile, seed: int) -> dict:
     )  # fmt: skip
 
 
-def finish(trainer, folder: Path, student_name: str) -> list[dict]:
+def finish(trainer, folder: Path, student_name: str, exact: dict | None = None) -> list[dict]:
     """Train (from the last checkpoint in `folder` if there is one), save adapter and log, return the log's rows.
 
-    All processes train; process 0 writes.
+    All processes train; process 0 writes. The adapter is trained in float32: TRL rounds that of a 4-bit model to
+    bfloat16, where small steps would be lost. `exact`: its weights {name: tensor} as they were before the rounding.
     """
     from transformers import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)  # it would print every row of the log
     if distributed.rank() == 0:
         trainer.add_callback(_progress_bar())
-    if not trainer.is_fsdp_enabled:  # FSDP wants one type for all weights
-        for weight in trainer.model.parameters():
-            if weight.requires_grad:  # TRL rounds the adapter of a 4-bit model to bfloat16: small steps would be lost
-                weight.data = weight.data.float()
+    for name, weight in trainer.model.named_parameters():
+        if weight.requires_grad:
+            weight.data = (exact or {}).get(name, weight.data).float()
     trainer.train(resume_from_checkpoint=distributed.agree(last_checkpoint(folder)))
     log = [row for row in trainer.state.log_history if "loss" in row]
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # whole, also where FSDP shares them out
     if distributed.rank() == 0:
-        trainer.model.save_pretrained(
-            str(folder), selected_adapters=["default"], save_embedding_layers=False, state_dict=weights
-        )
+        trainer.model.save_pretrained(str(folder), selected_adapters=["default"], save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)
         settings = read_json(folder / "adapter_config.json")
         settings["base_model_name_or_path"] = student_name  # not a path of this machine

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from ivt_utils import hardware, protocol, scenes
 from ivt_utils.artefacts import ROOT, ArtefactError, checksum, read_json
 from ivt_utils.profiles import STUDENT_RECIPE, StudentRecipe
@@ -158,6 +160,7 @@ def load_student(profile, adapter: Path | str | None = None, trainable: bool = F
     4 bits (NF4) where the profile says so; on a CPU it is whole, in float32. Raises ArtefactError when the shipped
     student or the adapter is missing or damaged, a student of the Hub cannot be had, or the memory does not suffice.
     """
+    import torch
     from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
     from transformers.utils import logging
 
@@ -167,7 +170,8 @@ def load_student(profile, adapter: Path | str | None = None, trainable: bool = F
     if local:
         check_student(ROOT / profile.student)
     name = ROOT / profile.student if local else profile.student
-    with hardware.memory_advice(f"loading {profile.student}", "student (a smaller one)"):
+    hardware.release()
+    with hardware.memory_advice(f"loading {profile.student}", "", "the size of student"):
         try:
             model = Qwen3VLForConditionalGeneration.from_pretrained(
                 name, local_files_only=local, **loading_options(profile, local)
@@ -188,14 +192,30 @@ def load_student(profile, adapter: Path | str | None = None, trainable: bool = F
         model = PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
         model.peft_config["default"].base_model_name_or_path = str(name)
     model.eval()
+    if model.dtype == torch.float16:
+        check_finite(model, processor)
     return Student(model, processor, profile.grid)
+
+
+def check_finite(model, processor) -> None:
+    """Raise an ArtefactError when the model computes something that is no number: float16 may be too narrow for it."""
+    import torch
+
+    inputs = processor.apply_chat_template(
+        [[protocol.question(Image.new("RGB", (64, 64)), "the object")]], add_generation_prompt=True, tokenize=True,
+        return_dict=True, return_tensors="pt",
+    ).to(model.device)  # fmt: skip
+    with torch.inference_mode():
+        finite = bool(torch.isfinite(model(**inputs).logits).all())
+    if not finite:
+        raise ArtefactError("In float16 this student computes no finite numbers; use a card with bfloat16 (one newer "
+                            "than a T4 or V100).")  # fmt: skip
 
 
 def loading_options(profile, local: bool = False) -> dict:
     """Return what `from_pretrained` is told about precision, attention, card and 4-bit weights on this machine.
 
-    The micro student (`local`) is computed in float32 everywhere. 4-bit weights are stored in the computing type, so
-    that FSDP can share them out with the rest.
+    The micro student (`local`) is computed in float32 everywhere.
     """
     import torch
 
@@ -207,7 +227,7 @@ def loading_options(profile, local: bool = False) -> dict:
             from transformers import BitsAndBytesConfig
 
             options["quantization_config"] = BitsAndBytesConfig(
-                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=kind, bnb_4bit_quant_storage=kind
+                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=kind
             )
     return options
 

@@ -64,12 +64,19 @@ def test_a_list_of_integers_is_a_box_exactly_when_it_is_valid(numbers):
     answer("10 20 30 40"), answer("1 0, 20, 30, 40"), answer("١٠, ٢٠, ٣٠, ٤٠"), answer("１０, 20, 30, 40"),
     answer("[10, 20, 30, 40]"), answer("010, 20, 30, 40"), answer("00, 20, 30, 40"), answer("+10, 20, 30, 40"),
     answer('"10", 20, 30, 40'), answer("10, 20, 30, 40")[:-1], '{"bbox_2d": "10, 20, 30, 40"}',
-    '{"bbox": [10, 20, 30, 40]}', "[10, 20, 30, 40]", '{"bbox_2d": [10, 20, 30, 40], "label": "star"}',
+    '{"bbox": [10, 20, 30, 40]}', "[10, 20, 30, 40]", '{"bbox_2d": [10, 20, 30, 40], "score": 1}',
+    '{"label": "a", "bbox_2d": [10, 20, 30, 40]}',
     answer("10, 20, 30, 40") * 2, answer("10, 20, 30, 40") + answer("NaN"), answer("1") + answer("10, 20, 30, 40"),
     '{"bbox_2d": ' + answer("10, 20, 30, 40") + "}",
 ])  # fmt: skip
 def test_no_box_is_guessed(text):
     assert boxes.parse_answer(text) is None
+
+
+def test_the_label_that_qwen_puts_behind_a_box_does_no_harm():
+    labelled = '```json\n[{"bbox_2d": [10, 20, 30, 40], "label": "the red star"}]\n```'
+    assert boxes.parse_answer(labelled) == (10, 20, 30, 40)
+    assert boxes.parse_answer(labelled * 2) is None
 
 
 @pytest.mark.parametrize("value", [None, 3, b'{"bbox_2d": [1, 2, 3, 4]}', ["a"], {"bbox_2d": [1, 2, 3, 4]}])

@@ -441,6 +441,24 @@ def test_ctrl_c_and_the_same_call_again_end_on_the_same_adapter(
     assert all(torch.allclose(again[name], saved[name], atol=1e-6) for name in saved)
 
 
+def test_activations_may_be_checkpointed_and_rollouts_generated_by_the_group(
+    trained, processor, records, sft_policy, scripted_trainer, tiny_profile, tmp_path, monkeypatch
+):
+    """As on a GPU: a device holds one rollout, a group is generated at a time, and the step is over all prompts."""
+    real = grpo.trainer_options
+    monkeypatch.setattr(grpo, "trainer_options", lambda *a: real(*a) | {"activation_checkpointing": True})
+    small = replace(tiny_profile, grpo_device_batch=1, scale_rewards="group")
+    made = train(scripted_trainer, with_policy(processor, sft_policy[0]), records, tmp_path, small)
+    args = made.trainer.args
+    assert args.activation_checkpointing and made.trainer.model.is_activation_checkpointing
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (1, 4)
+    assert args.steps_per_generation == args.num_generations == 2 and args.generation_batch_size == 2
+    assert [row["step"] for row in made.log] == [1, 2]
+    assert [len(kept["truth"]) for kept in made.trainer.kept] == [2] * 4  # two steps of two groups
+    saved, start = load_file(tmp_path / "adapter_model.safetensors"), sft_policy[1]
+    assert saved.keys() == start.keys() and any(not torch.equal(saved[name], start[name]) for name in saved)
+
+
 def test_a_bare_student_gets_a_fresh_adapter_and_with_no_turns_a_single_answer(
     records, fresh_student, scripted_trainer, tiny_profile, tmp_path
 ):

@@ -1,10 +1,12 @@
 """What the machine can do: precision and attention by the card's capability, and one sentence when memory runs out."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from ivt_utils import hardware, student
-from ivt_utils.artefacts import ArtefactError
+from ivt_utils.artefacts import ArtefactError, Run
 from ivt_utils.loop import evaluate
 from ivt_utils.profiles import get_profile
 from ivt_utils.sft import trainer_options
@@ -18,6 +20,7 @@ def card(monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16 or including_emulation)  # noqa: E501
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
         monkeypatch.setattr(hardware, "find_spec", lambda name: flash and name == "flash_attn" or None)
 
     return pretend
@@ -45,7 +48,9 @@ def test_four_bits_are_nf4_in_the_computing_type_and_for_the_hubs_student_only(c
     assert options["device_map"] == {"": "cuda:1"}
     four = options["quantization_config"]
     assert four.load_in_4bit and four.bnb_4bit_quant_type == "nf4"
-    assert four.bnb_4bit_compute_dtype == four.bnb_4bit_quant_storage == torch.float16
+    assert four.bnb_4bit_compute_dtype == torch.float16
+    monkeypatch.setenv("LOCAL_RANK", "3")  # a process that is shown fewer cards than there are processes
+    assert hardware.device() == "cuda:1"
     micro = student.loading_options(get_profile("micro"), local=True)
     assert "quantization_config" not in micro and micro["dtype"] == torch.float32
     card(None)
@@ -58,6 +63,8 @@ def test_the_trainers_take_the_same_precision(card, tmp_path, capability, bf16, 
     options = trainer_options(tmp_path, get_profile("paper"), 0)
     assert {name: options[name] for name in ("fp16", "bf16")} == {"fp16": on == "fp16", "bf16": on == "bf16"}
     assert options["activation_checkpointing"] == (capability is not None) == (not options["use_cpu"])
+    micro = trainer_options(tmp_path, get_profile("micro"), 0)  # float32 everywhere
+    assert not micro["fp16"] and not micro["bf16"]
 
 
 def test_images_are_bounded_by_the_profile_and_keep_their_ratio():
@@ -92,8 +99,19 @@ def test_out_of_memory_is_one_sentence_that_names_the_settings(error):
     with pytest.raises(ArtefactError) as caught, hardware.memory_advice("training", "sft_device_batch", "max_pixels"):
         raise error
     message = str(caught.value)
-    assert message.startswith("Out of memory while training: lower sft_device_batch or max_pixels")
-    assert "the same command again" in message and "\n" not in message
+    assert message.startswith("Out of memory while training: in ivt_utils/profiles.py, lower sft_device_batch (down to")
+    assert "same command then goes on" in message and "or max_pixels (in a new --run-dir" in message
+    assert "\n" not in message
+
+
+def test_what_may_be_lowered_in_the_middle_of_a_run_is_no_value_of_the_experiment(tmp_path):
+    """The sentence promises that the same command goes on: so the folder of the run must take these values."""
+    smoke = get_profile("smoke")
+    Run(smoke, 0, tmp_path)
+    for name in ("batch_size", "sft_device_batch", "grpo_device_batch"):
+        Run(replace(smoke, **{name: 1}), 0, tmp_path)
+    with pytest.raises(ArtefactError, match="another profile, seed or values"):
+        Run(replace(smoke, max_pixels=1), 0, tmp_path)
 
 
 OTHERS = [ValueError("x"), RuntimeError("shapes do not match"), ArtefactError("Out of memory x")]
@@ -101,7 +119,7 @@ OTHERS = [ValueError("x"), RuntimeError("shapes do not match"), ArtefactError("O
 
 @pytest.mark.parametrize("error", OTHERS, ids=str)
 def test_other_errors_stay_what_they_are(error):
-    with pytest.raises(type(error)) as caught, hardware.memory_advice("training", "sft_device_batch"):
+    with pytest.raises(type(error)) as caught, hardware.memory_advice("training", "", "student"):
         raise error
     assert caught.value is error
 
@@ -117,7 +135,7 @@ class Full:
 
 def test_a_full_card_names_the_setting_where_it_happens(processor, records, tiny_profile, monkeypatch, tmp_path):
     full = student.Student(Full(), processor, 10)
-    with pytest.raises(ArtefactError, match="while answering: lower batch_size or max_pixels"):
+    with pytest.raises(ArtefactError, match="while answering: .*lower batch_size .*or max_pixels"):
         evaluate(full, records, tiny_profile)
 
     import transformers
@@ -126,7 +144,7 @@ def test_a_full_card_names_the_setting_where_it_happens(processor, records, tiny
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(transformers.Qwen3VLForConditionalGeneration, "from_pretrained", refuse)
-    with pytest.raises(ArtefactError, match="while loading data/student: lower student"):
+    with pytest.raises(ArtefactError, match="while loading data/student: .*lower the size of student"):
         student.load_student(tiny_profile)
 
 
@@ -163,3 +181,10 @@ def test_a_student_of_the_hub_without_a_network_is_one_sentence(monkeypatch):
         student.load_student(get_profile("paper"))
     message = str(caught.value)
     assert message.startswith("Qwen/Qwen3-VL-4B-Instruct could not be had") and "\n" not in message
+
+
+def test_a_student_that_overflows_in_float16_is_not_used(fresh_student):
+    student.check_finite(fresh_student.model, fresh_student.processor)
+    fresh_student.model.lm_head.weight.data[:] = float("nan")
+    with pytest.raises(ArtefactError, match="In float16 .* no finite numbers; use a card with bfloat16"):
+        student.check_finite(fresh_student.model, fresh_student.processor)

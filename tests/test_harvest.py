@@ -46,6 +46,12 @@ def test_a_straight_line_in_equal_steps_that_ends_on_the_truth(start, truth, tur
             assert abs(v - (a + (b - a) * k / turns)) <= grid and v % grid == 0
 
 
+def test_an_own_answer_in_another_form_is_put_into_the_one_to_learn():
+    own = rollout((0, 0, 10, 10))
+    own["steps"][0]["text"] = '[{"bbox_2d": [0, 0, 10, 10], "label": "star"}]'
+    assert harvest.trajectory(own, 0)["steps"] == [{"text": '{"bbox_2d": [0, 0, 10, 10]}', "box": (0, 0, 10, 10)}]
+
+
 def test_no_turn_is_no_step():
     assert harvest.straight_line((0, 0, 10, 10), TRUTH, 0) == []
     assert harvest.trajectory(rollout((0, 0, 10, 10)), 0)["steps"] == rollout((0, 0, 10, 10))["steps"][:1]

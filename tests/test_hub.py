@@ -364,6 +364,37 @@ def test_few_slips_in_the_annotations_are_left_out_and_counted(own, monkeypatch)
         hub.read_rows(REF_ADV_S, files)
 
 
+def test_few_boxes_beyond_an_image_whose_size_the_table_lacks_are_cut_at_its_edge(own, tmp_path, monkeypatch):
+    def wider(row, number):
+        row["bbox"][2] = 700.0 if number == 0 else row["bbox"][2]  # beyond 640 pixels
+
+    spoil(own[0], REFCOCOG, wider)
+    monkeypatch.setattr(hub, "SLIPS", 0.5)
+    rows = hub.read_rows(REFCOCOG, own[1](REFCOCOG.repo, (), None)[1])[0]
+    hub.read_pictures(REFCOCOG, rows, tmp_path)
+    cut = [row["bbox"] for row in rows if row["number"] == 0]
+    assert cut and all(box[2] == 1000.0 and 0 <= box[0] < 1000 for box in cut)
+    monkeypatch.setattr(hub, "SLIPS", 0.01)
+    with pytest.raises(ArtefactError, match="row 0 .* by the convention xywh"):
+        hub.read_pictures(REFCOCOG, rows, tmp_path)
+
+
+def test_what_is_prepared_later_comes_from_the_same_revision_of_an_unpinned_set(written, tmp_path, monkeypatch):
+    asked = []
+
+    def fetch(repo, patterns, revision):
+        asked.append((repo, revision))
+        commit, files = written[1](repo, patterns, revision)
+        return revision or "f" * 40, files
+
+    monkeypatch.setattr(data, "HUB", tmp_path)
+    hub.prepare(replace(SMALL, name="first"), fetch=fetch)
+    hub.prepare(replace(SMALL, name="second"), fetch=fetch)
+    (first, second) = (dict(asked[:3]), dict(asked[3:]))
+    assert first[REFCOCOG.repo] is None and second[REFCOCOG.repo] == "f" * 40
+    assert first[REF_L4.repo] == second[REF_L4.repo] == download.sources()[REF_L4.repo]["revision"]
+
+
 def encoded(mode: str, kind: str, orientation: int = 1) -> bytes:
     exif, buffer = Image.Exif(), io.BytesIO()
     exif[0x0112] = orientation

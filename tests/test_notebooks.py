@@ -10,6 +10,7 @@ from ivt_utils import cli
 from ivt_utils.artefacts import ROOT
 from ivt_utils.profiles import get_profile
 from ivt_utils.results import METHODS
+from ivt_utils.stages import STAGES as NOTEBOOK_STAGES
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
 
@@ -59,6 +60,12 @@ def test_the_stages_as_scripts_give_the_same_answers(smoke_run, tmp_path):
     assert {f"{name}.jsonl" for name in notebooks} == set(made)
     for name in made:
         assert (again / "rollouts" / name).read_bytes() == (root / "rollouts" / name).read_bytes()
+
+
+def test_the_notebooks_and_the_scripts_know_the_stages_by_the_same_names(smoke_run, capsys):
+    for stage in NOTEBOOK_STAGES:
+        assert cli.main([stage, "--profile", "smoke", "--run-dir", str(smoke_run[0])]) == 0
+        assert "Made 0 stages" in capsys.readouterr().out
 
 
 def test_the_report_needs_no_model(smoke_run, capsys):

@@ -8,7 +8,7 @@ from ivt_utils.profiles import PROFILES, STUDENT_RECIPE, get_profile
 
 
 def test_the_four_profiles_by_name():
-    assert list(PROFILES) == ["smoke", "micro", "colab", "paper"]
+    assert list(PROFILES)[:4] == ["smoke", "micro", "colab", "paper"]  # a researcher's own may follow
     assert all(get_profile(name).name == name for name in PROFILES)
 
 
@@ -24,7 +24,7 @@ def test_the_papers_values():
     paper = get_profile("paper")
     assert (paper.train, paper.val, paper.test) == (2400, 510, 505)
     assert paper.student == "Qwen/Qwen3-VL-4B-Instruct" and paper.load_in_4bit and paper.lora_rank == 64
-    for profile in PROFILES.values():
+    for profile in map(get_profile, ("smoke", "micro", "colab", "paper")):
         values = profile.turns, profile.harvest_max_iou, profile.generations, profile.beta, profile.format_bonus
         assert values == (2, 0.85, 6, 0.04, 0.1)
 
@@ -41,3 +41,19 @@ def test_a_profile_cannot_be_changed():
         get_profile("micro").turns = 3
     with pytest.raises(FrozenInstanceError):
         STUDENT_RECIPE.lr = 1.0
+
+
+@pytest.mark.parametrize("name", ["paper", "colab"])
+def test_a_dry_run_has_the_settings_of_its_profile_and_the_size_of_a_test(name):
+    real, dry = get_profile(name), get_profile(f"{name}-dry-run")
+    changed = {field.name for field in fields(real) if getattr(real, field.name) != getattr(dry, field.name)}
+    assert changed <= {"name", "student", "grid", "max_pixels", "train", "val", "test", "sft_epochs", "grpo_steps",
+                       "ablation_sft_steps", "ablation_grpo_steps", "resamples", "save_every", "minutes"}  # fmt: skip
+    assert (dry.train, dry.val, dry.test) == (8, 8, 8) and not dry.hub_student and real.hub_student
+
+
+@pytest.mark.parametrize("name", ["micro-dry-run", "huge-dry-run", "-dry-run"])
+def test_other_dry_runs_are_one_sentence(name):
+    with pytest.raises(ValueError) as caught:
+        get_profile(name)
+    assert str(caught.value).count(".") == 1

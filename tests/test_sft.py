@@ -179,8 +179,7 @@ def stub():
     noted = []
     state = SimpleNamespace(log_history=[{"loss": 1.0, "step": 1}, {"train_runtime": 2.0}])
     trainer = SimpleNamespace(
-        noted=noted, state=state, model=SimpleNamespace(save_pretrained=save, parameters=list), model_wrapped=None,
-        is_fsdp_enabled=False, accelerator=SimpleNamespace(get_state_dict=lambda _: {}),
+        noted=noted, state=state, model=SimpleNamespace(save_pretrained=save, named_parameters=list),
         train=lambda resume_from_checkpoint: noted.append(resume_from_checkpoint),
         add_callback=lambda _: None, remove_callback=lambda _: None,
     )  # fmt: skip
@@ -220,3 +219,26 @@ def test_a_half_written_first_checkpoint_is_as_good_as_none(stub, tmp_path):
     checkpoint(tmp_path, 20, whole=False)
     sft.finish(stub, tmp_path, "data/student")
     assert stub.noted in ([None], [False])
+
+
+def test_an_adapter_that_was_rounded_on_the_way_is_trained_as_it_was(stub, tmp_path):
+    """TRL rounds the adapter of a 4-bit model to bfloat16; what was learnt before comes back, in float32."""
+    learnt, frozen = torch.tensor([0.1234567]), torch.zeros(1, dtype=torch.bfloat16)
+    rounded = torch.nn.Parameter(learnt.bfloat16())
+    stub.model.named_parameters = lambda: [("lora", rounded), ("base", torch.nn.Parameter(frozen, False))]
+    sft.finish(stub, tmp_path, "data/student", {"lora": learnt})
+    assert rounded.dtype == torch.float32 and torch.equal(rounded.data, learnt)
+    fresh = torch.nn.Parameter(learnt.bfloat16())
+    stub.model.named_parameters = lambda: [("lora", fresh)]
+    sft.finish(stub, tmp_path, "data/student")
+    assert fresh.dtype == torch.float32
+
+
+def test_activations_may_be_checkpointed(trained, processor, dataset, tiny_profile, recorded, tmp_path, monkeypatch):
+    """As on a GPU: less memory, and the same adapter."""
+    real = sft.trainer_options
+    monkeypatch.setattr(sft, "trainer_options", lambda *a: real(*a) | {"activation_checkpointing": True})
+    train(processor, dataset, tmp_path / "checkpointed", tiny_profile)
+    assert recorded.made[-1].args.activation_checkpointing and recorded.made[-1].model.is_activation_checkpointing
+    again = load_file(tmp_path / "checkpointed" / "adapter_model.safetensors")
+    assert all(torch.allclose(again[name], trained.adapter[name], atol=1e-5) for name in trained.adapter)

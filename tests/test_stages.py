@@ -1,0 +1,36 @@
+"""The stages as scripts: a look at the first answers before anything is spent; the rest is in the notebooks' tests."""
+
+import pytest
+
+from ivt_utils import stages
+from ivt_utils.artefacts import ArtefactError
+
+GOOD, BAD = '{"bbox_2d": [10, 20, 30, 40]}', "10, 20, 30, 40"
+
+
+def test_the_first_answers_are_shown(scripted, records, tiny_profile, capsys):
+    stages.first_look(scripted(lambda turn, i: GOOD if i % 2 else BAD), records, tiny_profile)
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 3 and records[1]["expression"] in said[1] and GOOD in said[1]
+
+
+def test_a_student_that_answers_in_another_form_stops_at_once_with_one_sentence(scripted, records, tiny_profile):
+    with pytest.raises(ArtefactError) as caught:
+        stages.first_look(scripted(lambda turn, i: BAD), records, tiny_profile)
+    message = str(caught.value)
+    assert message.startswith("Only 0 of the first 6 answers") and BAD in message and "\n" not in message
+
+
+@pytest.mark.parametrize("hub", [True, False])
+def test_only_a_student_of_the_hub_is_looked_at_and_once(hub, tmp_path, tiny_profile, monkeypatch, scripted):
+    from ivt_utils.artefacts import Run
+
+    looked = []
+    monkeypatch.setattr(type(tiny_profile), "hub_student", property(lambda self: hub))
+    monkeypatch.setattr(stages, "load_student", lambda profile: scripted(lambda turn, i: GOOD))
+    monkeypatch.setattr(stages, "first_look", lambda student, records, profile: looked.append(len(records)))
+    run = Run(tiny_profile, 0, tmp_path)
+    for _ in range(2):
+        stages.evaluation(run)
+    assert looked == [tiny_profile.batch_size] * hub
+    assert set(run.stages()) == {"rollouts/base_ivt", "rollouts/base_ivt_bare", "rollouts/train_step0"}
