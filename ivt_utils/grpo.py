@@ -128,12 +128,12 @@ def train_grpo(
     answer, group = profile.max_new_tokens, profile.generations
     # Only the processor may write these: a sampled one would stand for an image that is not there.
     placeholders = [student.processor.image_token_id, student.processor.video_token_id]
-    exact = {name: w.detach().clone() for name, w in student.model.named_parameters() if w.requires_grad}
+    tuned = hasattr(student.model, "peft_config")
+    exact = {name: w.detach().clone() for name, w in student.model.named_parameters() if tuned and w.requires_grad}
     config = distributed.one_card(GRPOConfig(
         max_steps=steps or profile.grpo_steps, learning_rate=profile.grpo_lr, lr_scheduler_type="constant_with_warmup",
-        warmup_steps=0.05, num_generations=group,
-        beta=profile.beta, temperature=profile.temperature, loss_type="grpo",
-        scale_rewards=profile.scale_rewards, max_tool_calling_iterations=turns,
+        warmup_steps=0.05, num_generations=group, beta=profile.beta, temperature=profile.temperature,
+        loss_type="grpo", scale_rewards=profile.scale_rewards, max_tool_calling_iterations=turns,
         max_completion_length=(turns + 1) * (answer + 64) + turns * (answer // BOX_TOKENS + 1) * per_image,
         generation_kwargs={"max_new_tokens": answer, "suppress_tokens": placeholders},
         **distributed.batch_share(group * profile.grpo_prompts, profile.grpo_device_batch, group),
@@ -144,7 +144,7 @@ def train_grpo(
     trainer = GRPOTrainer(
         model=student.model, reward_funcs=reward, args=config, train_dataset=dataset,
         processing_class=student.processor, environment_factory=make_environment(profile.style),
-        peft_config=None if hasattr(student.model, "peft_config") else lora(profile),
+        peft_config=None if tuned else lora(profile),
     )  # fmt: skip
     with hardware.memory_advice("training with GRPO", "grpo_device_batch", "generations or max_pixels"):
         return finish(trainer, folder, profile.student, exact)

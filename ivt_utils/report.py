@@ -328,8 +328,7 @@ def write_table(readme: Path, results: dict, paper: dict) -> None:
     content = f"{to_markdown(table(results, paper))}\n**Targets of the course**\n\n{markdown_table(head, goals)}\n"
     head, *looks = closer_table(results["closer"])
     content += f"\n**A closer look: ours, not the paper's**\n\n{markdown_table(head, looks)}\n\n- {CLOSER_NOTE}\n"
-    head, *rows = scale_table()
-    content += f"\n**{SCALE_TITLE}**\n\n{markdown_table(head, rows)}\n"
+    content += f"\n**{SCALE_TITLE}**\n\n{markdown_table(scale_table()[0], scale_table()[1:])}\n"
     write_between(readme, "table", content)
 
 

@@ -196,7 +196,9 @@ def test_the_papers_own_scale_is_not_run_until_somebody_runs_it(tmp_path, monkey
     assert [row[0] for row in rows] == list(results.METHODS.values())
     assert all(row[1:] == ["ours", "-", *["not run"] * 4] for row in rows)
     assert report.SCALE_TITLE in report.summary(content, report.paper_results())
-    (tmp_path / "results.json").write_text(json.dumps(content))
+    (tmp_path / "results.json").write_text(json.dumps(content))  # of another profile
+    assert report.scale_table()[1:] == rows
+    (tmp_path / "results.json").write_text(json.dumps(content | {"profile": "paper"}))
     _, *rows = report.scale_table()
     assert "not run" not in str(rows) and rows[0][3].endswith("]")
     assert report.SCALE_TITLE not in report.summary(content | {"profile": "paper"}, report.paper_results())
