@@ -3,4 +3,8 @@
 Importing it, or a module that needs no model, does not import torch.
 """
 
+import os
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before any library reads it
+
 __version__ = "0.1.0"

@@ -25,10 +25,8 @@ def fetch(repo: str, patterns: tuple, revision: str | None, folder: Path | None 
     to its commit hash once, and all files come from that one. Files lie in `folder` (data/hub/downloads). Raises an
     ArtefactError without a network, for a revision or file that is not there, and for a wrong checksum.
     """
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    from huggingface_hub import HfApi, constants
+    from huggingface_hub import HfApi
 
-    constants.HF_HUB_DISABLE_TELEMETRY = True
     with hub_errors(repo, revision):
         info = HfApi(token=False).dataset_info(repo, revision=revision or "main", files_metadata=True, timeout=60)
     held = {file.rfilename: file for file in info.siblings}

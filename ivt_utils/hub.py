@@ -68,7 +68,7 @@ def announce(profile: Profile, folder: Path | None = None) -> str:
         f"The profile {profile.name} draws its records ({counts}) from three sets of the Hub:",
         *(f"- {repo}: {entry['bytes'] / 1e9:.2f} GB; {entry['license']}" for repo, entry in noted.items()),
         f"To download: {sum(entry['bytes'] for entry in noted.values()) / 1e9:.1f} GB, to {DOWNLOADS}, which may be "
-        "deleted afterwards.", f"The prepared data: {folder or datasets.HUB / profile.name}, at most 2 GB.",
+        "deleted afterwards.", f"The prepared data: {folder or datasets.HUB / profile.name}.",
     ])  # fmt: skip
 
 

@@ -193,7 +193,8 @@ def assumptions(profile, photo: int) -> list[str]:
         + ("" if memory.is_local(profile) else f" ({' x '.join(map(str, memory.PHOTO))} pixels, as in COCO)"),
         f"the harvest keeps {KEPT:.0%} of the answers, as the paper's does",
         f"{_gb(memory.OVERHEAD['GPU' if gpu else 'CPU'])} GB for {'CUDA' if gpu else 'Python and its libraries'}",
-        "GRPO generates all rollouts of a step at once, and keeps a copy of the adapter as the reference",
+        f"GRPO generates {memory.rollouts_at_once(profile)} rollouts at once, whole groups of {profile.generations}, "
+        "and keeps a copy of the adapter as the reference",
     ]
     if gpu:
         said += [
@@ -202,7 +203,7 @@ def assumptions(profile, photo: int) -> list[str]:
             f"cards, makers' figures: {'; '.join(f'{n} {b:,} GB/s, {f} TFLOP/s' for n, (_, b, f) in CARDS.items())}; "
             f"{REACHED:.0%} of both is reached, {USABLE:.0%} of the memory can be used",
             f"a batch's next token takes at least {TOKEN_SECONDS * 1000:.0f} ms, whatever the card",
-            "free memory for a copy of the 16-bit weights while they are loaded",
+            "free main memory for the 16-bit weights while they are loaded",
         ]
     else:
         said.append("32 bits throughout, no checkpointing; minutes were measured on two cores")

@@ -220,7 +220,7 @@ def loading_options(profile, local: bool = False) -> dict:
     import torch
 
     kind = getattr(torch, "float32" if local else hardware.precision())
-    options = {"dtype": kind, "attn_implementation": "sdpa" if local else hardware.attention()}
+    options = {"dtype": kind, "attn_implementation": "sdpa" if local else hardware.attention(), "use_safetensors": True}
     if torch.cuda.is_available():
         options["device_map"] = {"": hardware.device()}
         if profile.load_in_4bit and not local:

@@ -1,4 +1,4 @@
-"""The README and the researcher's page: their commands exist, and their numbers are the project's."""
+"""The README and the researcher's page: commands and files exist, values and costs are those of the code."""
 
 import re
 import shlex
@@ -9,6 +9,7 @@ from ivt_utils import cli
 from ivt_utils.artefacts import ROOT
 from ivt_utils.plan import plan_text
 from ivt_utils.profiles import get_profile
+from ivt_utils.report import paper_results
 
 PAGES = [ROOT / "README.md", ROOT / "docs" / "researcher.md"]
 
@@ -51,6 +52,20 @@ def test_the_researchers_values_are_the_profiles():
     assert len(rows) >= 10
     for name, value in rows:
         assert str(getattr(get_profile("paper"), name)) == value.strip('"'), name
+
+
+def test_what_the_paper_is_said_to_report_is_what_is_known_of_it():
+    def numbers(value):
+        if isinstance(value, dict | list):
+            return {n for part in (value.values() if isinstance(value, dict) else value) for n in numbers(part)}
+        return {value} if isinstance(value, int | float) else set()
+
+    known = numbers(paper_results())
+    cells = re.findall(r"\| the paper: ([^|]+) \|", PAGES[1].read_text())
+    said = [number for cell in cells for number in re.findall(r"(\d*\.\d+)( %)?", cell)]
+    assert len(said) >= 7
+    for number, percent in said:
+        assert round(float(number) / (100 if percent else 1), 4) in known, number
 
 
 @pytest.mark.parametrize("name", ["paper", "colab"])
