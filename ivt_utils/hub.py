@@ -29,7 +29,7 @@ from ivt_utils.split import choose
 
 OVERHANG = 1.0  # pixels that a box may leave its image by: rounding in the annotations
 SLIPS = 0.01  # the share of a set's boxes that may be wrong, and are left out and counted; more: another convention
-COCO = re.compile(r"(?:^|_)(\d{12})(?=[._]|$)")  # COCO_train2014_000000546154_298801.jpg, 000000547144.jpg
+COCO = re.compile(r"(?<![0-9a-f])(\d{12})(?![0-9a-f])")  # COCO_train2014_000000546154_298801.jpg, 000000547144.jpg
 REMEDY = "note another revision of it in data/hub_revisions.json, and run again"
 
 
@@ -98,13 +98,17 @@ def prepare(profile: Profile, folder: Path | None = None, fetch=None) -> Path:
         listed = [{key: file[key] for key in ("name", "size", "sha256")} for file in files]
         used.append({"repo": source.repo, "revision": commit, "license": noted[source.repo]["license"],
                      "left_out": left_out, "files": listed})  # fmt: skip
-    chosen = choose(rows, datasets.sizes(profile), profile.data_seed)
     manifest = {"data_seed": profile.data_seed, "sizes": datasets.sizes(profile), "files": {}, "sources": used}
     with replace_folder(folder) as fresh:
-        pictures, drawn = fresh / "pictures", [row for part in chosen.values() for row in part]
-        pictures.mkdir()
-        for source in SOURCES:
-            read_pictures(source, [row for row in drawn if row["source"] == source], pictures)
+        pictures, unusable = fresh / "pictures", {"none yet"}
+        while unusable:  # a few rows may turn out to have no usable image: then it is drawn again without them
+            shutil.rmtree(pictures, ignore_errors=True)
+            pictures.mkdir()
+            rows = [row for row in rows if row["id"] not in unusable]
+            chosen = choose(rows, datasets.sizes(profile), profile.data_seed)
+            drawn = [row for part in chosen.values() for row in part]
+            unusable = {name for source in SOURCES for name in read_pictures(
+                source, [row for row in drawn if row["source"] == source], pictures)}  # fmt: skip
         for split, part in chosen.items():
             path = fresh / f"{split}.parquet"
             manifest["files"][path.name] = datasets.write_split(path, map(record, part))
@@ -129,6 +133,10 @@ def is_prepared(profile: Profile, folder: Path) -> bool:
         return False
     manifest = read_json(folder / "manifest.json")
     if not datasets.fits(profile, manifest):
+        return False
+    pinned = {repo: entry["revision"] for repo, entry in sources().items() if entry["revision"]}
+    came = {used["repo"]: used["revision"] for used in manifest.get("sources", [])}
+    if any(came.get(source.repo) != pinned.get(source.repo, came.get(source.repo)) for source in SOURCES):
         return False
     paths = [folder / f"{split}.parquet" for split in datasets.SPLITS]
     noted = manifest.get("files", {})
@@ -162,6 +170,8 @@ def read_rows(source: Source, files: list[dict]) -> tuple[list[dict], int]:
             if not (isinstance(text, str) and text.strip() and isinstance(values["file_name"], str)):
                 raise ArtefactError(f"{where}: {source.expression} or file_name holds no text; {REMEDY}.")
             size = (values["width"], values["height"]) if source.sized else None
+            if size and not all(isinstance(side, int) and side > 0 for side in size):
+                raise ArtefactError(f"{where}: width and height are {size[0]} and {size[1]}, no size; {REMEDY}.")
             total += 1
             try:
                 to_xyxy(source, values[source.box], size, where)
@@ -226,33 +236,38 @@ def to_xyxy(source: Source, box, size: tuple | None, where: str) -> tuple[float,
 
 
 # ---------------------------------------------------------------------------------------------- images
-def read_pictures(source: Source, rows: list[dict], folder: Path) -> None:
-    """Write the images of the chosen rows of one set to `folder`, and set each row's "picture" (path) and "bbox"."""
+def read_pictures(source: Source, rows: list[dict], folder: Path) -> list[str]:
+    """Write the images of the chosen rows of one set to `folder`, and set each row's "picture" (path) and "bbox".
+
+    Returns the ids of the few rows whose image is of no use; more than SLIPS of all: an ArtefactError about the first.
+    """
     from tqdm.auto import tqdm
 
     found = tar_pictures(source, rows) if source.archive else table_pictures(source, rows)
     written: dict[str, tuple] = {}
-    slips = 0
+    unusable: list[str] = []
     for row, content in tqdm(found, total=len(rows), desc=f"images of {source.subset}", unit="row"):
-        if row["name"] not in written:
-            if not content:
-                raise ArtefactError(f"{row['where']}: there is no image; {REMEDY}.")
-            content, size = to_jpeg(content, row["size"], row["where"])
-            written[row["name"]] = folder / f"{source.subset}-{len(written)}.jpg", size
-            written[row["name"]][0].write_bytes(content)
-        row["picture"], size = written[row["name"]]
-        if row["size"] and tuple(row["size"]) != size:
-            raise ArtefactError(f"{row['where']}: the image is {size[0]} x {size[1]} pixels, not {row['size'][0]} x "
-                                f"{row['size'][1]} as the row says; {REMEDY}.")  # fmt: skip
         try:
+            if row["name"] not in written:
+                if not content:
+                    raise ArtefactError(f"{row['where']}: there is no image; {REMEDY}.")
+                content, size = to_jpeg(content, row["size"], row["where"])
+                written[row["name"]] = folder / f"{source.subset}-{len(written)}.jpg", size
+                written[row["name"]][0].write_bytes(content)
+            row["picture"], size = written[row["name"]]
+            if row["size"] and tuple(row["size"]) != size:
+                seen, said = (f"{width} x {height}" for width, height in (size, row["size"]))
+                raise ArtefactError(f"{row['where']}: the image is {seen} pixels, not {said} as it says; {REMEDY}.")
             x1, y1, x2, y2 = to_xyxy(source, row["box"], size, row["where"])
-        except ArtefactError:  # known only now, where the table has no sizes: a few boxes are cut at the image's edge
-            slips += 1
-            x1, y1, x2, y2 = to_xyxy(source, row["box"], None, row["where"])
-            if slips > SLIPS * len(rows) or min(x2, y2) <= 0 or x1 >= size[0] or y1 >= size[1]:
+        except ArtefactError as error:
+            unusable.append(row["id"])
+            if len(unusable) > SLIPS * len(rows):
                 raise
+            print(f"Left out: {error}")
+            continue
         scaled = (x1 / size[0], y1 / size[1], x2 / size[0], y2 / size[1])
         row["bbox"] = [round(min(SCALE, max(0.0, SCALE * v)), 2) for v in scaled]
+    return unusable
 
 
 def table_pictures(source: Source, rows: list[dict]):

@@ -55,7 +55,7 @@ def write_hub(folder: Path, rows: int, seed: int = 0):
 
     def fetch(repo: str, patterns: tuple, revision: str | None) -> tuple[str, list[dict]]:
         paths = [(name, folder / repo / name) for name in FILES[repo]]
-        return f"{seed:040x}", [
+        return revision or f"{seed:040x}", [
             {"name": name, "path": path, "size": path.stat().st_size,
              "sha256": hashlib.sha256(path.read_bytes()).hexdigest()} for name, path in paths
         ]  # fmt: skip

@@ -116,7 +116,9 @@ class Profile:
 
 
 # What a run costs, and how it fits a machine: these values may be changed in the middle of a run.
-COST_ONLY = ("minutes", "batch_size", "sft_device_batch", "grpo_device_batch", "teacher_workers", "teacher_timeout")
+# The teacher's are noted in each trajectory.
+COST_ONLY = ("minutes", "batch_size", "sft_device_batch", "grpo_device_batch", "teacher_workers", "teacher_timeout",
+             "teacher_tokens", "teacher_tries", "teacher_temperature")  # fmt: skip
 DRY_RUN = "-dry-run"  # "paper-dry-run": the paper's settings, walked through with a few made-up samples
 
 _MICRO = Profile(name="micro", student="data/student", data="synthetic", train=2400, val=510, test=505)

@@ -21,20 +21,30 @@ CHANGES = {advice.split()[-1]: (problem,) for problem, advice in protocol.PROBLE
 FILLERS = (
     "it|the|red|box|whole|a|bit|little|lot|slightly|somewhat|much|far|further|farther|more|over|to|towards?|and|both"
 )
-NUMBERS = re.compile(r"[\d{}\[\]<>|`]|coordinate|json|bbox|\b(?:hundred|thousand|pixel|percent)")
+NUMBERS = re.compile(
+    r"[\d{}\[\]<>|`]|coordinate|json|bbox|\b(?:hundred|thousand|pixel|percent|twice|third|quarter)|"
+    r"\bby (?:about |roughly )?(?:one|two|three|half)\b"
+)
 KNOWS = re.compile(
     r"ground.?truth|\btruth\b|annotat|\b(?:was|were|am|been) (?:told|given|provided)\b|\bstudent's|"
     r"\b(?:true|correct|right|target|actual|reference|desired|intended|expected|second|other|given|provided) "
-    r"(?:bounding )?box\b"
+    r"(?:bounding )?box\b|\b(?:true|correct|target|actual|intended|expected) (?:location|position|place|spot)|"
+    r"\bwhere (?:it|the (?:red )?box) (?:belongs|should)"
 )
 BOX = r"(?:it|the (?:red |whole )?box)\b"
 UNCHECKED = re.compile(  # changes that are not read here, and so could contradict the boxes unseen
-    r"\b(?:extend|stretch|expand|enlarge|shrink|trim|crop|cut|grow|raise|lower|lift|drop|widen|narrow|reduce|increase|"
-    rf"pull|push|drag|slide|nudge|bring) {BOX}|\b(?:its|box's) (?:left|right|top|bottom|upper|lower)\b|"
+    r"\b(?:extend|stretch|expand|enlarg|shrink|trim|crop|rais|widen|narrow|reduc|increas|halv|doubl)\w*|"
+    r"\b(?:lower|higher|go|goes|going)\b|\bnot (?:\w+ )?\w+ enough|"
+    rf"\b(?:cut|grow|lift|drop|pull|push|drag|slide|nudge|bring) {BOX}|"
+    r"\b(?:its|box's) (?:left|right|top|bottom|upper|lower)\b|"
     rf"\b(?:left|right|top|bottom|upper|lower) edge|\b(?:edge|side|border|corner|top|bottom)s? of {BOX}"
 )
 DENIES = re.compile(r"(?:\bnot|n't|\bnever|\bno need|\bwithout)(?: \w+){0,2}? (?:too|move|moving|shift|make|making)\b")
-FITS = re.compile(rf"\bkeep {BOX}|(?:^|[.;,:] ?){BOX} (?:already |now )?fits\b")
+FITS = re.compile(
+    rf"\bkeep {BOX}|(?:^|[.;,:] ?){BOX} (?:already |now )?fits\b|\b(?:is|looks) (?:already |now )?"
+    r"(?:perfect|correct|fine|accurate)\b"
+)
+MISFITS = re.compile(r"(?:\bnot|n't|\bhardly|\bnever|\bbadly|\bpoorly)\b.{0,15}\bfit")
 
 
 def tidy(answer: str) -> str:
@@ -42,15 +52,19 @@ def tidy(answer: str) -> str:
     return " ".join(answer.split()).strip("\"“” ")
 
 
-def claims(text: str) -> list[tuple[str, tuple]]:
-    """Return what a text says of its box: (its word, the problems one of which the box must have), in lower case."""
-    found = []
+def claims(text: str) -> tuple[list[tuple[str, tuple]], str]:
+    """Return what a text in lower case says of its box, and the rest of the text.
+
+    A claim is (its word, the problems one of which the box must have).
+    """
+    found, rest = [], text
     for opens, meanings in (("too", ERRORS), (r"mov(?:e|es|ed|ing)|shift\w*|ma(?:ke|kes|de|king)|be|become", CHANGES)):
         words = rf"(?:[ ,]+(?:{FILLERS}|{'|'.join(meanings)})\b)+"
         for match in re.finditer(rf"\b(?:{opens})\b({words})", text):
             said = re.findall(r"\w+", match[1])
             found += [(w, meaning) for w in said for form, meaning in meanings.items() if re.fullmatch(form, w)]
-    return found
+            rest = rest.replace(match[0], " ")
+    return found, rest
 
 
 def objection(answer: str, box, truth) -> str:
@@ -60,7 +74,7 @@ def objection(answer: str, box, truth) -> str:
     the boxes: claim nothing that they contradict, name one of the two largest errors, and leave alone a box that fits.
     """
     text = tidy(answer).lower().replace("’", "'")
-    wrong, said = problems(box, truth, most=len(protocol.PROBLEMS)), claims(text)
+    wrong, (said, rest) = problems(box, truth, most=len(protocol.PROBLEMS)), claims(text)
     false = [word for word, meaning in said if not set(meaning) & set(wrong)]
     named = {problem for _, meaning in said for problem in meaning}
     objections = {
@@ -69,10 +83,11 @@ def objection(answer: str, box, truth) -> str:
         "shows that the box it should become is known": KNOWS.search(text),
         "is not one or two whole sentences": not 1 <= len(re.findall(r"[.!?]+(?= |$)", text)) <= 2
         or not text.endswith((".", "!")),
-        "speaks of edges, or of changes in other words than those given": UNCHECKED.search(text),
+        "speaks of edges, or of changes in other words than those given": UNCHECKED.search(rest),
         "says what not to do": wrong and DENIES.search(text),
         "asks for a change, but the box fits": not wrong and said,
-        "does not say that the box fits": not wrong and not re.search(r"\b(?:fits?|keep)\b", text),
+        "does not say that the box fits": not wrong
+        and (MISFITS.search(text) or not re.search(r"\b(?:fits?|keep)\b", text)),
         "says that the box fits, but it does not": wrong and FITS.search(text),
         f'says "{"".join(false[:1])}" of a box that is {" and ".join(wrong[:2])}': false,
         f"does not say that the box is {' or '.join(wrong[:2])}": wrong and not named & set(problems(box, truth)),

@@ -23,6 +23,7 @@ from ivt_utils.teacher import geometric_trace
 from ivt_utils.trace_check import objection, tidy
 
 RETRIES = 5  # of a request that met a full, failing or silent server: after 0.5, 1, 2, ... s, or its Retry-After
+FIRST = 20  # rollouts after which a teacher without one accepted answer is stopped
 PROMPT = (
     "Someone looks for this object: {expression}. The first image is the plain one; in the second one, the box that "
     "they have drawn is shown in red. For you alone, as [x1, y1, x2, y2] in thousandths of the image, x to the right "
@@ -96,7 +97,7 @@ class VlmTeacher:
 
         Where the VLM has no acceptable answer, the geometric teacher gives the trace, and the box goes to `stood_in`.
         """
-        image = load_image(record["image"])
+        image = bounded(record, self.profile)
 
         def trace(box, truth) -> str:
             expression = record["expression"]
@@ -135,7 +136,8 @@ class VlmTeacher:
         except json.JSONDecodeError:
             return None
         except openai.OpenAIError as error:
-            if str(getattr(error, "code", "")).startswith("content_"):  # a hosted filter dislikes this image or text
+            # A hosted filter dislikes this image or text, or the server has no room for it: true of every try.
+            if str(getattr(error, "code", "")).startswith(("content_", "context_length")):
                 return ""
             raise ArtefactError(f"The teacher at {self.base_url} {self._complaint(error)}; what is finished is kept "
                                 f"in {self.cache}, and the same command goes on.") from error  # fmt: skip
@@ -160,9 +162,16 @@ class VlmTeacher:
             return f"has no model {self.model!r}, or no API under this address (which often ends on /v1): correct them"
         if isinstance(error, openai.RateLimitError):
             return f"takes no more requests, after {RETRIES + 1} tries: lower teacher_workers, or look at your quota"
-        said = " ".join(getattr(getattr(error, "response", None), "text", "").split())[:200]
-        said = said.replace(os.environ.get("OPENAI_API_KEY", "").strip() or "\0", "***").rstrip(".")
+        said = " ".join(getattr(getattr(error, "response", None), "text", "").split())
+        said = said.replace(os.environ.get("OPENAI_API_KEY", "").strip() or "\0", "***")[:200].rstrip(".")
         return f"answers with the error {getattr(error, 'status_code', type(error).__name__)} ({said}): correct that"
+
+
+def bounded(record, profile):
+    """Return a record's image, at most `profile.max_pixels` large, as the student sees it."""
+    image = load_image(record["image"])
+    excess = image.width * image.height / profile.max_pixels if profile.max_pixels else 1
+    return image if excess <= 1 else image.resize([int(side / excess**0.5) for side in image.size])
 
 
 def data_url(image) -> str:
@@ -183,19 +192,26 @@ def teach(
     from tqdm.auto import tqdm
 
     teacher, numbers = VlmTeacher(profile, base_url=base_url, model=model, cache=cache), numbered(records)
+    noted = {name: getattr(profile, name) for name in ("teacher_tokens", "teacher_tries", "teacher_temperature")}
 
     def taught(rollout):
         stood_in: list = []
         with teacher.lock:  # images are read from disk one at a time
             trace = teacher.trace_for(records[numbers[rollout["id"]]], stood_in)
         taught = trajectory(rollout, profile.turns, profile.grid, trace)
-        return {**taught, "teacher": model, "stood_in": len(stood_in)}
+        return {**taught, "teacher": model, "stood_in": len(stood_in), **noted}
 
     pool = ThreadPoolExecutor(profile.teacher_workers)
     try:
         futures = [pool.submit(taught, rollout) for rollout in rollouts]
-        for future in tqdm(as_completed(futures), progress, len(rollouts), unit="rollout", disable=not progress):
-            future.result()
+        finished = tqdm(as_completed(futures), progress, len(rollouts), unit="rollout", disable=not progress)
+        good = 0
+        for number, future in enumerate(finished, 1):
+            made = future.result()
+            good += made["stood_in"] < len(made["steps"]) - 1
+            if number == FIRST and not good:
+                raise ArtefactError(f"Not one answer about the first {FIRST} rollouts stood up to the check; look at "
+                                    f"them in {cache}, take another model, or raise teacher_tokens.")  # fmt: skip
         return [future.result() for future in futures]
     finally:  # requests that are under way are waited for, and their answers kept
         teacher.stopped.set()
@@ -212,7 +228,7 @@ def budget(rollouts: list[dict], records, profile, model: str, cache: Path) -> s
     for rollout in rollouts:
         record, shown = records[numbers[rollout["id"]]], {}
         trajectory(rollout, profile.turns, profile.grid, lambda box, truth, to=shown: to.update({tuple(box): truth}))
-        image, asked = load_image(record["image"]), []
+        image, asked = bounded(record, profile), []
 
         def answer_to(key, text, images, asked=asked):
             asked.append(text)

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import random
+import shutil
 import tarfile
 import threading
 from collections import Counter
@@ -364,19 +365,44 @@ def test_few_slips_in_the_annotations_are_left_out_and_counted(own, monkeypatch)
         hub.read_rows(REF_ADV_S, files)
 
 
-def test_few_boxes_beyond_an_image_whose_size_the_table_lacks_are_cut_at_its_edge(own, tmp_path, monkeypatch):
-    def wider(row, number):
-        row["bbox"][2] = 700.0 if number == 0 else row["bbox"][2]  # beyond 640 pixels
+def test_few_rows_without_a_usable_image_are_drawn_again(own, tmp_path, monkeypatch, capsys):
+    """A box beyond an image whose size the table lacks, a row without an image, a size that is not the image's."""
+    whole = hub.prepare(SMALL, tmp_path / "whole", own[1])
+    drawn = [row for part in records(whole).values() for row in part]
+    first = {source.subset: next(r for r in drawn if r["subset"] == source.subset)["id"] for source in hub.SOURCES}
 
-    spoil(own[0], REFCOCOG, wider)
+    def spoilt(source):
+        return int(first[source.subset].rpartition("-")[2])
+
+    spoil(own[0], REFCOCOG, lambda row, k: row["bbox"].__setitem__(2, 700.0) if k == spoilt(REFCOCOG) else None)
+    spoil(own[0], REF_ADV_S, lambda row, k: row.update(image=None) if k == spoilt(REF_ADV_S) else None)
     monkeypatch.setattr(hub, "SLIPS", 0.5)
-    rows = hub.read_rows(REFCOCOG, own[1](REFCOCOG.repo, (), None)[1])[0]
-    hub.read_pictures(REFCOCOG, rows, tmp_path)
-    cut = [row["bbox"] for row in rows if row["number"] == 0]
-    assert cut and all(box[2] == 1000.0 and 0 <= box[0] < 1000 for box in cut)
+    again = hub.prepare(SMALL, tmp_path / "again", own[1])
+    said = capsys.readouterr().out
+    assert "Left out: lmms-lab/RefCOCOg" in said and "Left out: dddraxxx/ref-adv-s" in said
+    now = [row for part in records(again).values() for row in part]
+    assert len(now) == 24 and not {first["refcocog"], first["ref_adv_s"]} & {row["id"] for row in now}
     monkeypatch.setattr(hub, "SLIPS", 0.01)
-    with pytest.raises(ArtefactError, match="row 0 .* by the convention xywh"):
-        hub.read_pictures(REFCOCOG, rows, tmp_path)
+    with pytest.raises(ArtefactError, match="there is no image|by the convention xywh"):
+        hub.prepare(SMALL, tmp_path / "third", own[1])
+
+
+@pytest.mark.parametrize("value", [None, 0, "640"])
+def test_a_row_without_a_size_is_named(own, tmp_path, value):
+    spoil(own[0], REF_L4, lambda row, k: row.update(width=value))
+    assert "width and height are" in refused(own, tmp_path)
+
+
+def test_data_of_another_revision_than_the_pinned_one_are_prepared_again(prepared, tmp_path):
+    assert hub.is_prepared(SMALL, prepared)
+    manifest = read_json(prepared / "manifest.json")
+    pinned = {s.repo for s in hub.SOURCES if download.sources()[s.repo]["revision"]}
+    for used in manifest["sources"]:
+        other = tmp_path / used["repo"].replace("/", "-")
+        shutil.copytree(prepared, other)
+        changed = [u | {"revision": "0" * 40} if u["repo"] == used["repo"] else u for u in manifest["sources"]]
+        write_text(other / "manifest.json", json.dumps(manifest | {"sources": changed}))
+        assert hub.is_prepared(SMALL, other) == (used["repo"] not in pinned)
 
 
 def test_what_is_prepared_later_comes_from_the_same_revision_of_an_unpinned_set(written, tmp_path, monkeypatch):

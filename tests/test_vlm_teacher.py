@@ -25,6 +25,7 @@ from PIL import Image
 
 from ivt_utils import harvest, protocol, trace_check, vlm_teacher
 from ivt_utils.artefacts import ArtefactError
+from ivt_utils.boxes import format_answer
 from ivt_utils.profiles import get_profile
 from ivt_utils.render import draw_box
 from ivt_utils.teacher import geometric_trace
@@ -32,6 +33,7 @@ from ivt_utils.teacher import geometric_trace
 PROJECT = Path(__file__).resolve().parent.parent
 PROFILE = replace(get_profile("smoke"), teacher_workers=4, teacher_timeout=20.0, teacher_tries=3, turns=2)
 KEY = "sk-a-key-that-nobody-may-read"
+NOTED = {f"teacher_{name}": getattr(PROFILE, f"teacher_{name}") for name in ("tokens", "tries", "temperature")}
 
 
 class Server(ThreadingHTTPServer):
@@ -112,8 +114,8 @@ def rollouts(records):
     """Six rollouts whose step 0 is far off: neither it nor the middle of the way to the truth fits."""
     return [{
         "id": r["id"], "image_id": r["image_id"], "subset": r["subset"], "expression": r["expression"],
-        "truth": r["bbox"], "steps": [{"text": "", "box": wrong_box(r["bbox"])}],
-    } for r in records]  # fmt: skip
+        "truth": r["bbox"], "steps": [{"text": format_answer(box), "box": box}],
+    } for r in records for box in [wrong_box(r["bbox"])]]  # fmt: skip
 
 
 def wrong_box(truth):
@@ -244,7 +246,7 @@ def test_garbage_is_refused_and_the_geometric_teacher_stands_in(serve, rollouts,
     taught = teach(server, rollouts[:2], records, tmp_path)
     assert len(server.asked) == 2 * 2 * PROFILE.teacher_tries
     for mine, rollout in zip(taught, rollouts[:2], strict=True):
-        assert mine == {**harvest.trajectory(rollout, 2, PROFILE.grid), "teacher": "m", "stood_in": 2}
+        assert mine == {**harvest.trajectory(rollout, 2, PROFILE.grid), "teacher": "m", "stood_in": 2, **NOTED}
     asked = len(server.asked)
     teach(server, rollouts[:2], records, tmp_path)
     no_completion = kind in ("a web page", "no JSON", "no choices", "no message", "a list")
@@ -295,6 +297,20 @@ TRUTH = (200, 100, 300, 200)  # LEFT has to move right
     ("Its left edge is off, move right.", LEFT, "edges"),
     ("It is too far left: move right.", None, "asks for a change"),
     ("It covers the cup.", None, "does not say that the box fits"),
+    ("It is too far left and not tall enough: move right.", LEFT, "other words"),
+    ("Too far left and should be higher: move right.", LEFT, "other words"),
+    ("Move right, then go up.", LEFT, "other words"),
+    ("Move right and extend downward.", LEFT, "other words"),
+    ("Move right and reduce its height.", LEFT, "other words"),
+    ("Move right and widen.", LEFT, "other words"),
+    ("The box is perfect, but move right.", LEFT, "says that the box fits"),
+    ("The red box does not fit the cup.", None, "does not say that the box fits"),
+    ("The box must be halved. It does not fit.", None, "other words"),
+    ("Move right to match the true location.", LEFT, "is known"),
+    ("Move right, to where it belongs.", LEFT, "is known"),
+    ("Move right by two box widths.", LEFT, "numbers"),
+    ("It covers the cup beside the star, and is too far left. Move right.", LEFT, ""),
+    ("The red box covers the wrong half of the cup: it is too far to the left, so move it to the right.", LEFT, ""),
 ])  # fmt: skip
 def test_what_is_accepted_and_why_not(answer, box, reason):
     said = trace_check.objection(answer, box or FIT, (100, 100, 200, 200) if box in (None, FAR) else TRUTH)
@@ -349,6 +365,7 @@ def test_a_silent_server_ends_with_a_sentence(serve, rollouts, records, tmp_path
     ((404, {}, b'{"error": {"message": "no such model"}}'), ("no model 'm'",)),
     ((429, {"Retry-After": 0.1}, b"{}"), ("takes no more requests",)),
     ((400, {}, b'{"error": "too long. %s"}' % KEY.encode()), ("the error 400", "too long")),
+    ((400, {}, b"%s %s" % (b"x" * 190, KEY.encode())), ("the error 400", "xxx")),  # the key at the cut of a long answer
     ((500, {}, b"out of memory"), ("the error 500", "out of memory")),
     (None, ("cannot be reached",)),
 ])  # fmt: skip
@@ -360,11 +377,33 @@ def test_an_error_stops_the_others_with_a_sentence(serve, rollouts, records, tmp
         try:
             teach(server, many, records, tmp_path)
         except ArtefactError as error:
-            assert KEY not in str(error)
+            assert KEY not in str(error) and KEY[:6] not in str(error)
             raise
     assert time.monotonic() - began < 10
     assert len(server.asked) <= 6 * PROFILE.teacher_workers < len(many)  # the rest was never asked
     assert set(server.keys) == {f"Bearer {KEY}"}
+
+
+def test_a_teacher_of_whom_nothing_is_accepted_is_stopped_early(serve, rollouts, records, tmp_path):
+    """Whatever the model says is refused: all tries of all traces would be paid for, for geometric traces."""
+    server, many = serve(lambda r, n: completion("[1, 2, 3, 4]")), [r for r in rollouts for _ in range(10)]
+    with pytest.raises(ArtefactError, match="Not one answer about the first 20 rollouts .* raise teacher_tokens"):
+        teach(server, many, records, tmp_path)
+    few = rollouts[:2]
+    assert [t["stood_in"] for t in teach(server, few, records, tmp_path)] == [2, 2]
+
+
+def test_a_request_that_has_no_room_is_refused_like_any_other(serve, rollouts, records, tmp_path):
+    server = serve(lambda r, n: (400, {}, b'{"error": {"code": "context_length_exceeded", "message": "too long"}}'))
+    assert teach(server, rollouts[:1], records, tmp_path)[0]["stood_in"] == 2
+
+
+def test_the_teacher_sees_images_no_larger_than_the_student(serve, rollouts, records, tmp_path):
+    server = serve(good)
+    teach(server, rollouts[:1], records, tmp_path, replace(PROFILE, max_pixels=96 * 96))
+    urls = [part["image_url"]["url"] for part in server.asked[0]["messages"][0]["content"] if "image_url" in part]
+    sizes = [Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))).size for url in urls]
+    assert sizes == [(96, 96)] * 2 and records[0]["image"].size == (192, 192)
 
 
 def test_nobody_listening_and_an_address_that_is_none(rollouts, records, tmp_path):
@@ -487,5 +526,5 @@ def test_a_real_server_that_dies_and_comes_back(micro, rollouts, records, tmp_pa
         taught = run(url)
         assert posts(second) == left, second.read_text()
     for mine, rollout in zip(taught, rollouts, strict=True):
-        assert mine == {**harvest.trajectory(rollout, 2, PROFILE.grid), "teacher": MICRO, "stood_in": 2}
+        assert mine == {**harvest.trajectory(rollout, 2, PROFILE.grid), "teacher": MICRO, "stood_in": 2, **NOTED}
     assert len(files(tmp_path)) == 36 and budget(rollouts, records, tmp_path, MICRO)[2:5] == [12, 0, 0]
