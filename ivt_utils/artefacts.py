@@ -67,7 +67,8 @@ def replace_folder(path: Path):
 def checksum(path: Path) -> str:
     """Return the SHA-256 of a file, or of a folder's files and their names."""
     if path.is_file():
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        with open(path, "rb") as content:  # piece by piece: some are of several GB
+            return hashlib.file_digest(content, "sha256").hexdigest()
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")):
         if file.is_file():
@@ -125,25 +126,14 @@ class Run:
     def rollouts(self, name: str, make) -> list[dict]:
         """Return the rollouts of a stage: read when finished, else made by `make()` and written as JSONL."""
         path = self.root / "rollouts" / f"{name}.jsonl"
-
-        def produce():
-            rows = make()
-            if distributed.rank() == 0:
-                write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-
-        self._stage(f"rollouts/{name}", path, produce)
+        self._stage(f"rollouts/{name}", path, make, lambda rows: write_text(
+            path, "".join(json.dumps(row) + "\n" for row in rows)))  # fmt: skip
         return read_jsonl(path)
 
     def rows(self, name: str, make):
         """Return a stage's JSON value: read when finished, else made by `make()` and written."""
         path = self.root / "tables" / f"{name}.json"
-
-        def produce():
-            value = make()
-            if distributed.rank() == 0:
-                write_text(path, json.dumps(value, indent=1))
-
-        self._stage(f"tables/{name}", path, produce)
+        self._stage(f"tables/{name}", path, make, lambda value: write_text(path, json.dumps(value, indent=1)))
         return read_json(path)
 
     def adapter(self, name: str, make) -> Path:
@@ -152,28 +142,30 @@ class Run:
         Training happens in `<name>.training`, which is kept until it is whole.
         """
         path = self.root / "adapters" / name
+        scratch = path.with_name(name + ".training")
 
-        def produce():
-            scratch = path.with_name(name + ".training")
+        def train():
             scratch.mkdir(parents=True, exist_ok=True)
             make(scratch)
-            if distributed.rank() == 0:
-                for checkpoint in scratch.glob("checkpoint-*"):
-                    shutil.rmtree(checkpoint)
-                shutil.rmtree(path, ignore_errors=True)
-                os.replace(scratch, path)
 
-        self._stage(f"adapters/{name}", path, produce)
+        def keep(_):
+            for checkpoint in scratch.glob("checkpoint-*"):
+                shutil.rmtree(checkpoint)
+            shutil.rmtree(path, ignore_errors=True)
+            os.replace(scratch, path)
+
+        self._stage(f"adapters/{name}", path, train, keep)
         return path
 
-    def _stage(self, key: str, path: Path, produce) -> None:
-        """Let all processes produce what is not there yet; process 0 writes it, and the others wait for it."""
+    def _stage(self, key: str, path: Path, make, keep) -> None:
+        """Let all processes make what is not there yet; process 0 keeps what came of it, and the others wait."""
         if distributed.agree(key in self.stages() and path.exists()):
             self._check(key, path)
             return
         started = time.time()
-        produce()
+        made = make()
         if distributed.rank() == 0:
+            keep(made)
             stages = self.stages() | {key: {"seconds": round(time.time() - started, 1), "sha256": checksum(path)}}
             write_text(self.root / "stages.json", json.dumps(stages, indent=1, sort_keys=True))
         distributed.wait()

@@ -149,7 +149,6 @@ def stage_command(arguments) -> int:
     from .stages import STAGES
 
     profile, run_dir = _begin(arguments)
-    distributed.start()
     distributed.wait()
     print(f"Profile {profile.name}, seed {arguments.seed}, {distributed.size()} process(es): "
           f"{NOTEBOOKS[arguments.stage]}. `ivt plan` says what it costs. Results go to {run_dir}.")  # fmt: skip

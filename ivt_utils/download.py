@@ -6,12 +6,11 @@ one call only, and throws a broken file away. A file counts when its SHA-256 is 
 """
 
 import fnmatch
-import hashlib
 import os
 from contextlib import contextmanager
 from pathlib import Path
 
-from ivt_utils.artefacts import DATA, ArtefactError, read_json
+from ivt_utils.artefacts import DATA, ArtefactError, checksum, read_json
 
 REVISIONS = DATA / "hub_revisions.json"
 DOWNLOADS = DATA / "hub" / "downloads"
@@ -48,7 +47,7 @@ def fetch(repo: str, patterns: tuple, revision: str | None, folder: Path | None 
             raise ArtefactError(f"The Hub declares another checksum for {name} of {repo} than {REVISIONS} notes; "
                                 "do not use it, and tell the authors of this course.")  # fmt: skip
         path = download(repo, name, info.sha, place / name, held[name].size, declared or noted)
-        files.append({"name": name, "path": path, "size": path.stat().st_size, "sha256": declared or sha256(path)})
+        files.append({"name": name, "path": path, "size": path.stat().st_size, "sha256": declared or checksum(path)})
     return info.sha, files
 
 
@@ -70,7 +69,7 @@ def download(repo: str, name: str, commit: str, path: Path, size: int, expected:
             http_get(hf_hub_url(repo, name, repo_type="dataset", revision=commit), file, resume_size=file.tell(),
                      headers=build_hf_headers(token=False), expected_size=size, displayed_filename=name)  # fmt: skip
         os.replace(partial, path)
-    if path.stat().st_size != size or (expected and sha256(path) != expected):
+    if path.stat().st_size != size or (expected and checksum(path) != expected):
         path.unlink()
         raise ArtefactError(f"{name} of {repo} arrived damaged (its checksum is not the one that the Hub declares) and "
                             "was deleted; run the same command again.")  # fmt: skip
@@ -105,9 +104,3 @@ def sources() -> dict[str, dict]:
     `revision` is null where none is known for sure: then the newest one is taken, and its hash noted in the manifest.
     """
     return read_json(REVISIONS)["sources"]
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file of any size, read piece by piece."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -5,7 +5,6 @@ conventions are those of the real sets (`hub.py` says from where they are known)
 student's vocabulary. Images are landscape and portrait, so that a box scaled by the wrong side shows.
 """
 
-import hashlib
 import io
 import random
 import shutil
@@ -17,6 +16,7 @@ from tempfile import TemporaryDirectory
 from PIL import Image
 
 from ivt_utils import datasets, hub, scenes
+from ivt_utils.artefacts import checksum
 from ivt_utils.boxes import to_pixels
 
 SHARED = 8  # images that each two of the three sets have in common
@@ -57,7 +57,7 @@ def write_hub(folder: Path, rows: int, seed: int = 0):
         paths = [(name, folder / repo / name) for name in FILES[repo]]
         return revision or f"{seed:040x}", [
             {"name": name, "path": path, "size": path.stat().st_size,
-             "sha256": hashlib.sha256(path.read_bytes()).hexdigest()} for name, path in paths
+             "sha256": checksum(path)} for name, path in paths
         ]  # fmt: skip
 
     return fetch

@@ -21,7 +21,7 @@ HEAD_TOKENS, HEAD_COLUMNS = 4096, 32768  # TRL computes the logits in tiles of t
 def configuration(profile) -> dict:
     """Return the student's `text_config`, `vision_config`, `image_processor` ...; ArtefactError for an unknown one."""
     folder = ROOT / profile.student
-    if is_local(profile):
+    if not profile.hub_student:
         return {**read_json(folder / "config.json"),
                 "image_processor": read_json(folder / "processor_config.json")["image_processor"]}  # fmt: skip
     if profile.student not in CONFIGURATIONS:
@@ -199,17 +199,12 @@ def rollouts_at_once(profile) -> int:
 
 def on_gpu(profile) -> bool:
     """Return whether the profile is for a GPU: 4-bit weights of a student of the Hub."""
-    return profile.load_in_4bit and not is_local(profile)
-
-
-def is_local(profile) -> bool:
-    """Return whether the student is a folder of the project: the micro one."""
-    return (ROOT / profile.student).is_dir()
+    return profile.load_in_4bit and profile.hub_student
 
 
 def words(profile) -> tuple[int, int, int]:
     """Return the assumed tokens of a question's, a feedback's and an answer's text."""
-    return WORDS["micro" if is_local(profile) else "hub"]
+    return WORDS["hub" if profile.hub_student else "micro"]
 
 
 def typical_image_tokens(config, max_pixels: int, local: bool) -> int:

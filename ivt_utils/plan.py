@@ -81,7 +81,7 @@ def generation_seconds(config, card, chats: int, batch: int, images: int, per_im
 def hours(profile, card) -> dict[str, float]:
     """Return the hours of each part of a run on one card (a row of CARDS), with typical images and answers."""
     config, (question, feedback, answer) = memory.configuration(profile), memory.words(profile)
-    per_image = memory.typical_image_tokens(config, profile.max_pixels, memory.is_local(profile))
+    per_image = memory.typical_image_tokens(config, profile.max_pixels, not profile.hub_student)
     group, loop = profile.grpo_prompts * profile.generations, profile.turns + 1
     at_once = memory.rollouts_at_once(profile)
 
@@ -119,9 +119,9 @@ def disk(profile) -> dict[str, int | None]:
     config = memory.configuration(profile)
     adapter = 4 * memory.lora_parameters(config, profile.lora_rank)
     found: dict[str, int | None] = {}
-    if not memory.is_local(profile):
+    if profile.hub_student:
         found[f"download: {profile.student}"] = memory.weight_bytes(config, False)
-    if profile.data == "hub" and not memory.is_local(profile):
+    if profile.data == "hub" and profile.hub_student:
         found |= {f"download: {name}": noted["bytes"] for name, noted in sources().items()}
         found["the samples drawn from them"] = None
     found[f"{sum(TRAININGS.values())} adapters"] = sum(TRAININGS.values()) * adapter
@@ -171,7 +171,7 @@ def plan(profile, machine: dict | None = None) -> dict:
     """Return the whole plan: {"memory", "typical" (bytes by stage and part), "answers", "hours", "disk", "warnings",
     "assumed"}; `machine` is `this_machine`'s unless given. ArtefactError for a student without a configuration."""
     config = memory.configuration(profile)
-    photo = memory.typical_image_tokens(config, profile.max_pixels, memory.is_local(profile))
+    photo = memory.typical_image_tokens(config, profile.max_pixels, not profile.hub_student)
     return {
         "profile": profile.name, "student": profile.student, "parameters": memory.parameters(config),
         "LoRA": memory.lora_parameters(config, profile.lora_rank), "memory": memory.memory(profile),
@@ -190,7 +190,7 @@ def assumptions(profile, photo: int) -> list[str]:
         f"text: {question} tokens a question, {feedback} a feedback, {answer} a typical answer (never more than "
         f"max_new_tokens = {profile.max_new_tokens})",
         f"images: at most {memory.most_image_tokens(config, profile.max_pixels)} tokens; a typical one has {photo}"
-        + ("" if memory.is_local(profile) else f" ({' x '.join(map(str, memory.PHOTO))} pixels, as in COCO)"),
+        + (f" ({' x '.join(map(str, memory.PHOTO))} pixels, as in COCO)" if profile.hub_student else ""),
         f"the harvest keeps {KEPT:.0%} of the answers, as the paper's does",
         f"{_gb(memory.OVERHEAD['GPU' if gpu else 'CPU'])} GB for {'CUDA' if gpu else 'Python and its libraries'}",
         f"GRPO generates {memory.rollouts_at_once(profile)} rollouts at once, whole groups of {profile.generations}, "

@@ -107,8 +107,8 @@ class Profile:
 
     @property
     def hub_student(self) -> bool:
-        """Return whether the student is one of the Hub's, not the micro student in a folder."""
-        return self.student.startswith("Qwen/")
+        """Return whether the student is one of the Hub's ("owner/name"), not the micro student in a folder."""
+        return not self.student.startswith(("data/", "/"))
 
     @property
     def costs(self) -> dict[str, float]:

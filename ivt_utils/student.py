@@ -7,9 +7,9 @@ from PIL import Image
 
 from ivt_utils import hardware, protocol, scenes
 from ivt_utils.artefacts import ROOT, ArtefactError, checksum, read_json
-from ivt_utils.profiles import STUDENT_RECIPE, StudentRecipe
+from ivt_utils.profiles import STUDENT_RECIPE, StudentRecipe, get_profile
 
-GRID = 10  # the micro student's coordinates are multiples of this
+GRID = get_profile("micro").grid  # the micro student's coordinates are multiples of this
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
            "<|video_pad|>")  # fmt: skip
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -174,7 +174,7 @@ def load_student(profile, adapter: Path | str | None = None, trainable: bool = F
     with hardware.memory_advice(f"loading {profile.student}", "", "the size of student"):
         try:
             model = Qwen3VLForConditionalGeneration.from_pretrained(
-                name, local_files_only=local, **loading_options(profile, local)
+                name, local_files_only=local, **loading_options(profile)
             )
             processor = AutoProcessor.from_pretrained(name, local_files_only=local)
         except OSError as error:
@@ -212,18 +212,19 @@ def check_finite(model, processor) -> None:
                             "than a T4 or V100).")  # fmt: skip
 
 
-def loading_options(profile, local: bool = False) -> dict:
+def loading_options(profile) -> dict:
     """Return what `from_pretrained` is told about precision, attention, card and 4-bit weights on this machine.
 
-    The micro student (`local`) is computed in float32 everywhere.
+    The micro student is computed in float32 everywhere.
     """
     import torch
 
-    kind = getattr(torch, "float32" if local else hardware.precision())
-    options = {"dtype": kind, "attn_implementation": "sdpa" if local else hardware.attention(), "use_safetensors": True}
+    hub = profile.hub_student
+    kind = getattr(torch, hardware.precision() if hub else "float32")
+    options = {"dtype": kind, "attn_implementation": hardware.attention() if hub else "sdpa", "use_safetensors": True}
     if torch.cuda.is_available():
         options["device_map"] = {"": hardware.device()}
-        if profile.load_in_4bit and not local:
+        if profile.load_in_4bit and hub:
             from transformers import BitsAndBytesConfig
 
             options["quantization_config"] = BitsAndBytesConfig(

@@ -87,16 +87,20 @@ def scripted(processor):
 
 @pytest.fixture(scope="session")
 def records():
-    """Six records with different images, made as the benchmark's are, but for no split of it."""
+    return sample_records(6, "tests")
+
+
+def sample_records(count: int, name: str) -> list[dict]:
+    """Records with different images, made as the benchmark's are, but for no split of it."""
     from ivt_utils import scenes
 
     rows = []
-    for i in range(6):
+    for i in range(count):
         subset = scenes.SUBSETS[i % 3]
-        scene, [(expression, target), *_] = scenes.sample_questions(random.Random(f"tests {i}"), subset, 5, 1)
+        scene, [(expression, target), *_] = scenes.sample_questions(random.Random(f"{name} {i}"), subset, 5, 1)
         rows.append({
-            "id": f"t{i}-0", "image_id": f"t{i}", "image": scenes.draw_scene(scene), "expression": expression,
-            "bbox": [round(v, 2) for v in scene.things[target].box], "subset": subset,
+            "id": f"{name[0]}{i}-0", "image_id": f"{name[0]}{i}", "image": scenes.draw_scene(scene),
+            "expression": expression, "bbox": [round(v, 2) for v in scene.things[target].box], "subset": subset,
         })  # fmt: skip
     return rows
 

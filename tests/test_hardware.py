@@ -51,7 +51,7 @@ def test_four_bits_are_nf4_in_the_computing_type_and_for_the_hubs_student_only(c
     assert four.bnb_4bit_compute_dtype == torch.float16
     monkeypatch.setenv("LOCAL_RANK", "3")  # a process that is shown fewer cards than there are processes
     assert hardware.device() == "cuda:1"
-    micro = student.loading_options(get_profile("micro"), local=True)
+    micro = student.loading_options(get_profile("micro"))
     assert "quantization_config" not in micro and micro["dtype"] == torch.float32
     card(None)
     assert "quantization_config" not in student.loading_options(get_profile("paper"))

@@ -7,7 +7,6 @@ not depend on the machine.
 import contextlib
 import copy
 import json
-import random
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -15,8 +14,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import sample_records
 
-from ivt_utils import ablations, confidence, grpo, loop, memory, mirage, plan, protocol, scenes, sft, stages, student
+from ivt_utils import ablations, confidence, grpo, loop, memory, mirage, plan, protocol, sft, stages, student
 from ivt_utils.artefacts import ROOT, ArtefactError, Run
 from ivt_utils.profiles import PROFILES, Profile, get_profile
 
@@ -45,14 +45,7 @@ def near(measured: int, predicted: int, share: float = NEAR) -> bool:
 
 @pytest.fixture(scope="module")
 def many():
-    """32 records with different images."""
-    rows = []
-    for i in range(32):
-        subset = scenes.SUBSETS[i % 3]
-        scene, [(expression, target), *_] = scenes.sample_questions(random.Random(f"plan {i}"), subset, 5, 1)
-        rows.append({"id": f"p{i}-0", "image_id": f"p{i}", "image": scenes.draw_scene(scene), "expression": expression,
-                     "bbox": scene.things[target].box, "subset": subset})  # fmt: skip
-    return rows
+    return sample_records(32, "plan")
 
 
 @pytest.fixture(scope="module")
