@@ -4,23 +4,30 @@
 PROFILE ?= micro
 PYTHON ?=
 TORCH_INDEX ?=
+WHEELS ?=
 
 BIN := .venv/bin
 STAMP := .venv/installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 # The newest Python is not the first choice: the lock was made with 3.11.
 CANDIDATES := $(or $(PYTHON),python3.11 python3.12 python3.13 python3 python)
+OFFLINE := $(if $(WHEELS),--no-index --find-links $(WHEELS))
+ifneq ($(WHEELS),)
+override TORCH_INDEX :=
+endif
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 
-.PHONY: help setup course test lab clean
+.PHONY: help setup course test lab book bundle clean
 
 help:
 	@echo "make course   set up, run the notebooks with PROFILE=$(PROFILE) into runs/$(PROFILE)/, print the report"
 	@echo "make test     set up, then ruff and pytest (every notebook with the smoke profile among them)"
 	@echo "make lab      set up, then open the notebooks in JupyterLab"
+	@echo "make book     set up, then build the pages of the course, with the notebooks as committed, into build/book/"
 	@echo "make setup    create .venv and install requirements.lock (about 3 GB to download, 6.4 GB installed on Linux)"
+	@echo "make bundle   pack the committed project with its wheels for this platform, to be set up without a network"
 	@echo "make clean    remove .venv and caches; runs/ stays, it holds your results"
-	@echo "Options: PROFILE=smoke|micro|colab|paper   PYTHON=/path/to/python3.12"
+	@echo "Options: PROFILE=smoke|micro|colab|paper   PYTHON=/path/to/python3.12   WHEELS=folder (of a bundle)"
 	@echo "Without a GPU, on Linux, ask for a CPU-only torch at the first set-up (or after make clean):"
 	@echo "  make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu"
 
@@ -39,11 +46,14 @@ $(STAMP): requirements.lock pyproject.toml
 	  echo "Creating .venv with `$$found --version`."; \
 	  $$found -m venv --clear .venv || exit 1; \
 	fi
-	@echo "Installing requirements.lock into .venv: once, about 3 GB to download and 6.4 GB on disk, for torch's" \
-	  "Linux build brings CUDA$(if $(TORCH_INDEX),; here torch comes from $(TORCH_INDEX) instead,; see make help for a CPU-only one)."
+	@if [ -n "$(WHEELS)" ] && ! ls $(WHEELS)/*.whl >/dev/null 2>&1; then \
+	  echo "There are no wheels in $(WHEELS): run this in an unpacked bundle (make bundle), or leave WHEELS out." >&2; exit 1; fi
+	@echo "Installing requirements.lock into .venv: once," $(if $(WHEELS),"from $(WHEELS) and without a network.", \
+	  "about 3 GB to download and 6.4 GB on disk, for torch's Linux build brings" \
+	  "CUDA$(if $(TORCH_INDEX),; here torch comes from $(TORCH_INDEX) instead,; see make help for a CPU-only one).")
 	$(if $(TORCH_INDEX),grep -E '^torch(vision)?==' requirements.lock > .venv/torch.txt)
 	$(if $(TORCH_INDEX),$(PIP) install --no-deps --index-url $(TORCH_INDEX) -r .venv/torch.txt)
-	$(PIP) install -r requirements.lock
+	$(PIP) install -r requirements.lock $(OFFLINE)
 	$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
@@ -56,6 +66,43 @@ test: setup
 
 lab: setup
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks
+
+# The source folder is the project: the pages' links to each other hold here and there. A warning is an error.
+book: setup
+	@rm -rf build/book build/book.cache
+	$(BIN)/sphinx-build -q -W --keep-going -d build/book.cache -c docs . build/book
+	@echo "The book is $(CURDIR)/build/book/index.html: open this file in a browser. It needs no server and no network."
+
+# Of everything in the lock a wheel (`pip wheel` builds what has none), so that nothing is built where it is unpacked.
+NAMED := import sys, sysconfig, tomllib; print("ivt-course", tomllib.load(open("pyproject.toml", "rb"))["project"]["version"], \
+  sysconfig.get_platform(), "py%d%d" % sys.version_info[:2], sep="-")
+BUNDLE = $(shell $(BIN)/python -c '$(NAMED)')
+MINOR = $(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+
+bundle: setup
+	@git rev-parse --quiet --verify HEAD >/dev/null 2>&1 || { \
+	  echo "make bundle packs what is committed: run it in a git clone of the course." >&2; exit 1; }
+	@git diff --quiet HEAD || echo "Note: changes that are not committed are left out."
+	@echo "Making build/$(BUNDLE).tar: about 3 GB, less with a CPU-only torch (TORCH_INDEX, see make help)." \
+	  "Twice that is needed on the disk until it is packed."
+	rm -rf build/$(BUNDLE)
+	mkdir -p build/$(BUNDLE)/wheels
+	git archive HEAD | tar -xf - -C build/$(BUNDLE)
+	$(if $(TORCH_INDEX),grep -E '^torch(vision)?==' requirements.lock > .venv/torch.txt)
+	$(if $(TORCH_INDEX),$(PIP) wheel -w build/$(BUNDLE)/wheels --no-deps --index-url $(TORCH_INDEX) -r .venv/torch.txt)
+	$(PIP) wheel -w build/$(BUNDLE)/wheels --find-links build/$(BUNDLE)/wheels -r build/$(BUNDLE)/requirements.lock
+	@printf '%s\n' \
+	  'The course, to be set up without a network. The wheels are for one kind of computer and Python $(MINOR):' \
+	  '  $(BUNDLE)' '' 'Linux and macOS, in this folder:' \
+	  '  make setup WHEELS=wheels PYTHON=python$(MINOR)' '  make course' '' \
+	  'Windows (there is no make), in this folder:' '  py -$(MINOR) -m venv .venv' \
+	  '  .venv\Scripts\python -m pip install --no-index --find-links wheels -r requirements.lock' \
+	  '  .venv\Scripts\python -m pip install --no-index --no-deps --no-build-isolation -e .' \
+	  '  .venv\Scripts\ivt run --profile micro' > build/$(BUNDLE)/START.txt
+	tar -cf build/$(BUNDLE).partial -C build $(BUNDLE)
+	mv build/$(BUNDLE).partial build/$(BUNDLE).tar
+	@rm -rf build/$(BUNDLE)
+	@echo "Made build/$(BUNDLE).tar (`du -h build/$(BUNDLE).tar | cut -f1`). Unpack it anywhere and read START.txt."
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .ruff_cache

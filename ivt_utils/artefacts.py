@@ -184,6 +184,11 @@ class Run:
         """Return the wall seconds of a finished stage, such as "adapters/sft"; 0.0 when it was not run here."""
         return self.stages().get(key, {}).get("seconds", 0.0)
 
+    def took(self, key: str) -> str:
+        """Return "in 3.2 minutes" for a finished stage; "(made earlier, elsewhere)" when it was not run here."""
+        seconds = self.seconds(key)
+        return f"in {seconds / 60:.1f} minutes" if seconds else "(made earlier, elsewhere)"
+
     # ------------------------------------------------------------------ what earlier notebooks made
     def find(self, relative: str) -> Path:
         """Return an artefact of an earlier stage, such as "adapters/sft": this run's, or else the reference's.

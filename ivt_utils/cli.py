@@ -74,6 +74,8 @@ def parser() -> argparse.ArgumentParser:
 
     run = add("run", run_command, "execute the notebooks in order and print the report", runs=True)
     run.add_argument("--only", nargs="+", metavar="NAME", help="only these notebooks, such as 03 or 04_grpo")
+    run.add_argument("--reference", action="store_true", help="begin a new folder with the reference results (micro): "
+                     "nothing is trained, all notebooks run in a minute or two")  # fmt: skip
     run.add_argument("--notebooks", type=Path, metavar="DIR", help="another folder of notebooks")
     for name, told in NOTEBOOKS.items():
         add(name, stage_command, f"the stages of {told}; also under `accelerate launch`", runs=True)
@@ -97,11 +99,13 @@ def parser() -> argparse.ArgumentParser:
                         "closer_steps, in a --run-dir of its own")  # fmt: skip
     closer.add_argument("--run-dir", type=Path, help="where results go (default runs/PROFILE)")
 
-    build = commands.add_parser("build", help="make again what the project ships: student, benchmark, reference, docs")
-    build.add_argument("what", choices=("student", "benchmark", "reference", "docs"))
+    build = commands.add_parser("build", help="make again what the project ships: student, benchmark, "
+                              "reference, notebooks, guide, docs")  # fmt: skip
+    build.add_argument("what", choices=("student", "benchmark", "reference", "notebooks", "guide", "docs"))
     build.add_argument("--seed", type=int, default=0, help="seed of the student or benchmark (default 0)")
     build.add_argument("--from", dest="run_dir", type=Path, default=Path("runs/micro"), metavar="DIR",
-                       help="the finished run that becomes the reference (default runs/micro)")  # fmt: skip
+                       help="the finished run that becomes the reference, or whose cells are timed for the guide "
+                            "(default runs/micro)")  # fmt: skip
     build.set_defaults(command=build_command)
 
     add("doctor", doctor_command, "say what this computer has and lacks for the course")
@@ -132,6 +136,10 @@ def run_command(arguments) -> int:
     from .report import report_from
 
     profile, run_dir = _begin(arguments)
+    if arguments.reference:
+        from .lessons import seed_run
+
+        seed_run(profile, run_dir)
     folder = (arguments.notebooks or PROJECT / "notebooks").resolve()
     run_course(profile, arguments.seed, run_dir, folder, arguments.only)
     try:
@@ -271,13 +279,24 @@ def build_command(arguments) -> int:
         from .datasets import build_benchmark
 
         made = build_benchmark(seed=arguments.seed)
+    elif arguments.what == "notebooks":
+        from .lessons import build_notebooks
+
+        made = build_notebooks()
+    elif arguments.what == "guide":
+        from .guide import keep_timings, write_guide
+
+        keep_timings(arguments.run_dir)
+        made = write_guide()
     elif arguments.what == "docs":
+        from .book import write_pages
         from .plan import plan_text
         from .profiles import get_profile
 
-        made = ROOT / "docs" / "researcher.md"
         for name in ("paper", "colab"):
-            write_between(made, f"plan {name}", f"```text\n{plan_text(get_profile(name), warn=False)}\n```\n")
+            text = f"```text\n{plan_text(get_profile(name), warn=False)}\n```\n"
+            write_between(ROOT / "docs" / "researcher.md", f"plan {name}", text)
+        made = write_pages()
     else:
         made = ship_reference(arguments.run_dir)
         write_table(ROOT / "README.md", read_json(made / "results.json"), paper_results())

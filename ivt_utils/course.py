@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 import threading
@@ -13,7 +14,9 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
 PROJECT = PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").is_file() else Path.cwd()
-TERMINAL_ONLY = ("cli.py", "course.py", "doctor.py", "memory.py", "plan.py", "stages.py")  # no result depends on these
+# No result depends on these.
+TERMINAL_ONLY = ("book.py", "cli.py", "course.py", "doctor.py", "guide.py", "lessons.py", "memory.py", "plan.py",
+                 "setting_up.py", "stages.py")  # fmt: skip
 PLAIN_SECONDS = 15  # between two lines where a line cannot be rewritten
 ARTEFACTS = ("rollouts/*.jsonl", "tables/*.json", "adapters/*/*.safetensors", "figures/*.png")
 MARK = "ivt_course"  # our key in the metadata of an executed notebook
@@ -28,7 +31,7 @@ def find_notebooks(folder: Path, only: list[str] | None = None) -> list[Path]:
 
     ValueError when there are none, or a name in `only` fits none.
     """
-    found = sorted(folder.glob("0*.ipynb"))
+    found = sorted(path for path in folder.glob("0*.ipynb") if re.fullmatch(r"\w+", path.stem))  # no "-Copy1"
     if not found:
         raise ValueError(
             f"No notebooks (0*.ipynb) in {shown(folder)}: "
@@ -107,6 +110,7 @@ def execute(notebook, output, parameters, stamp, label, expected, started, out) 
         text += f" of about {ours:g} min" if ours else ""
         return text + f"; in all {clock(now - started)}" + (f" of about {whole:g} min" if whole else "")
 
+    os.environ["IVT_STATIC"] = "1"  # widgets show their figure: there is nobody to use them
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what matters of its messages is said below
     try:
         with progress(line, out):
@@ -165,19 +169,26 @@ def make_portable(executed, notebook: Path, output: Path) -> None:
 def made_from(notebook: Path, parameters: dict, earlier: list[Path]) -> str:
     """Return the hex SHA-256 over all that an executed notebook rests on.
 
-    That is its source, the parameters, the package's code, and the executed notebooks before it (or their
-    absence): after one is executed anew, the later ones are too, quickly, for finished stages stay.
+    That is its source (the cells without their outputs), the parameters, the package's code, and the executed notebooks
+    before it (or their absence): after one is executed anew, the later ones are too, quickly, for finished stages stay.
     """
     code = [
         path
-        for path in sorted(PACKAGE.iterdir())
-        if path.suffix in (".py", ".jinja") and path.name not in TERMINAL_ONLY
+        for path in sorted(PACKAGE.rglob("*"))
+        if path.suffix in (".py", ".jinja", ".js") and path.name not in TERMINAL_ONLY
     ]
     digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode())
     for path in [notebook, *code, *earlier]:
-        content = path.read_bytes() if path.is_file() else b"missing"
+        content = source(path) if path == notebook else path.read_bytes() if path.is_file() else b"missing"
         digest.update(f"\n{path.name} {len(content)}\n".encode() + content)
     return digest.hexdigest()
+
+
+def source(notebook: Path) -> bytes:
+    """Return the cells of a notebook without their outputs: kind, tags and text of each."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    kept = [[cell["cell_type"], cell["metadata"].get("tags", []), "".join(cell["source"])] for cell in cells]
+    return json.dumps(kept).encode()
 
 
 def is_current(executed: Path, stamp: str, run_dir: Path) -> bool:

@@ -17,7 +17,8 @@ def show(figure, path: Path, alt: str) -> None:
     figure.set_label(alt)
     save_figure(figure, path)
     plt.close(figure)
-    display(Image(filename=str(path), alt=alt, width=int(figure.get_figwidth() * 85)))
+    # As metadata, for Colab's IPython knows no `alt`.
+    display(Image(filename=str(path), metadata={"alt": alt}, width=int(figure.get_figwidth() * 85)))
 
 
 def lines_figure(lines: dict[str, list[dict]], xlabel: str, ylabel: str):

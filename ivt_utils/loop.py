@@ -5,7 +5,7 @@ bare image and says so.
 """
 
 from ivt_utils import protocol
-from ivt_utils.boxes import from_view, parse_answer, view
+from ivt_utils.boxes import from_view, parse_answer, snap, view
 from ivt_utils.datasets import numbered
 from ivt_utils.distributed import each_batch
 from ivt_utils.hardware import memory_advice
@@ -86,6 +86,22 @@ def answer_again(
         return answered
 
     return each_batch(answer, len(rollouts), batch_size, progress)
+
+
+def answers_from(student: Student, record: dict, box, profile) -> dict:
+    """Return the rollout that goes on from a box (0..1000) that somebody else gave as the answer of step 0.
+
+    The box is put on the student's grid. Then come `profile.turns` refinements by the student; greedy decoding.
+    """
+    image, box = load_image(record["image"]), snap(box, student.grid)
+    steps = [{"text": protocol.answer_text(box), "box": box}]
+    for _ in range(profile.turns):
+        chat = protocol.transcript(image, record["expression"], steps, lambda i, b: draw_box(i, b, profile.style))
+        chat.append(protocol.feedback(draw_box(image, box, profile.style), box))
+        text = generate(student, [chat], profile.max_new_tokens, 0.0, 0)[0]
+        box = parse_answer(text)
+        steps.append({"text": text, "box": box})
+    return _rollout(record, steps)
 
 
 def generate(

@@ -1,5 +1,6 @@
 """The student: the micro Qwen3-VL trained here, or Qwen3-VL from the Hub; its processor and its LoRA."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -166,6 +167,8 @@ def load_student(profile, adapter: Path | str | None = None, trainable: bool = F
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    # peft and TRL ask by the old name; a reader can do nothing about it
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     local = not profile.hub_student
     if local:
         check_student(ROOT / profile.student)

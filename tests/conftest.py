@@ -2,7 +2,9 @@
 
 import os
 import random
+import shutil
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -114,3 +116,24 @@ def tiny_profile():
         get_profile("smoke"), lora_rank=4, lora_alpha=8, sft_batch=2, grpo_prompts=2, generations=2, grpo_steps=2,
         grpo_lr=1e-2, save_every=1,
     )  # fmt: skip
+
+
+CHROMIUM_OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+                    "--disable-background-networking", "--disable-component-update", "--disable-sync")  # fmt: skip
+
+
+@contextmanager
+def chromium():
+    """Yield a Playwright browser: this machine's Chromium; without one the test is skipped and says why.
+
+    Nothing that runs an event loop of its own (papermill, asyncio.run) may be called while it is open.
+    """
+    from playwright.sync_api import sync_playwright
+
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        pytest.skip("no Chromium on this machine: install the package chromium to test in a browser")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=list(CHROMIUM_OPTIONS))
+        yield browser
+        browser.close()

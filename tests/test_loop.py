@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -181,3 +182,36 @@ def test_the_answer_depends_on_the_image(tiny_student, records):
     with torch.inference_mode():
         logits = tiny_student.model(**inputs).logits[:, -1]
     assert (logits[0] - logits[1]).abs().max() > 1e-3
+
+
+# --- from a box that somebody else gave
+
+
+def test_the_rollout_from_a_given_box_shows_that_box_and_goes_on_as_the_loop_does(play, monkeypatch, records):
+    """Given the box that the student would have answered itself, everything shown and answered is the loop's."""
+    profile = replace(get_profile("micro"), style="outline")
+    (own, *_), shown = play(fine, rows=records[:1], style="outline")
+    asked, loop_asked = [], [shown[1][0], shown[2][0]]
+
+    def generate(student, chats, *_):
+        asked.append([list(chat) for chat in chats][0])
+        return [fine(len(asked), 0)]
+
+    monkeypatch.setattr(loop, "generate", generate)
+    given = loop.answers_from(SimpleNamespace(grid=10), records[0], BOXES[0], profile)
+    assert given == own
+    assert [images_of(chat) for chat in asked] == [images_of(chat) for chat in loop_asked]
+    assert [texts_of(chat) for chat in asked] == [texts_of(chat) for chat in loop_asked]
+
+
+def test_a_given_box_is_put_on_the_students_grid(scripted, records):
+    student = scripted(lambda turn, i: "no box" if turn == 0 else fine(turn, i))
+    rollout = loop.answers_from(student, records[0], (103, 297, 508, 1001), get_profile("micro"))
+    assert [step["box"] for step in rollout["steps"]] == [(100, 300, 510, 1000), None, BOXES[1]]
+    assert rollout["truth"] == records[0]["bbox"] and rollout["steps"][1]["text"] != rollout["steps"][0]["text"]
+
+
+@pytest.mark.parametrize("bad", [(float("nan"), 0, 1, 1), (0, 0, float("inf"), 1)])
+def test_a_given_box_must_be_numbers(records, bad):
+    with pytest.raises(ValueError, match="not a finite number"):
+        loop.answers_from(SimpleNamespace(grid=1), records[0], bad, get_profile("micro"))

@@ -86,16 +86,6 @@ def test_a_notebook_alone_starts_from_the_reference_and_says_so(number, tmp_path
     assert json.loads((root / "stages.json").read_text())
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebooks_are_lessons(path):
-    notebook = nbformat.read(path, as_version=4)
-    kinds = [cell.cell_type for cell in notebook.cells]
-    assert kinds[0] == "markdown" and "minutes" in notebook.cells[0].source
-    assert [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])][0].source.startswith("PROFILE")
-    assert max(len(cell.source.splitlines()) for cell in notebook.cells) <= 30
-    assert not [c for c in notebook.cells if c.cell_type == "code" and c.outputs]
-
-
 def test_the_dry_run_walks_through_the_papers_settings(tmp_path, capsys):
     """Every notebook, on data prepared from files with the Hub's schemas, with the micro student."""
     root, paper = tmp_path / "dry", get_profile("paper")

@@ -83,7 +83,11 @@ def test_version_is_said_once():
 
 @pytest.mark.parametrize("name", ["requirements.lock", "environment.yml", "pyproject.toml"])
 def test_no_direct_url_and_no_path_of_a_machine(name):
-    said = "\n".join(line.split("#")[0] for line in (PROJECT / name).read_text().splitlines())
+    text = (PROJECT / name).read_text()
+    if name == "pyproject.toml":  # the one place that names the repository
+        table = re.search(r"^\[project\.urls\]\nRepository = .*\n(?=\n\[)", text, re.MULTILINE)
+        text = text.replace(table[0], "")
+    said = "\n".join(line.split("#")[0] for line in text.splitlines())
     assert not re.search(r"://| @ |(^|[\s\"'=])/\w|file:", said)
 
 
@@ -194,3 +198,73 @@ def test_cpu_only_torch_comes_from_its_own_index_first(stage):
 def test_without_a_suitable_python_one_sentence_says_so(stage):
     out = make(stage, "setup", "PYTHON=/nowhere/python3.9")
     assert out.returncode != 0 and "/nowhere/python3.9" in out.stderr and "PYTHON=" in out.stderr
+
+
+# ---------------------------------------------------------------------------------------------- the offline bundle
+@pytest.fixture
+def clone(stage):
+    """The stage as a git clone; its Python names the bundle, and makes a wheel when asked for wheels."""
+    fake = stage / "python3.11"
+    answers = (
+        '  *sysconfig*) echo ivt-course-1-here-py311;;\n  *"import sys; print"*) echo 3.11;;\n'
+        '  *" wheel "*) touch build/ivt-course-1-here-py311/wheels/one.whl; exit ${WHEEL_RESULT:-0};;\n'
+    )
+    fake.write_text(fake.read_text().replace('case "$*" in\n', f'case "$*" in\n{answers}'))
+    (stage / ".gitignore").write_text("build/\n.venv/\npython3.11\nasked\n")
+    author = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
+    for words in (["init", "-q"], ["add", "-A"], [*author, "commit", "-q", "-m", "first"]):
+        subprocess.run(["git", *words], cwd=stage, check=True)
+    return stage
+
+
+@needs_make
+def test_a_bundle_holds_the_committed_project_its_wheels_and_how_to_start(clone, tmp_path_factory):
+    (clone / "not_committed.txt").write_text("")
+    out = make(clone, "bundle")
+    assert out.returncode == 0, out.stderr
+    assert "about 3 GB" in out.stdout and "Made build/ivt-course-1-here-py311.tar" in out.stdout
+    assert [path.name for path in (clone / "build").iterdir()] == ["ivt-course-1-here-py311.tar"]
+    unpacked = tmp_path_factory.mktemp("unpacked")
+    subprocess.run(["tar", "-xf", clone / "build" / "ivt-course-1-here-py311.tar", "-C", unpacked], check=True)
+    folder = unpacked / "ivt-course-1-here-py311"
+    names = {"Makefile", "requirements.lock", "pyproject.toml", ".gitignore", "wheels", "START.txt"}
+    assert {path.name for path in folder.iterdir()} == names and list((folder / "wheels").glob("*.whl"))
+    start = (folder / "START.txt").read_text()
+    assert "make setup WHEELS=wheels PYTHON=python3.11" in start
+    assert ".venv\\Scripts\\python -m pip install --no-index --find-links wheels" in start
+    shutil.copy(clone / "python3.11", folder)
+    assert make(folder, "setup", "WHEELS=wheels").returncode == 0
+    made = installs(clone)[-2]  # the stand-in keeps writing to the first folder
+    assert "install -r requirements.lock --no-index --find-links wheels" in made
+
+
+@needs_make
+def test_a_bundle_with_a_cpu_only_torch_asks_its_index_first(clone):
+    assert make(clone, "bundle", "TORCH_INDEX=https://example.org/cpu").returncode == 0
+    first, second = [line for line in (clone / "asked").read_text().splitlines() if " wheel " in line]
+    assert "--no-deps --index-url https://example.org/cpu" in first and "--index-url" not in second
+    assert "-r build/ivt-course-1-here-py311/requirements.lock" in second and "--find-links build" in second
+
+
+@needs_make
+def test_a_bundle_that_fails_leaves_no_tar(clone):
+    assert make(clone, "bundle", WHEEL_RESULT="1").returncode != 0
+    assert not list((clone / "build").glob("*.tar"))
+
+
+@needs_make
+def test_outside_a_clone_and_without_wheels_one_sentence_says_so(stage):
+    out = make(stage, "bundle", GIT_CEILING_DIRECTORIES=str(stage.parent))
+    assert out.returncode != 0 and "in a git clone" in out.stderr
+    out = make(stage, "setup", "-B", "WHEELS=nowhere")
+    assert out.returncode != 0 and "no wheels in nowhere" in out.stderr
+
+
+@needs_make
+def test_wheels_leave_out_every_index(stage):
+    (stage / "mine").mkdir()
+    (stage / "mine" / "one.whl").touch()
+    out = make(stage, "setup", "WHEELS=mine", "TORCH_INDEX=https://example.org/cpu")
+    assert out.returncode == 0 and "without a network" in out.stdout
+    first, second = installs(stage)
+    assert first.endswith("install -r requirements.lock --no-index --find-links mine") and "--no-deps" in second

@@ -1,0 +1,140 @@
+"""What code makes of the book: the table of claims (`ivt build docs`) and the explorer's samples (`make book`).
+
+The rest of the book is Markdown in `docs/`, the notebooks and `docs/conf.py`.
+"""
+
+import base64
+import json
+from pathlib import Path
+
+from ivt_utils.artefacts import REFERENCE, ROOT, read_json
+from ivt_utils.controls import TRUTH
+from ivt_utils.datasets import BENCHMARK
+from ivt_utils.metrics import iou_matrix
+from ivt_utils.report import markdown_table, number, paper_results, write_between
+from ivt_utils.results import METHODS, read_rollouts
+from ivt_utils.selection import ORACLE, best_rule
+
+EXPLORED = ("base_ivt", "sft_ivt", "sft_grpo_ivt")
+SEEN, NOT_SEEN, OPEN = "seen", "not seen", "open"
+WEAK = 0.5  # a correlation below it
+HEAD = ["claim of the paper", "the paper", "measured here", "seen here?", "notebook"]
+
+
+def claims(results: dict, paper: dict) -> list[list[str]]:
+    """Return the table of claims as a grid of text, its head first: the paper's number, ours, whether ours show it."""
+    theirs, ours = paper["methods"], {name: found["metrics"] for name, found in results["methods"].items()}
+    compared = {(d["name"], d["metric"]): d for d in results["differences"]}
+    slices, sft, grpo = paper["slices"], ours["sft_ivt"], ours["sft_grpo_ivt"]
+    rules = [row for row in results["methods"]["sft_ivt"]["rules"] if row["rule"] not in (ORACLE, "step 0")]
+    shown = {row["control"]: row["acc50"] for row in results["methods"]["sft_ivt"]["controls"]}
+    r = results["methods"]["sft_ivt"]["calibration"]["r"]
+    truth, random = shown[TRUTH], shown["random box"]
+
+    def points(name, metric="acc50"):
+        return compared[name, metric]
+
+    def said(*names):
+        return " and ".join(f"{METHODS[n]} {_cell(theirs[n]['acc50'], 'share')}" for n in names)
+
+    harm = points("base_ivt final - base_single")
+    gain = points("sft_ivt oracle best step - base_single", "oracle_acc50")
+    level, alone = points("sft_grpo_ivt final - base_single"), points("grpo_single - base_single")
+    ratio = points("sft_grpo_ivt degradation / sft_ivt degradation", "degradation_ratio")
+    rule = best_rule(rules)
+    oracle = f"{_cell(theirs['sft_ivt']['oracle_acc50'], 'share')} (oracle) and {said('base_single')}"
+    steps = [theirs[name]["degradation_per_step"] for name in ("sft_ivt", "sft_grpo_ivt")]
+    rows = [
+        ("Looking again without training does harm (Acc@0.5)", said("base_single", "base_ivt"),
+         _cell(harm, "points"), _sign(harm, -1), 1),
+        ("After SFT the best of the steps, chosen with the truth, lies above a single shot: an oracle's gain", oracle,
+         _cell(gain, "points"), _sign(gain), 3),
+        ("After SFT a step of the loop loses IoU, on average", _cell(steps[0], "IoU"),
+         _cell(sft["degradation_per_step"], "IoU"), _sign(sft["degradation_per_step"]), 3),
+        ("After SFT most samples end worse than they began", _cell(theirs["sft_ivt"]["share_degrade"], "share"),
+         _cell(sft["share_degrade"], "share"), _sign(sft["share_degrade"], zero=0.5), 3),
+        ("GRPO makes the loss per step smaller: GRPO's over SFT's",
+         f"{_cell(steps[1], 'IoU')} over {_cell(steps[0], 'IoU')}", _cell(ratio, "ratio"), _sign(ratio, -1, 1), 4),
+        ("After GRPO most samples keep the box of step 0", _cell(theirs["sft_grpo_ivt"]["share_same_box"], "share"),
+         _cell(grpo["share_same_box"], "share"), _sign(grpo["share_same_box"], zero=0.5), 4),
+        ("After GRPO the loop ends above a single shot", said("base_single", "sft_grpo_ivt"), _cell(level, "points"),
+         _sign(level), 4),
+        ("GRPO without the loop ends above a single shot", said("base_single", "grpo_single"), _cell(alone, "points"),
+         _sign(alone), 4),
+        ("Hard samples gain IoU from step 0 to the final step (here: SFT + GRPO)", _way(slices["hard"]),
+         _cell(grpo["hard"]["difference"], "IoU"), _sign(grpo["hard"]["difference"]), 4),
+        ("Easy samples lose IoU from step 0 to the final step (here: SFT + GRPO)", _way(slices["easy"]),
+         _cell(grpo["easy"]["difference"], "IoU"), _sign(grpo["easy"]["difference"], -1), 4),
+        ("No rule without labels beats step 0 (here: after SFT, the best rule against step 0)",
+         f"best rule {_cell(theirs['sft_ivt']['best_rule_acc50'], 'share')} and {said('base_single')}",
+         _cell(rule["difference"], "points"),
+         NOT_SEEN if any(_sign(row["difference"]) == SEEN for row in rules) else SEEN, 6),
+        ("The model's own verification hardly tells right from wrong: its correlation with correctness",
+         _cell(paper["self_verification"]["correlation_with_correctness"], "r"), _cell(r, "r"),
+         SEEN if r["high"] < WEAK else NOT_SEEN, 6),
+        ("The loop reacts to the presence of a box, not to how good it is (here: next Acc@0.5 after a true box, "
+         "an oracle's, and after a random one)", "in words only",
+         f"{_cell(truth, 'share')} and {_cell(random, 'share')}",
+         SEEN if truth["low"] <= random["high"] else NOT_SEEN, 6),
+    ]  # fmt: skip
+    folder = {path.name[:2]: path.name for path in (ROOT / "notebooks").glob("0*.ipynb")}
+    return [HEAD, *([*row[:4], f"[{row[4]}](../notebooks/{folder[f'0{row[4]}']})"] for row in rows)]
+
+
+def _cell(cell: dict, kind: str) -> str:
+    scale, digits, unit = {"share": (100, 1, " %"), "points": (100, 1, " points")}.get(kind, (1, 3, ""))
+    unit = f" {kind}" if kind == "IoU" else unit
+    return number(cell, scale, digits) + unit + "\u2020" * (cell.get("step") == "not stated")
+
+
+def _way(cells: dict) -> str:
+    return f"{_cell(cells['first'], 'IoU')} to {_cell(cells['final'], 'IoU')}"
+
+
+def _sign(cell: dict, sign: int = 1, zero: float = 0) -> str:
+    """Return whether the interval lies on the claimed side of `zero`, on the other one, or on both."""
+    ends = sorted(sign * (cell[limit] - zero) for limit in ("low", "high"))
+    return SEEN if ends[0] > 0 else NOT_SEEN if ends[1] < 0 else OPEN
+
+
+def write_pages(folder: Path = ROOT / "docs") -> Path:
+    """Return the page that compares the paper with us, after writing its table of claims anew."""
+    page, results = folder / "paper_and_us.md", read_json(REFERENCE / "results.json")
+    head, *rows = claims(results, paper_results())
+    write_between(page, "claims", f"{markdown_table(head, rows)}\n")
+    return page
+
+
+def explorer_samples(each: int = 6) -> dict:
+    """Return {"samples", "methods", "of"}: what the book's explorer shows of the reference's test answers.
+
+    Of every method the samples that the loop improves most, harms most and leaves worst, `each` of them (chosen with
+    the truth, as its page says), and as many as they come. An image is a data URI; boxes are 0..1000.
+    """
+    from pyarrow import parquet
+
+    rollouts = {name: read_rollouts(REFERENCE / "rollouts" / f"{name}.jsonl") for name in EXPLORED}
+    ious = {name: iou_matrix(found) for name, found in rollouts.items()}
+    picked = dict.fromkeys(range(each))
+    for found in ious.values():
+        change = (found[:, -1] - found[:, 0]).argsort(kind="stable").tolist()
+        picked |= dict.fromkeys(change[:each] + change[-each:] + found[:, -1].argsort(kind="stable").tolist()[:each])
+    table = parquet.read_table(BENCHMARK / "test.parquet", columns=["id", "image"]).to_pylist()
+    images = {row["id"]: "data:image/jpeg;base64," + base64.b64encode(row["image"]["bytes"]).decode() for row in table}
+    samples = []
+    for i in sorted(picked):
+        record = rollouts[EXPLORED[0]][i]
+        answers = {
+            name: [{**step, "iou": round(float(value), 2)} for step, value in
+                   zip(found[i]["steps"], ious[name][i], strict=True)]
+            for name, found in rollouts.items()
+        }  # fmt: skip
+        samples.append({"expression": record["expression"], "truth": [round(v) for v in record["truth"]],
+                        "image": images[record["id"]], "answers": answers})  # fmt: skip
+    return {"samples": samples, "methods": {name: METHODS[name] for name in EXPLORED}, "of": len(table)}
+
+
+def write_explorer(path: Path) -> None:
+    """Write the explorer's samples as a script, for a page opened from a file may not read JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"window.IVT_EXPLORER = {json.dumps(explorer_samples(), ensure_ascii=False)};\n", encoding="utf-8")

@@ -1,0 +1,130 @@
+"""The notebooks as they are committed: with the cells that are made from elsewhere, and the reference run's outputs.
+
+`ivt build notebooks` writes both. The stages come from `data/reference/`, so nothing is trained: every table and figure
+is drawn by the present code from the reference's predictions, on any computer.
+"""
+
+import re
+import shutil
+from pathlib import Path
+
+import nbformat
+from nbformat.v4 import new_code_cell, new_markdown_cell
+
+from ivt_utils import exercises, guide
+from ivt_utils.artefacts import REFERENCE, ROOT, ArtefactError, Run, checksum, read_json, write_text
+from ivt_utils.course import MARK, find_notebooks, made_from, run_course
+from ivt_utils.profiles import get_profile
+from ivt_utils.report import write_between
+from ivt_utils.setting_up import badges, repository, setup_cell
+
+NOTEBOOKS = ROOT / "notebooks"
+SETUP = "setup"
+README_OPENS = "01_self_correction_gap"  # what the README's badges open
+MADE = re.compile(r"\*About \d+ minutes to read|\*\d+ minutes?\*$|\[!\[Open in Colab|<!-- No badges")  # lines
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+
+
+def build_notebooks(folder: Path = NOTEBOOKS, scratch: Path = ROOT / "build" / "reference") -> Path:
+    """Write the notebooks of `folder` anew, executed over the reference results, and return the folder.
+
+    The badges of the README come with those of the project's own notebooks.
+    """
+    for path in find_notebooks(folder):
+        write_notebook(path, with_made_cells(nbformat.read(path, as_version=4), path.stem))
+    if folder == NOTEBOOKS:
+        write_between(ROOT / "README.md", "badges", badges(README_OPENS, repository(), "docs/badges") + "\n")
+    profile = get_profile("micro")
+    shutil.rmtree(scratch, ignore_errors=True)
+    seed_run(profile, scratch)
+    run_course(profile, read_json(REFERENCE / "run.json")["seed"], scratch, folder)
+    for path in find_notebooks(folder):
+        executed = nbformat.read(scratch / "notebooks" / path.name, as_version=4)
+        write_notebook(path, with_outputs(nbformat.read(path, as_version=4), executed, stamp(path)))
+    return folder
+
+
+def seed_run(profile, root: Path) -> Run:
+    """Return a fresh run in `root` in which every stage of the reference is finished.
+
+    An ArtefactError when the profile is not the reference's, or the folder holds a run already.
+    """
+    made = read_json(REFERENCE / "run.json")
+    if profile.name != made["profile"]:
+        raise ArtefactError(f"The reference results are of profile {made['profile']}, not {profile.name}.")
+    if (root / "stages.json").exists():
+        raise ArtefactError(f"{root} holds a run already, and nothing in it is overwritten; name another --run-dir.")
+    run = Run(profile, made["seed"], root)
+    for name in ("rollouts", "tables", "adapters"):
+        shutil.copytree(REFERENCE / name, root / name, dirs_exist_ok=True)
+    shutil.copyfile(REFERENCE / "stages.json", root / "stages.json")
+    return run
+
+
+def stamp(path: Path) -> str:
+    """Return the hex SHA-256 over what a committed notebook's outputs rest on: its source, the code, the reference."""
+    return made_from(path, {"reference": checksum(REFERENCE / "stages.json")}, [])
+
+
+def write_notebook(path: Path, notebook) -> None:
+    """Write a notebook, whole or not at all, in the form that is committed."""
+    write_text(path, nbformat.writes(notebook, version=4) + "\n")
+
+
+# ------------------------------------------------------------------------------------------------ cells made elsewhere
+def with_made_cells(notebook, stem: str):
+    """Return the notebook with all that is made from elsewhere: set-up cell, badges, minutes, and its exercises.
+
+    A code cell names its exercise in its metadata; the task above it and the solution below it come with it.
+    """
+    title, *rest = [cell for cell in notebook.cells if cell.id != SETUP]
+    fresh = new_code_cell(id=SETUP, metadata={"tags": [SETUP]})
+    setup = next((cell for cell in notebook.cells if cell.id == SETUP), fresh)
+    setup.source = setup_cell(repository())
+    cells, number = [title, setup], 0
+    for cell in rest:
+        name = cell.metadata.get("exercise")
+        if name and cell.cell_type == "code":
+            number += 1
+            found, mark = exercises.find(name), {"exercise": name}
+            cell.source = exercises.stub_text(found)
+            cells += [
+                new_markdown_cell(exercises.task_text(found, number), id=f"{name}-task", metadata=mark),
+                cell,
+                new_markdown_cell(exercises.solution_markdown(found), id=f"{name}-solution", metadata=mark),
+            ]
+        elif not name:
+            cells.append(cell)
+    for cell in cells:
+        if cell.cell_type == "markdown" and not cell.metadata.get("exercise"):
+            kept = "\n".join(line for line in cell.source.splitlines() if not MADE.match(line))
+            cell.source = re.sub("\n{3,}", "\n\n", kept).strip()
+    parts = guide.sections(cells)
+    read, write = (sum(part[kind] for part in parts) for kind in ("read", "write"))
+    run = get_profile("micro").costs[stem]
+    title.source += (f"\n\n*About {guide.minutes(read)} minutes to read and {guide.minutes(write)} for the exercises. "
+                     f"The cells run for about {run:g} minute{'s' if run != 1 else ''} on two cores (profile micro).*"
+                     f"\n\n{badges(stem, repository())}")  # fmt: skip
+    for cell, part in zip(filter(guide.heading, cells), parts[1:], strict=True):
+        head, *text = cell.source.splitlines()
+        text = "\n".join(text).strip()
+        whole = guide.minutes(part["read"] + part["write"])
+        cell.source = f"{head}\n\n*{whole} minute{'s' if whole != '1' else ''}*\n\n{text}".strip()
+    return nbformat.from_dict({**notebook, "cells": cells})
+
+
+# ------------------------------------------------------------------------------------------------ outputs
+def with_outputs(notebook, executed, mark: str):
+    """Return the notebook with the outputs of its executed form, numbered in order, and the stamp in its metadata."""
+    outputs = {cell.id: cell.outputs for cell in executed.cells if cell.cell_type == "code"}
+    cells, count = [], 0
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            count += 1
+            numbered = [{**o, "execution_count": count} if "execution_count" in o else o for o in outputs[cell.id]]
+            cell = nbformat.from_dict({**cell, "execution_count": count, "outputs": numbered})
+        cells.append(cell)
+    return nbformat.from_dict({**notebook, "cells": cells, "metadata": {**METADATA, MARK: {"made_from": mark}}})
