@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ivt_utils import artefacts
 from ivt_utils.results import METHODS, SINGLE, build_results, results_from, targets
-from ivt_utils.selection import best_rule
+from ivt_utils.selection import ORACLE, best_rule
 
 __all__ = [
     "METHODS", "build_results", "iou_per_step", "paper_and_ours", "paper_results", "report_from", "summary",
@@ -198,8 +198,8 @@ def rules_table(rows: list[dict]) -> list[list]:
     """Return `selection.rule_rows` as a grid, its head first."""
     head = ["rule", "threshold (val)", "answers", "Acc@0.5 (%)", "minus step 0 (points)", "samples", "p"]
     return [head, *([r["rule"], r["threshold"] or "-", r["answers"], number(r["acc50"], 100, 1),
-                     number(r["difference"], 100, 1), f"+{r['gained']} -{r['lost']}", f"{r['p']:.3f}"]
-                    for r in rows)]  # fmt: skip
+                     number(r["difference"], 100, 1), f"+{r['gained']} -{r['lost']}",
+                     "-" if r["rule"] == ORACLE else f"{r['p']:.3f}".replace("0.000", "< 0.001")] for r in rows)]
 
 
 def controls_table(rows: list[dict]) -> list[list]:

@@ -16,7 +16,6 @@ from ivt_utils.box_canvas import canvas_class, data_url, panel
 from ivt_utils.render import load_image
 from ivt_utils.report import save_figure
 
-THRESHOLDS = tuple(k / 20 for k in range(21))
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -66,14 +65,16 @@ def group_viewer(records, groups: list[list[dict]], format_bonus: float, *, path
             does="look at each group, and divide the advantages by the spread of the batch, of the group or not at all")
 
 
-def stop_rule_slider(rollouts, *, path: Path, split: str = "validation", seed: int = 0, n_resamples: int = 500) -> None:
+def stop_rule_slider(
+    rollouts, thresholds, *, path: Path, split: str = "validation", seed: int = 0, n_resamples: int = 500
+) -> None:
     """Display what a stopping rule gives at each threshold, on rollouts with confidence (`confidence`).
 
     `split` names the samples. They should be those of validation, where thresholds are chosen.
     """
     if not rollouts or not all("fits" in step for rollout in rollouts for step in rollout["steps"]):
         raise ValueError("A stopping rule needs rollouts with confidence; `confidence.with_confidence` makes them.")
-    curves = {name: views.rule_curve(rollouts, stop, THRESHOLDS) for name, stop in selection.STOPS.items()}
+    curves = {name: views.rule_curve(rollouts, stop, thresholds) for name, stop in selection.STOPS.items()}
     chance = {"seed": seed, "n_resamples": n_resamples}
     note = (f"These are {len(rollouts)} {split} samples. Thresholds are chosen on validation samples, "
             "and the test samples are scored once.")  # fmt: skip
@@ -185,7 +186,8 @@ def _rule_panel(rollouts, curves: dict, start: float, note: str, chance: dict):
     import ipywidgets
 
     rule = ipywidgets.Dropdown(options=list(curves), description="Rule")
-    threshold = ipywidgets.FloatSlider(start, min=0, max=1, step=0.05, description="Threshold", continuous_update=False)
+    steps = [point["threshold"] for point in next(iter(curves.values()))]
+    threshold = ipywidgets.SelectionSlider(options=steps, value=start, description="Threshold", continuous_update=False)
     return _panel([rule, threshold], lambda name, at: views.rule_view(rollouts, name, curves[name], at, **chance), note)
 
 

@@ -85,7 +85,7 @@ def test_a_right_answer_is_kept_and_a_wrong_one_replaced(found, capsys):
     assert exercises.exercise(found.name)(mine) is mine
     assert capsys.readouterr().out.startswith(f"[{RIGHT}] {found.name}: ")
     assert exercises.exercise(found.name)(next(iter(found.mistakes.values()))) is found.solution
-    assert capsys.readouterr().out.startswith(f"[{WRONG}] {found.name}: {next(iter(found.mistakes))} ")
+    assert capsys.readouterr().out.startswith(f"[{WRONG}] {found.name}: {next(iter(found.mistakes))}")
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_right_answer_is_kept_and_a_wrong_one_replaced(found, capsys):
 )
 def test_a_planted_mistake_is_named_and_no_other(found, sentence):
     verdict = check(found, found.mistakes[sentence])
-    assert verdict.state == WRONG and verdict.sentence.startswith(f"{sentence} For ")
+    assert verdict.state == WRONG and verdict.sentence.startswith(sentence)
     assert not [other for other in found.mistakes if other != sentence and other in verdict.sentence]
 
 

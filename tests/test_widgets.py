@@ -12,6 +12,8 @@ from ivt_utils import metrics, protocol, selection, views, widgets
 from ivt_utils.artefacts import REFERENCE, read_jsonl
 from ivt_utils.profiles import get_profile
 
+THRESHOLDS = get_profile("smoke").thresholds
+
 BOX = (100, 100, 300, 300)
 
 
@@ -123,7 +125,7 @@ def displays(records, methods, confident, folder) -> list:
     return [
         lambda: widgets.trajectory_explorer(records, methods, path=folder / "a.png"),
         lambda: widgets.group_viewer(records, [group, group[:4]], 0.1, path=folder / "b.png"),
-        lambda: widgets.stop_rule_slider(confident, path=folder / "c.png", n_resamples=50),
+        lambda: widgets.stop_rule_slider(confident, THRESHOLDS, path=folder / "c.png", n_resamples=50),
     ]
 
 
@@ -143,7 +145,7 @@ def test_without_a_notebook_each_is_one_picture_with_alt_text_and_a_sentence(
 
 
 def test_a_thresholds_sentence_says_where_it_is_chosen(confident, shown, tmp_path):
-    widgets.stop_rule_slider(confident, path=tmp_path / "c.png", n_resamples=50)
+    widgets.stop_rule_slider(confident, THRESHOLDS, path=tmp_path / "c.png", n_resamples=50)
     words = shown[1][0][0].data
     assert "These are 60 validation samples. Thresholds are chosen on validation samples" in words
 
@@ -181,7 +183,7 @@ def test_what_cannot_be_shown_is_one_sentence(records, methods, confident, tmp_p
     with pytest.raises(ValueError, match="'elsewhere' is about none of the records"):
         widgets.group_viewer(records, [[rollout("elsewhere", GOOD)]], 0.1, path=path)
     with pytest.raises(ValueError, match="needs rollouts with confidence"):
-        widgets.stop_rule_slider(methods["one"], path=path)
+        widgets.stop_rule_slider(methods["one"], THRESHOLDS, path=path)
 
 
 # ------------------------------------------------------------------------------------------------ live
@@ -239,7 +241,7 @@ def test_each_control_of_the_group_viewer_changes_the_picture(records):
 
 
 def test_each_control_of_the_stop_rule_changes_the_picture(confident):
-    curves = {name: views.rule_curve(confident, stop, widgets.THRESHOLDS) for name, stop in selection.STOPS.items()}
+    curves = {name: views.rule_curve(confident, stop, THRESHOLDS) for name, stop in selection.STOPS.items()}
     panel = widgets._rule_panel(confident, curves, 0.5, "A note.", {"seed": 0, "n_resamples": 50})
     assert "“two boxes agree” at 0.50" in alt(panel)
     assert "oracle (best step, chosen with the ground truth)" in alt(panel)

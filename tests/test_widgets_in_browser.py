@@ -46,7 +46,7 @@ groups = [evaluate(student, [record] * 6, profile, seed, temperature=profile.tem
 widgets.group_viewer(test, groups, profile.format_bonus, path=Path("group.png"))""",
     """
 val = read_jsonl(REFERENCE / "rollouts" / "confidence_sft_ivt_val.jsonl")
-widgets.stop_rule_slider(val, path=Path("rule.png"))""",
+widgets.stop_rule_slider(val, profile.thresholds, path=Path("rule.png"))""",
 )
 MODEL, TRAJECTORIES, GROUP, RULE = range(1, 5)
 SETTINGS = {

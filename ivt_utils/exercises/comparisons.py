@@ -68,7 +68,7 @@ def _resamples(rng):
     count = rng.randint(2, 6)
     scores = [round(rng.random(), 2) for _ in range(count)]
     scores = scores if rng.random() < 0.9 else scores[:1] * count  # all equal: an interval without width
-    return scores, [rng.choices(range(count), k=count) for _ in range(rng.randint(10, 25))]
+    return scores, [rng.choices(range(count), k=count) for _ in range(rng.randint(41, 60))]
 
 
 # ------------------------------------------------------------------------------------------------ usual mistakes
@@ -129,6 +129,9 @@ EXERCISES = (
         inputs=_two_methods,
         imports="import numpy as np",
         mistakes={
+            "You return the limits of the interval; return the mean difference and the margin.":
+                lambda a, b: (_difference(a, b) - 1.96 * _spread(a, b) / len(a) ** 0.5,
+                              _difference(a, b) + 1.96 * _spread(a, b) / len(a) ** 0.5),
             "You pair by position and not by id: the mean is right all the same, the margin is not.":
                 _by_position,
             "You take the spreads of the two methods apart: that margin is the one of unpaired samples.":

@@ -97,6 +97,11 @@ def _unclipped(a, b):
     return overlap / (_area(a) + _area(b) - overlap)
 
 
+def _clipped_late(a, b):
+    overlap = max(0, (min(a[2], b[2]) - max(a[0], b[0])) * (min(a[3], b[3]) - max(a[1], b[1])))
+    return overlap / (_area(a) + _area(b) - overlap)
+
+
 def _counted_pixels(a, b):
     a, b = ((x1, y1, x2 + 1, y2 + 1) for x1, y1, x2, y2 in (a, b))
     return my_iou(a, b)
@@ -119,12 +124,12 @@ def _clipped(box, most=1000):
     return [min(most, max(0, v)) for v in box]
 
 
-def _drawn(image, boxes, pixels=my_to_pixels, whole=round, fill=None):
+def _drawn(image, boxes, pixels=my_to_pixels, whole=round, fill=None, width=1):
     pictures = []
     for box in boxes:
         picture = image.copy()
         corners = [whole(v) for v in pixels(box, *picture.size)]
-        ImageDraw.Draw(picture).rectangle(corners, outline="red", fill=fill)
+        ImageDraw.Draw(picture).rectangle(corners, outline="red", fill=fill, width=width)
         pictures.append(picture)
     return pictures
 
@@ -157,6 +162,8 @@ EXERCISES = (
         inputs=lambda rng: (random_box(rng), *rng.sample([96, 333, 427, 640, 1000, 1500], 2)),
         mistakes={
             "You return 0..1000 unchanged, as if the numbers were pixels already.": lambda box, width, height: box,
+            "You do not divide by 1000: a coordinate is thousandths of a side.":
+                lambda box, width, height: [1000 * v for v in my_to_pixels(box, width, height)],
             "You swap width and height: x runs along the width, y along the height.":
                 lambda box, width, height: my_to_pixels(box, height, width),
             "You scale x and y by the width; y needs the height.":
@@ -227,6 +234,7 @@ EXERCISES = (
         inputs=_pair,
         mistakes={
             "Your overlap is negative in width or height where the boxes do not touch: hold both at 0.": _unclipped,
+            "You let two negative sides make a positive area: hold each side at 0, not their product.": _clipped_late,
             "You divide by the sum of the two areas, which counts the overlap twice.":
                 lambda a, b: _overlap(a, b) / (_area(a) + _area(b)),
             "You divide by the area of one box only, not by the area that both cover together.":
@@ -264,7 +272,8 @@ EXERCISES = (
             "You treat 0..1000 as pixels.": lambda *call: _drawn(*call, pixels=lambda box, width, height: box),
             "You swap width and height: x runs along the width, y along the height.":
                 lambda *call: _drawn(*call, pixels=lambda box, width, height: my_to_pixels(box, height, width)),
-            "You do not round the corners; PIL then cuts off what follows the decimal point.":
+            "Your outline is not 1 pixel wide.": lambda *call: _drawn(*call, width=2),
+            "You do not round the corners, but cut off what follows the decimal point, as PIL does with floats.":
                 lambda *call: _drawn(*call, whole=int),
             "You fill the box; draw its outline only, so that the object stays visible.":
                 lambda *call: _drawn(*call, fill="red"),

@@ -50,7 +50,8 @@ def _error(rng):
         width, height = (2 * rng.choice([10, 25, 30, 50, 75]) for _ in range(2))
         x, y = rng.randint(300, 700), rng.randint(300, 700)
         truth = x - width // 2, y - height // 2, x + width // 2, y + height // 2
-        dx, dy = (rng.choice([0, size // 10, -size // 10, rng.randint(-size, size)]) for size in (width, height))
+        far = [rng.choices(range(-size, size + 1), k=3) for size in (width, height)]
+        dx, dy = (rng.choice([0, s // 10, -s // 10, *more]) for s, more in zip((width, height), far))
         half_width, half_height = rng.choice([(width // 2, height // 2), (rng.randint(5, 90), rng.randint(5, 90))])
         box = x + dx - half_width, y + dy - half_height, x + dx + half_width, y + dy + half_height
         if abs(dx) * height != abs(dy) * width or abs(dx) * 10 <= width:  # no tie between two errors
@@ -79,6 +80,10 @@ def _said(x, y, limit=0.1):
 def _offsets(box, truth):
     """Return how far the truth's centre lies right of the box's, and below it, 0..1000."""
     return (truth[0] + truth[2] - box[0] - box[2]) / 2, (truth[1] + truth[3] - box[1] - box[3]) / 2
+
+
+def _larger_x(x, y):
+    return (x, 0) if abs(x) > 0.1 else (x, y)
 
 
 def _shares(box, truth, of=None):
@@ -166,6 +171,8 @@ EXERCISES = (
             "You add a share of the truth; add a share of the way, truth minus start.":
                 lambda start, truth, turns: [
                     [a + b * k / turns for a, b in zip(start, truth)] for k in range(1, turns + 1)],
+            "You round to whole numbers; do not round.":
+                lambda start, truth, turns: [[round(v) for v in box] for box in my_straight_line(start, truth, turns)],
             "You go from the truth to the start.":
                 lambda start, truth, turns: my_straight_line(truth, start, turns),
         },
@@ -195,8 +202,9 @@ EXERCISES = (
         imports="from ivt_utils.protocol import PROBLEMS",
         mistakes={
             "You say on which side of the box the truth lies; say on which side of the truth the box lies.":
-                lambda box, truth: my_trace(truth, (2 * truth[0] - box[0], 2 * truth[1] - box[1],
-                                                    2 * truth[2] - box[2], 2 * truth[3] - box[3])),
+                lambda box, truth: _said(*(-v for v in _shares(box, truth))),
+            "You look at x first; when both are off, name the larger error.":
+                lambda box, truth: _said(*_larger_x(*_shares(box, truth))),
             "Your y axis points up; in an image y grows downwards.":
                 lambda box, truth: _said(_shares(box, truth)[0], -_shares(box, truth)[1]),
             "You compare the upper left corners; compare the centres.": _by_corners,

@@ -127,6 +127,8 @@ EXERCISES = (
         solution=my_reward,
         inputs=lambda rng: (_ious(rng), rng.choice([0.1, 0.2, 0.5])),
         mistakes={
+            "You give nothing when an earlier answer does not parse; the final IoU still counts.":
+                lambda ious, bonus: 0.0 if None in ious else ious[-1] + bonus,
             "You reward the best step, which only an oracle knows; the final answer counts.":
                 lambda ious, bonus: max(map(_zero, ious)) + _earned(ious, bonus),
             "You reward the first answer; the loop is judged by its final one.":
@@ -170,6 +172,8 @@ EXERCISES = (
         solution=my_advantages,
         inputs=_group_and_spread,
         mistakes={
+            "You divide by the spread alone, and NumPy gives nan where it is 0: add 0.0001 to it first.":
+                lambda rewards, spread: np.array(_minus_mean(rewards)) / np.float64(spread),
             "You do not take off the mean of the group: every reward above 0 would be made more likely.":
                 lambda rewards, spread: [reward / (spread + 1e-4) for reward in rewards],
             "You do not divide by the spread.":
@@ -211,6 +215,8 @@ EXERCISES = (
         solution=my_share_without_variance,
         inputs=_batch,
         mistakes={
+            "You ask for a standard deviation of exactly 0, which rounding can miss; allow a millionth.":
+                lambda rewards, generations: np.mean([np.std(g) == 0 for g in _split(rewards, generations)]),
             "You give the number of such groups, not their share.":
                 lambda rewards, generations: sum(map(_flat, _split(rewards, generations))),
             "You give the share of groups that do teach something.":
@@ -253,6 +259,8 @@ EXERCISES = (
         inputs=_tokens,
         imports="import numpy as np",
         mistakes={
+            "You leave the feedback out of the count, but not out of the sum.":
+                lambda policy, reference, own: _k3(reference - policy).sum() / own.sum(),
             "You take policy minus reference; the gap is reference minus policy.":
                 lambda policy, reference, own: _k3((policy - reference)[own]).mean(),
             "You count the feedback tokens too, which the student did not write.":

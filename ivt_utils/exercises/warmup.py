@@ -62,10 +62,10 @@ def _steps(rng):
 
 
 def _matrix(rng):
-    """Return the IoUs of up to eight samples over up to four steps, many exactly at a threshold, and the threshold."""
+    """Return the IoUs of up to eight samples over two to four steps, many exactly at a threshold, and the threshold."""
     threshold = rng.choice([0.5, 0.7, 0.9])
     kinds = [0.0, threshold, round(threshold - 0.01, 2), round(threshold + 0.01, 2), round(rng.random(), 2)]
-    shape = rng.randint(1, 8), rng.randint(1, 4)
+    shape = rng.randint(1, 8), rng.randint(2, 4)
     return np.array([rng.choices(kinds, k=shape[1]) for _ in range(shape[0])]), threshold
 
 
@@ -182,6 +182,8 @@ EXERCISES = (
         mistakes={
             "You divide by the number of answers; T + 1 answers are T refinements.":
                 lambda ious: (ious[0] - ious[-1]) / len(ious),
+            "You drop the sign; a gain is below 0.":
+                lambda ious: abs(ious[0] - ious[-1]) / (len(ious) - 1),
             "You have the sign the wrong way round; a loss of IoU is above 0.":
                 lambda ious: (ious[-1] - ious[0]) / (len(ious) - 1),
             "You do not divide by the number of refinements.": lambda ious: ious[0] - ious[-1],
@@ -216,6 +218,8 @@ EXERCISES = (
         mistakes={
             "You leave out an IoU that is exactly the threshold; it counts as right.":
                 lambda ious, limit: ((ious[:, -1] > limit).mean(), (ious.max(1) > limit).mean()),
+            "You leave step 0 out; the oracle may choose it as well.":
+                lambda ious, limit: ((ious[:, -1] >= limit).mean(), (ious[:, 1:].max(1) >= limit).mean()),
             "You take step 0, the first column, for the final step.":
                 lambda ious, limit: ((ious[:, 0] >= limit).mean(), (ious.max(1) >= limit).mean()),
             "You take the best sample of each step (`axis=0`); the oracle takes the best step of each sample.":
