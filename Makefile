@@ -11,7 +11,7 @@ STAMP := .venv/installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 # The newest Python is not the first choice: the lock was made with 3.11.
 CANDIDATES := $(or $(PYTHON),python3.11 python3.12 python3.13 python3 python)
-OFFLINE := $(if $(WHEELS),--no-index --find-links $(WHEELS))
+OFFLINE := $(if $(WHEELS),--no-index --find-links "$(WHEELS)")
 ifneq ($(WHEELS),)
 override TORCH_INDEX :=
 endif
@@ -23,10 +23,10 @@ help:
 	@echo "make course   set up, run the notebooks with PROFILE=$(PROFILE) into runs/$(PROFILE)/, print the report"
 	@echo "make test     set up, then ruff and pytest (every notebook with the smoke profile among them)"
 	@echo "make lab      set up, then open the notebooks in JupyterLab"
-	@echo "make book     set up, then build the pages of the course, with the notebooks as committed, into build/book/"
+	@echo "make book     set up, then build the pages of the course, with the notebooks as they lie there, into build/book/"
 	@echo "make setup    create .venv and install requirements.lock (about 3 GB to download, 6.4 GB installed on Linux)"
 	@echo "make bundle   pack the committed project with its wheels for this platform, to be set up without a network"
-	@echo "make clean    remove .venv and caches; runs/ stays, it holds your results"
+	@echo "make clean    remove .venv, build/ (book, bundle) and caches; runs/ stays, it holds your results"
 	@echo "Options: PROFILE=smoke|micro|colab|paper   PYTHON=/path/to/python3.12   WHEELS=folder (of a bundle)"
 	@echo "Without a GPU, on Linux, ask for a CPU-only torch at the first set-up (or after make clean):"
 	@echo "  make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu"
@@ -46,7 +46,7 @@ $(STAMP): requirements.lock pyproject.toml
 	  echo "Creating .venv with `$$found --version`."; \
 	  $$found -m venv --clear .venv || exit 1; \
 	fi
-	@if [ -n "$(WHEELS)" ] && ! ls $(WHEELS)/*.whl >/dev/null 2>&1; then \
+	@if [ -n "$(WHEELS)" ] && ! ls "$(WHEELS)"/*.whl >/dev/null 2>&1; then \
 	  echo "There are no wheels in $(WHEELS): run this in an unpacked bundle (make bundle), or leave WHEELS out." >&2; exit 1; fi
 	@echo "Installing requirements.lock into .venv: once," $(if $(WHEELS),"from $(WHEELS) and without a network.", \
 	  "about 3 GB to download and 6.4 GB on disk, for torch's Linux build brings" \
@@ -85,6 +85,7 @@ bundle: setup
 	@git diff --quiet HEAD || echo "Note: changes that are not committed are left out."
 	@echo "Making build/$(BUNDLE).tar: about 3 GB, less with a CPU-only torch (TORCH_INDEX, see make help)." \
 	  "Twice that is needed on the disk until it is packed."
+	@test -n "$(BUNDLE)"
 	rm -rf build/$(BUNDLE)
 	mkdir -p build/$(BUNDLE)/wheels
 	git archive HEAD | tar -xf - -C build/$(BUNDLE)
@@ -94,11 +95,7 @@ bundle: setup
 	@printf '%s\n' \
 	  'The course, to be set up without a network. The wheels are for one kind of computer and Python $(MINOR):' \
 	  '  $(BUNDLE)' '' 'Linux and macOS, in this folder:' \
-	  '  make setup WHEELS=wheels PYTHON=python$(MINOR)' '  make course' '' \
-	  'Windows (there is no make), in this folder:' '  py -$(MINOR) -m venv .venv' \
-	  '  .venv\Scripts\python -m pip install --no-index --find-links wheels -r requirements.lock' \
-	  '  .venv\Scripts\python -m pip install --no-index --no-deps --no-build-isolation -e .' \
-	  '  .venv\Scripts\ivt run --profile micro' > build/$(BUNDLE)/START.txt
+	  '  make setup WHEELS=wheels PYTHON=python$(MINOR)' '  make course' > build/$(BUNDLE)/START.txt
 	tar -cf build/$(BUNDLE).partial -C build $(BUNDLE)
 	mv build/$(BUNDLE).partial build/$(BUNDLE).tar
 	@rm -rf build/$(BUNDLE)

@@ -6,15 +6,17 @@ hold in the book as they do in the repository. Nothing in the book is loaded fro
 
 from pathlib import Path
 
-from docutils import nodes
 from myst_nb.core.render import NbElementRenderer
+
+from ivt_utils.exercises import LESSONS
 
 project = "Iterative Visual Thinking"
 author = "The IVT course authors"
 copyright = "The IVT course authors, Apache-2.0"
 extensions = ["myst_nb"]
 root_doc = "docs/index"
-include_patterns = ["README.md", "docs/*.md", "notebooks/*.ipynb", "data/student/README.md"]
+include_patterns = ["README.md", "docs/*.md", "data/student/README.md"]
+include_patterns += [f"notebooks/{stem}.ipynb" for stem in LESSONS]  # and no copies of them
 exclude_patterns = [".*", "build", "data/hub", "runs", "scratch"]  # not walked through
 html_additional_pages = {"index": "start.html"}  # the root leads to docs/index.html
 templates_path = ["_templates"]
@@ -57,13 +59,6 @@ def alt_kept(render):
     return render_image
 
 
-def settle_images(app, document):
-    """Replace images of other hosts by their alt text."""
-    for image in list(document.findall(nodes.image)):
-        if "://" in image["uri"]:
-            image.replace_self(nodes.Text(image.get("alt", "")))
-
-
 def write_samples(app):
     """Write the explorer's samples beside the static files."""
     from ivt_utils.book import write_explorer
@@ -76,5 +71,4 @@ def write_samples(app):
 def setup(app):
     """Connect the functions above."""
     NbElementRenderer.render_image = alt_kept(NbElementRenderer.render_image)
-    app.connect("doctree-read", settle_images)
     app.connect("builder-inited", write_samples, priority=100)

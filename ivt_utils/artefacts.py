@@ -186,8 +186,8 @@ class Run:
 
     def took(self, key: str) -> str:
         """Return "in 3.2 minutes" for a finished stage; "(made earlier, elsewhere)" when it was not run here."""
-        seconds = self.seconds(key)
-        return f"in {seconds / 60:.1f} minutes" if seconds else "(made earlier, elsewhere)"
+        timed = "seconds" in self.stages().get(key, {})
+        return f"in {self.seconds(key) / 60:.1f} minutes" if timed else "(made earlier, elsewhere)"
 
     # ------------------------------------------------------------------ what earlier notebooks made
     def find(self, relative: str) -> Path:

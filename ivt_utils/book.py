@@ -10,6 +10,7 @@ from pathlib import Path
 from ivt_utils.artefacts import REFERENCE, ROOT, read_json
 from ivt_utils.controls import TRUTH
 from ivt_utils.datasets import BENCHMARK
+from ivt_utils.exercises import LESSONS
 from ivt_utils.metrics import iou_matrix
 from ivt_utils.report import markdown_table, number, paper_results, write_between
 from ivt_utils.results import METHODS, read_rollouts
@@ -77,7 +78,7 @@ def claims(results: dict, paper: dict) -> list[list[str]]:
          f"{_cell(truth, 'share')} and {_cell(random, 'share')}",
          SEEN if truth["low"] <= random["high"] else NOT_SEEN, 6),
     ]  # fmt: skip
-    folder = {path.name[:2]: path.name for path in (ROOT / "notebooks").glob("0*.ipynb")}
+    folder = {stem[:2]: f"{stem}.ipynb" for stem in LESSONS}
     return [HEAD, *([*row[:4], f"[{row[4]}](../notebooks/{folder[f'0{row[4]}']})"] for row in rows)]
 
 

@@ -23,7 +23,10 @@ KEEP_KEYS = f"""
 const keep = ({{ target }}) => target.setAttribute("data-lm-suppress-shortcuts", "true");
 function render({{ el }}) {{
   const panel = el.closest(".{PANEL}");
-  if (panel) panel.addEventListener("focusin", keep);
+  if (panel) {{
+    panel.addEventListener("focusin", keep);
+    for (const said of panel.querySelectorAll(".widget-html")) said.setAttribute("aria-live", "polite");
+  }}
   else requestAnimationFrame(() => render({{ el }}));
 }}
 export default {{ render }};

@@ -103,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
                               "reference, notebooks, guide, docs")  # fmt: skip
     build.add_argument("what", choices=("student", "benchmark", "reference", "notebooks", "guide", "docs"))
     build.add_argument("--seed", type=int, default=0, help="seed of the student or benchmark (default 0)")
-    build.add_argument("--from", dest="run_dir", type=Path, default=Path("runs/micro"), metavar="DIR",
+    build.add_argument("--from", dest="run_dir", type=Path, metavar="DIR",
                        help="the finished run that becomes the reference, or whose cells are timed for the guide "
                             "(default runs/micro)")  # fmt: skip
     build.set_defaults(command=build_command)
@@ -139,7 +139,7 @@ def run_command(arguments) -> int:
     if arguments.reference:
         from .lessons import seed_run
 
-        seed_run(profile, run_dir)
+        seed_run(profile, arguments.seed, run_dir)
     folder = (arguments.notebooks or PROJECT / "notebooks").resolve()
     run_course(profile, arguments.seed, run_dir, folder, arguments.only)
     try:
@@ -271,6 +271,7 @@ def build_command(arguments) -> int:
     from .artefacts import DATA, ROOT, read_json, ship_reference
     from .report import paper_results, write_between, write_table
 
+    run_dir = (arguments.run_dir or ROOT / "runs" / "micro").resolve()
     if arguments.what == "student":
         from .pretrain import train_student
 
@@ -286,7 +287,7 @@ def build_command(arguments) -> int:
     elif arguments.what == "guide":
         from .guide import keep_timings, write_guide
 
-        keep_timings(arguments.run_dir)
+        keep_timings(run_dir)
         made = write_guide()
     elif arguments.what == "docs":
         from .book import write_pages
@@ -298,7 +299,7 @@ def build_command(arguments) -> int:
             write_between(ROOT / "docs" / "researcher.md", f"plan {name}", text)
         made = write_pages()
     else:
-        made = ship_reference(arguments.run_dir)
+        made = ship_reference(run_dir)
         write_table(ROOT / "README.md", read_json(made / "results.json"), paper_results())
     print(f"Made {made}.")
     return 0

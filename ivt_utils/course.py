@@ -110,8 +110,9 @@ def execute(notebook, output, parameters, stamp, label, expected, started, out) 
         text += f" of about {ours:g} min" if ours else ""
         return text + f"; in all {clock(now - started)}" + (f" of about {whole:g} min" if whole else "")
 
-    os.environ["IVT_STATIC"] = "1"  # widgets show their figure: there is nobody to use them
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what matters of its messages is said below
+    outside = os.environ.get("IVT_STATIC")
+    os.environ["IVT_STATIC"] = "1"  # widgets show their figure: there is nobody to use them
     try:
         with progress(line, out):
             executed = papermill.execute_notebook(
@@ -137,6 +138,9 @@ def execute(notebook, output, parameters, stamp, label, expected, started, out) 
             "most often for want of memory (`ivt doctor` says what is free). "
             f"What ran is kept in {shown(partial)}."
         ) from None
+    finally:
+        os.environ.pop("IVT_STATIC")
+        os.environ.update({"IVT_STATIC": outside} if outside else {})
     make_portable(executed, notebook, output)
     executed.metadata[MARK] = {
         "made_from": stamp,

@@ -85,8 +85,13 @@ def read_lock(lock: Path) -> list[Requirement]:
 
 def cores() -> tuple[str, str]:
     """Return the line about processor cores this process may use."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = usable_cores()
     return OK if count > 1 else NOTE, f"{count} core{'s' if count > 1 else ''} (times are given for two)"
+
+
+def usable_cores() -> int:
+    """Return how many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory() -> tuple[str, str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ivt_utils import exercises
 from ivt_utils.artefacts import DATA, ROOT, ArtefactError, read_json, write_text
+from ivt_utils.doctor import usable_cores
 from ivt_utils.report import markdown_table, write_between
 
 TIMINGS = DATA / "timings.json"
@@ -72,8 +73,11 @@ def keep_timings(run_dir: Path) -> Path:
     found = [run_dir / "notebooks" / f"{stem}.ipynb" for stem in exercises.LESSONS]
     if not all(path.is_file() for path in found):
         raise ArtefactError(f"{run_dir} does not hold every executed notebook: finish it with `ivt run` first.")
+    if any("seconds" not in noted for noted in read_json(run_dir / "stages.json").values()):
+        raise ArtefactError(f"{run_dir} began with the reference results, so its trainings were not timed: take a run "
+                            "of `make course`.")  # fmt: skip
     notebooks = {path.stem: measured(read_cells(path)) for path in found}
-    machine = {"processor": processor(), "cores": cores(), "python": platform.python_version()}
+    machine = {"processor": processor(), "cores": usable_cores(), "python": platform.python_version()}
     write_text(TIMINGS, json.dumps({"machine": machine, "seconds": notebooks}, indent=1, ensure_ascii=False) + "\n")
     return TIMINGS
 
@@ -85,13 +89,6 @@ def processor() -> str:
     except OSError:
         found = None
     return found[1].strip() if found else platform.processor() or platform.machine()
-
-
-def cores() -> int:
-    """Return how many cores the course may use."""
-    import os
-
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def minutes(value: float) -> str:

@@ -4,8 +4,10 @@
 is drawn by the present code from the reference's predictions, on any computer.
 """
 
+import json
 import re
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import nbformat
@@ -14,7 +16,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell
 from ivt_utils import exercises, guide
 from ivt_utils.artefacts import REFERENCE, ROOT, ArtefactError, Run, checksum, read_json, write_text
 from ivt_utils.course import MARK, find_notebooks, made_from, run_course
-from ivt_utils.profiles import get_profile
+from ivt_utils.profiles import COST_ONLY, get_profile
 from ivt_utils.report import write_between
 from ivt_utils.setting_up import badges, repository, setup_cell
 
@@ -33,31 +35,39 @@ def build_notebooks(folder: Path = NOTEBOOKS, scratch: Path = ROOT / "build" / "
 
     The badges of the README come with those of the project's own notebooks.
     """
-    for path in find_notebooks(folder):
-        write_notebook(path, with_made_cells(nbformat.read(path, as_version=4), path.stem))
+    made = {path: with_made_cells(nbformat.read(path, as_version=4), path.stem) for path in find_notebooks(folder)}
+    for path, notebook in made.items():
+        write_notebook(path, notebook)
     if folder == NOTEBOOKS:
         write_between(ROOT / "README.md", "badges", badges(README_OPENS, repository(), "docs/badges") + "\n")
-    profile = get_profile("micro")
     shutil.rmtree(scratch, ignore_errors=True)
-    seed_run(profile, scratch)
-    run_course(profile, read_json(REFERENCE / "run.json")["seed"], scratch, folder)
-    for path in find_notebooks(folder):
+    run = seed_run(get_profile("micro"), read_json(REFERENCE / "run.json")["seed"], scratch)
+    run_course(run.profile, run.seed, scratch, folder)
+    for path in made:
         executed = nbformat.read(scratch / "notebooks" / path.name, as_version=4)
         write_notebook(path, with_outputs(nbformat.read(path, as_version=4), executed, stamp(path)))
     return folder
 
 
-def seed_run(profile, root: Path) -> Run:
-    """Return a fresh run in `root` in which every stage of the reference is finished.
+def seed_run(profile, seed: int, root: Path) -> Run:
+    """Return a run in `root` in which every stage of the reference is finished; one that is so already stays as it is.
 
-    An ArtefactError when the profile is not the reference's, or the folder holds a run already.
+    An ArtefactError, before anything is written, when profile, seed or values are not the reference's, or the folder
+    holds another run.
     """
-    made = read_json(REFERENCE / "run.json")
-    if profile.name != made["profile"]:
-        raise ArtefactError(f"The reference results are of profile {made['profile']}, not {profile.name}.")
+    made, values = read_json(REFERENCE / "run.json"), json.loads(json.dumps(asdict(profile)))
+    if (profile.name, seed) != (made["profile"], made["seed"]):
+        raise ArtefactError(f"The reference results are of profile {made['profile']} and seed {made['seed']}, not of "
+                            f"{profile.name} and {seed}.")  # fmt: skip
+    shared = made["values"].keys() & values.keys() - {*COST_ONLY}
+    if other := [name for name in shared if made["values"][name] != values[name]]:
+        raise ArtefactError(f"The reference results were made with another {', '.join(sorted(other))}.")
     if (root / "stages.json").exists():
+        there, shipped = read_json(root / "stages.json"), read_json(REFERENCE / "stages.json")
+        if all(there.get(key, {}).get("sha256") == noted["sha256"] for key, noted in shipped.items()):
+            return Run(profile, seed, root)
         raise ArtefactError(f"{root} holds a run already, and nothing in it is overwritten; name another --run-dir.")
-    run = Run(profile, made["seed"], root)
+    run = Run(profile, seed, root)
     for name in ("rollouts", "tables", "adapters"):
         shutil.copytree(REFERENCE / name, root / name, dirs_exist_ok=True)
     shutil.copyfile(REFERENCE / "stages.json", root / "stages.json")
@@ -89,6 +99,9 @@ def with_made_cells(notebook, stem: str):
         name = cell.metadata.get("exercise")
         if name and cell.cell_type == "code":
             number += 1
+            if cell.source.strip() and exercises.GAP not in cell.source:
+                raise ArtefactError(f"{stem}: {name} holds an answer, which would be lost; work in a copy of "
+                                    "notebooks/, and restore this one with git.")  # fmt: skip
             found, mark = exercises.find(name), {"exercise": name}
             cell.source = exercises.stub_text(found)
             cells += [

@@ -49,7 +49,7 @@ if importlib.util.find_spec("ivt_utils") is None:
         course, source = places[-1], os.environ.get("IVT_REPOSITORY", "REPOSITORY")
         quiet = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}  # no question that nobody sees
         if not shutil.which("git") or subprocess.call(["git", "clone", "-q", "--depth=1", source, course], env=quiet):
-            sys.exit(f"git could not fetch {source} into {course.name}/. Is the network on (Kaggle: Settings)?")
+            sys.exit(f"git could not fetch {source}. Is the network on? Is a broken {course.name}/ there? Delete it.")
     sys.path.insert(0, str(course))
 from ivt_utils.setting_up import ready
 ready()'''
@@ -68,26 +68,26 @@ def repository(root: Path = ROOT) -> str:
     return project(root)["urls"]["Repository"]
 
 
-def setup_cell(repository: str) -> str:
+def setup_cell(address: str) -> str:
     """Return the source of every notebook's first code cell; the variable IVT_REPOSITORY names another repository."""
-    return CELL.replace("REPOSITORY\")", f"{repository}\")")
+    return CELL.replace("REPOSITORY\")", f"{address}\")")
 
 
-def badges(notebook: str, repository: str, images: str = "../docs/badges") -> str:
+def badges(notebook: str, address: str, images: str = "../docs/badges") -> str:
     """Return one line of Markdown: three pictures that open `notebook` in Colab, in Kaggle and in Binder.
 
     These open notebooks from GitHub only; with another repository the line is a comment that says so.
     """
-    links = badge_links(notebook, repository)
+    links = badge_links(notebook, address)
     if not links:
-        return f"<!-- No badges: Colab, Kaggle and Binder open notebooks from GitHub, and not from {repository} -->"
+        return f"<!-- No badges: Colab, Kaggle and Binder open notebooks from GitHub, and not from {address} -->"
     titles = {"colab": "Open in Colab", "kaggle": "Open in Kaggle", "binder": "Launch Binder"}
     return " ".join(f"[![{titles[name]}]({images}/{name}.svg)]({link})" for name, link in links.items())
 
 
-def badge_links(notebook: str, repository: str) -> dict[str, str]:
+def badge_links(notebook: str, address: str) -> dict[str, str]:
     """Return {"colab", "kaggle", "binder": address that opens the notebook}; nothing when it is not on GitHub."""
-    found = re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+?)(\.git)?/?", repository)
+    found = re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+?)(\.git)?/?", address)
     if not found:
         return {}
     project, path = found[1], f"notebooks/{notebook.removesuffix('.ipynb')}.ipynb"
@@ -120,6 +120,9 @@ def ready(root: Path = ROOT) -> None:
         raise NotReady(f"The course needs Python {low[0]}.{low[1]} or newer, below {high[0]}.{high[1]}; this kernel is "
                        f"Python {sys.version.split()[0]}. Choose another kernel or runtime.")  # fmt: skip
     lacking = [want for want in needed(root) if not suits(want)]
+    if lacking and (root / ".venv" / "installed").exists() and Path(sys.prefix).resolve() != (root / ".venv").resolve():
+        raise NotReady("The course is set up in .venv, and this kernel is another Python: start JupyterLab with make "
+                       "lab, or choose .venv/bin/python as kernel.")  # fmt: skip
     if not lacking:
         done = "all its packages are there, nothing was installed."
     else:

@@ -106,8 +106,8 @@ def present(view, path: Path, controls=None, *, does: str = "", note: str = "") 
         return
     figure.set_label(alt)
     save_figure(figure, path)
-    data = controls._repr_mimebundle_()
-    data = dict(data[0] if isinstance(data, tuple) else data) | {
+    data = {  # as ipywidgets 8 does it; Colab has 7, which keeps this to itself
+        WIDGET: {"version_major": 2, "version_minor": 0, "model_id": controls.model_id},
         "text/plain": alt, "image/png": base64.b64encode(path.read_bytes()).decode(),
     }  # fmt: skip
     display(data, metadata={"image/png": {"alt": alt, "width": 700}}, raw=True)
@@ -215,7 +215,9 @@ def _model_panel(student, records, profile, number: int):
             value = metrics.iou_matrix([rollout])[0, 0]
             canvas.box, canvas.truth = list(rollout["steps"][0]["box"]), [round(v) for v in record["bbox"]]
             answers.value = _strip_html(load_image(record["image"]), rollout, profile.style)
-            canvas.status = f"Your box: {', '.join(map(str, canvas.box))}. IoU {value:.2f} with the truth (dashed)."
+            theirs = "; ".join(views.step_texts(rollout, "your box")[1:])
+            canvas.status = (f"Your box: {', '.join(map(str, canvas.box))}. IoU {value:.2f} with the truth (dashed). "
+                             f"The student: {theirs}.")  # fmt: skip
         except Exception as error:
             canvas.status = f"The student could not answer: {error}"
         finally:

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from dataclasses import replace
 
 import nbformat
 import pytest
@@ -204,7 +205,7 @@ def test_at_least_three_exercises_and_each_one_says_that_it_waits(path):
 
 
 def test_a_seeded_run_is_the_reference(tmp_path):
-    run = lessons.seed_run(get_profile("micro"), tmp_path / "seeded")
+    run = lessons.seed_run(get_profile("micro"), 0, tmp_path / "seeded")
     made = run.rollouts("base_ivt", lambda: pytest.fail("it is finished"))
     assert len(made) == get_profile("micro").test
     assert run.seed == read_json(lessons.REFERENCE / "run.json")["seed"]
@@ -213,11 +214,27 @@ def test_a_seeded_run_is_the_reference(tmp_path):
 
 def test_the_reference_never_overwrites_a_run(tmp_path):
     root = tmp_path / "seeded"
-    lessons.seed_run(get_profile("micro"), root)
-    (root / "rollouts" / "base_ivt.jsonl").unlink()
+    micro = get_profile("micro")
+    lessons.seed_run(micro, 0, root)
+    (root / "mark").write_text("mine")
+    lessons.seed_run(micro, 0, root).rows("more", lambda: [1])  # the same command goes on
+    assert (root / "mark").exists()
+    stages = read_json(root / "stages.json")
+    stages["rollouts/base_ivt"]["sha256"] = "another"
+    (root / "stages.json").write_text(json.dumps(stages))
     with pytest.raises(ArtefactError, match="nothing in it is overwritten"):
-        lessons.seed_run(get_profile("micro"), root)
-    assert not (root / "rollouts" / "base_ivt.jsonl").exists()
-    with pytest.raises(ArtefactError, match="of profile micro, not smoke"):
-        lessons.seed_run(get_profile("smoke"), tmp_path / "other")
+        lessons.seed_run(micro, 0, root)
+    assert read_json(root / "stages.json") == stages
+    for profile, seed, said in ((get_profile("smoke"), 0, "not of smoke and 0"), (micro, 1, "not of micro and 1"),
+                                (replace(micro, sft_epochs=9), 0, "another sft_epochs")):  # fmt: skip
+        with pytest.raises(ArtefactError, match=said):
+            lessons.seed_run(profile, seed, tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_an_answer_in_the_notebooks_is_not_lost():
+    notebook = read(NOTEBOOKS[0])
+    cell = next(cell for cell in notebook.cells if cell.id == "my_iou")
+    cell.source = cell.source.replace(exercises.GAP, "return 0.5")
+    with pytest.raises(ArtefactError, match="my_iou holds an answer"):
+        lessons.with_made_cells(notebook, NOTEBOOKS[0].stem)

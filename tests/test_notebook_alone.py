@@ -171,4 +171,5 @@ def test_the_bare_environment_stayed_bare(bare):
     assert marks(packages.values()) == before
     site = next((folder / "venv").rglob("site-packages"))
     installed = {canonicalize_name(path.name.split("-")[0]) for path in site.glob("*.dist-info")}
+    assert "trl" in installed, "run the tests above first: they install what is missing"
     assert {"torch", "numpy", "ipykernel", "papermill", "jupyterlab", "ivt-course"}.isdisjoint(installed)

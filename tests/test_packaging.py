@@ -30,7 +30,7 @@ def pinned(name):
     return str(LOCK[canonicalize_name(name)].specifier).removeprefix("==")
 
 
-@pytest.mark.parametrize("dependency", [*PYPROJECT["project"]["dependencies"], *EXTRAS["test"]])
+@pytest.mark.parametrize("dependency", [*PYPROJECT["project"]["dependencies"], *EXTRAS["test"], *EXTRAS["book"]])
 def test_dependency_is_locked_within_its_range(dependency):
     want = Requirement(dependency)
     assert want.specifier.contains(pinned(want.name)), f"{dependency} against {pinned(want.name)}"
@@ -133,6 +133,8 @@ def test_make_has_its_targets():
         "course": ".venv/bin/ivt run --profile micro",
         "test": ".venv/bin/python -m pytest",
         "lab": "jupyter lab",
+        "book": "sphinx-build",
+        "bundle": "pip --disable-pip-version-check --no-input wheel",
         "clean": "rm -rf .venv",
         "help": "make course",
     }.items():

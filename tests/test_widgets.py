@@ -4,6 +4,7 @@ import re
 from html import unescape
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from IPython import display as ipython
@@ -325,3 +326,13 @@ def test_colab_is_told_to_show_our_widgets(monkeypatch):
     canvas_class()()
     _util.enable_custom_widget_manager_once.cache_clear()
     assert told == [1]
+
+
+def test_the_figure_lies_behind_the_widget_also_for_colab(monkeypatch, tmp_path):
+    """Colab's ipywidgets 7 has no public way to its bundle; its front end needs the model's id alone."""
+    said = []
+    monkeypatch.setattr(ipython, "display", lambda data, **options: said.append((data, options)))
+    widgets.present((plt.figure(), "four words of alt", ""), tmp_path / "x.png", SimpleNamespace(model_id="abc"))
+    (data, options), = said
+    assert data[widgets.WIDGET] == {"version_major": 2, "version_minor": 0, "model_id": "abc"}
+    assert data["text/plain"] == options["metadata"]["image/png"]["alt"] == "four words of alt" and data["image/png"]

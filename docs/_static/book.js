@@ -21,5 +21,8 @@ for (const block of document.querySelectorAll("article div.highlight")) {
 }
 // What scrolls sideways must be reachable with the keyboard.
 for (const box of document.querySelectorAll("article pre, article .pst-scrollable-table-container")) {
+  if (box.scrollWidth <= box.clientWidth) continue;
   box.tabIndex = 0;
+  box.setAttribute("role", "region");
+  box.setAttribute("aria-label", box.tagName === "PRE" ? "code or output, scrolls sideways" : "table, scrolls sideways");
 }

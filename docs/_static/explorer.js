@@ -18,11 +18,11 @@ root.innerHTML = `
   </div>
   <div class="explorer-row">
     <button type="button" id="ex-back" aria-label="previous sample">←</button>
-    <span id="ex-place"></span>
+    <span id="ex-place" aria-live="polite"></span>
     <button type="button" id="ex-on" aria-label="next sample">→</button>
     <label>Step <input type="range" id="ex-step" min="0" max="2" step="1" value="0"></label>
   </div>
-  <p class="explorer-words"></p>
+  <p class="explorer-words" aria-live="polite"></p>
   <div class="explorer-picture"><img alt="A test image"><svg viewBox="0 0 1000 1000" aria-hidden="true"></svg></div>
   <p class="explorer-answer" aria-live="polite"></p>
   <ol class="explorer-steps" start="0"></ol>`;
@@ -60,6 +60,7 @@ function draw() {
     line.textContent = told(answer);
     line.style.setProperty("--share", answer.iou);
     line.classList.toggle("now", t === Number(step.value));
+    line.toggleAttribute("aria-current", t === Number(step.value));
     return line;
   }));
 }

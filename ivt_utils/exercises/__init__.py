@@ -5,9 +5,11 @@ with known wrong ones: whichever it agrees with on every input names the mistake
 """
 
 import ast
+import contextlib
 import copy
 import importlib
 import inspect
+import io
 import math
 import random
 import textwrap
@@ -114,7 +116,8 @@ def check(found: Exercise, function: Callable, trials: int = TRIALS) -> Verdict:
 def outcome(function: Callable, call: tuple):
     """Return what a function gives for a copy of the arguments; for an exception, its type and text as an `Error`."""
     try:
-        with np.errstate(all="ignore"):  # its warnings would come once for every input
+        # What it prints or warns of would come once for every input.
+        with np.errstate(all="ignore"), contextlib.redirect_stdout(io.StringIO()):
             return function(*copy.deepcopy(call))
     except Exception as error:
         return Error(type(error).__name__, str(error))
