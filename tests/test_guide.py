@@ -253,6 +253,7 @@ def finished_run(tmp_path, monkeypatch):
     (tmp_path / "notebooks").mkdir()
     for stem in exercises.LESSONS:
         (tmp_path / "notebooks" / f"{stem}.ipynb").write_text(json.dumps({"cells": MADE_UP}))
+    (tmp_path / "stages.json").write_text(json.dumps({"adapters/sft": {"sha256": "x", "seconds": 9}}))
     monkeypatch.setattr(guide, "TIMINGS", tmp_path / "data" / "timings.json")
     return tmp_path
 
@@ -273,6 +274,12 @@ def test_an_unfinished_run_is_refused_in_one_sentence(finished_run):
     with pytest.raises(ArtefactError, match="does not hold every executed notebook: finish it with `ivt run` first"):
         guide.keep_timings(finished_run)
     assert not guide.TIMINGS.exists()
+
+
+def test_a_run_that_began_with_the_reference_is_refused(finished_run):
+    (finished_run / "stages.json").write_text(json.dumps({"adapters/sft": {"sha256": "x"}}))
+    with pytest.raises(ArtefactError, match="its trainings were not timed"):
+        guide.keep_timings(finished_run)
 
 
 def test_missing_timings_are_an_error_that_says_what_to_do(finished_run):

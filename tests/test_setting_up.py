@@ -286,7 +286,7 @@ def test_the_cell_clones_once_and_uses_that_clone_again(python, package, tmp_pat
 def test_the_cell_that_cannot_clone_says_what_to_do(python, tmp_path, path):
     out = python(setup_cell(ADDRESS), tmp_path, IVT_REPOSITORY="file:///nowhere", PATH=path)
     assert out.returncode == 1 and "Traceback" not in out.stderr
-    assert "git could not fetch file:///nowhere into ivt-course/. Is the network on" in out.stderr
+    assert "git could not fetch file:///nowhere. Is the network on" in out.stderr
     assert not (tmp_path / "ivt-course").exists()
 
 
