@@ -99,10 +99,11 @@ def present(view, path: Path, controls=None, *, does: str = "", note: str = "") 
 
     from ivt_utils.figures import show
 
-    figure, alt, _ = view
+    figure, alt, caption = view
     if controls is None:
         show(figure, path, alt)
-        display(Markdown(f"{note} In JupyterLab or Colab, with a running kernel, you can {does}.".strip()))
+        does = f"In JupyterLab or Colab, with a running kernel, you can {does}."
+        display(Markdown("\n\n".join(filter(None, (caption, note, does)))))
         return
     figure.set_label(alt)
     save_figure(figure, path)

@@ -275,9 +275,9 @@ def test_a_submitted_box_is_scored_and_the_student_goes_on_from_it(scripted, rec
     assert canvas.box == [100, 100, 600, 800] and canvas.truth == [round(v) for v in records[0]["bbox"]]
     scored = {**rollout("a", (100, 100, 600, 800)), "truth": records[0]["bbox"]}
     value = f"IoU {metrics.iou_matrix([scored])[0, 0]:.2f}"
-    mine, student = canvas.status.split(" The student: ")
+    mine, theirs = canvas.status.split(" The student: ")
     assert mine == f"Your box: 100, 100, 600, 800. {value} with the truth (dashed)."
-    assert student.startswith("step 1, IoU") and not canvas.busy
+    assert theirs.startswith("step 1, IoU") and not canvas.busy
     html = all_html(panel)
     assert f"step 0 (your box), {value}" in html and html.count("<img") == 3 and "It fits: keep it." in html
     assert "step 2, no box in the answer" in html and "“the star”" in html
