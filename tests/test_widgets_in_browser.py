@@ -323,11 +323,17 @@ def test_the_saved_notebook_holds_a_picture_for_readers_without_widgets(page):
     page.keyboard.press("Control+s")
     path = page.folder / "widgets.ipynb"
 
-    def outputs():
-        return [json.loads(path.read_text())["cells"][number]["outputs"] for number in range(1, 5)]
+    saved = []
 
-    until(page, lambda: all(outputs()), "the saved notebook")
-    for (output,) in outputs():
+    def whole() -> bool:
+        try:
+            saved[:] = [json.loads(path.read_text())["cells"][number]["outputs"] for number in range(1, 5)]
+        except ValueError:  # it is being written
+            return False
+        return all(saved)
+
+    until(page, whole, "the saved notebook")
+    for (output,) in saved:
         assert {WIDGET, "image/png", "text/plain"} <= set(output["data"])
         assert output["metadata"]["image/png"]["alt"] == "".join(output["data"]["text/plain"])
 
