@@ -32,8 +32,8 @@ def sections(cells: list[dict]) -> list[dict]:
     found = [{"title": START, "read": 0.0, "write": 0.0, "exercises": []}]
     for cell in cells:
         text, name = "".join(cell["source"]), cell["metadata"].get("exercise")
-        if heading(cell):
-            found.append({"title": heading(cell), "read": 0.0, "write": 0.0, "exercises": []})
+        if title := heading(cell):
+            found.append({"title": title, "read": 0.0, "write": 0.0, "exercises": []})
         now = found[-1]
         if name:
             if cell["cell_type"] == "code":

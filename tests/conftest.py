@@ -107,6 +107,13 @@ def sample_records(count: int, name: str) -> list[dict]:
     return rows
 
 
+def numbers(value) -> set:
+    """Every number in a value of dictionaries and lists; True and False are none."""
+    if isinstance(value, dict | list):
+        return {n for part in (value.values() if isinstance(value, dict) else value) for n in numbers(part)}
+    return {value} if isinstance(value, int | float) and not isinstance(value, bool) else set()
+
+
 @pytest.fixture(scope="session")
 def tiny_profile():
     """The profile `smoke`, cut down to a training of seconds."""

@@ -13,9 +13,10 @@ from conftest import chromium
 
 from ivt_utils import book
 from ivt_utils.artefacts import REFERENCE, ROOT, read_json
+from ivt_utils.course import find_notebooks
 from ivt_utils.report import paper_results
 
-NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("0*.ipynb"))
+NOTEBOOKS = [path.stem for path in find_notebooks(ROOT / "notebooks")]
 START, EXPLORE, GLOSSARY = "docs/index.html", "docs/explore.html", "docs/glossary.html"
 SHOTS = ROOT / "build" / "screenshots"
 DARK_BELOW = 100  # of 255

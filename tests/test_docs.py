@@ -4,6 +4,7 @@ import re
 import shlex
 
 import pytest
+from conftest import numbers
 
 from ivt_utils import cli
 from ivt_utils.artefacts import ROOT
@@ -55,11 +56,6 @@ def test_the_researchers_values_are_the_profiles():
 
 
 def test_what_the_paper_is_said_to_report_is_what_is_known_of_it():
-    def numbers(value):
-        if isinstance(value, dict | list):
-            return {n for part in (value.values() if isinstance(value, dict) else value) for n in numbers(part)}
-        return {value} if isinstance(value, int | float) else set()
-
     known = numbers(paper_results())
     cells = re.findall(r"\| the paper: ([^|]+) \|", PAGES[1].read_text())
     said = [number for cell in cells for number in re.findall(r"(\d*\.\d+)( %)?", cell)]

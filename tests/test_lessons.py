@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import nbformat
 import pytest
+from conftest import numbers
 
 from ivt_utils import exercises, lessons
 from ivt_utils.artefacts import ROOT, ArtefactError, read_json
@@ -155,12 +156,6 @@ def test_plain_words(path):
 @each
 def test_no_result_is_written_by_hand(path):
     """Numbers with a decimal point or a percent sign in prose are the paper's, or values of a profile."""
-
-    def numbers(value):
-        if isinstance(value, dict | list):
-            return {n for part in (value.values() if isinstance(value, dict) else value) for n in numbers(part)}
-        return {value} if isinstance(value, int | float) and not isinstance(value, bool) else set()
-
     paper = numbers(paper_results()) | {0.029, 0.14}
     profile = numbers(list(vars(get_profile("micro")).values())) | {0.5, 0.05, 0.95, 1.96}
     for text in [c.source for c in read(path).cells if c.cell_type == "markdown" and not c.metadata.get("exercise")]:

@@ -14,10 +14,11 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from ivt_utils.artefacts import ROOT
+from ivt_utils.course import find_notebooks
 from ivt_utils.doctor import read_lock
 from ivt_utils.setting_up import NO_NETWORK, repository, setup_cell
 
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
+NOTEBOOKS = find_notebooks(ROOT / "notebooks")
 COLAB = ("torch", "torchvision", "numpy", "pandas", "pillow", "matplotlib", "scipy", "pyarrow", "tqdm", "requests",
          "psutil", "huggingface_hub", "safetensors", "tokenizers", "ipykernel", "ipywidgets", "nbclient",
          "nbformat")  # fmt: skip

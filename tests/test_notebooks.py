@@ -8,11 +8,12 @@ import pytest
 
 from ivt_utils import cli
 from ivt_utils.artefacts import ROOT
+from ivt_utils.course import find_notebooks
 from ivt_utils.profiles import get_profile
 from ivt_utils.results import METHODS
 from ivt_utils.stages import STAGES as NOTEBOOK_STAGES
 
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
+NOTEBOOKS = find_notebooks(ROOT / "notebooks")
 
 
 def test_the_course_runs_whole_and_in_time(smoke_run):

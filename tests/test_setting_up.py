@@ -20,10 +20,11 @@ from packaging.requirements import Requirement
 
 from ivt_utils import setting_up
 from ivt_utils.artefacts import ROOT
+from ivt_utils.course import find_notebooks
 from ivt_utils.setting_up import NotReady, badge_links, badges, needed, ready, repository, setup_cell
 
 ADDRESS = "https://github.com/someone/course"
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
+NOTEBOOKS = find_notebooks(ROOT / "notebooks")
 # What Colab's GPU runtime had in June 2026 of what the course asks for (googlecolab/backend-info, pip-freeze.gpu.txt).
 COLAB = {
     "accelerate": "1.13.0", "anywidget": "0.9.21", "datasets": "4.0.0", "huggingface_hub": "1.17.0",
