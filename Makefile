@@ -1,6 +1,6 @@
 # make course   the whole course: set up, run the notebooks, print the table against the paper
 # make test     set up, then ruff and pytest
-# `make help` lists everything. Needs only make, sh and Python 3.11, 3.12 or 3.13.
+# `make help` lists everything. Needs only make, sh and Python 3.11, 3.12 or 3.13. With uv on the PATH, uv installs.
 PROFILE ?= micro
 PYTHON ?=
 TORCH_INDEX ?=
@@ -9,15 +9,21 @@ WHEELS ?=
 BIN := .venv/bin
 STAMP := .venv/installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
-# The newest Python is not the first choice: the lock was made with 3.11.
+UV := $(shell command -v uv 2>/dev/null)
+INSTALL := $(if $(UV),uv pip install --python $(BIN)/python,$(PIP) install)
+# The newest Python is not the first choice: most tests ran with 3.11.
 CANDIDATES := $(or $(PYTHON),python3.11 python3.12 python3.13 python3 python)
 OFFLINE := $(if $(WHEELS),--no-index --find-links "$(WHEELS)")
 ifneq ($(WHEELS),)
 override TORCH_INDEX :=
 endif
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
+# Not locked, on purpose: they belong to torch's CUDA build for Linux, and torch asks for them itself, at exact versions;
+# a list of them would force 3 GB onto a CPU-only torch. (torch==X also accepts the CPU-only build X+cpu.)
+NOT_LOCKED := triton cuda-bindings cuda-pathfinder cuda-toolkit $(addprefix nvidia-,cublas cuda-cupti cuda-nvrtc \
+  cuda-runtime cudnn-cu13 cufft cufile curand cusolver cusparse cusparselt-cu13 nccl-cu13 nvjitlink nvshmem-cu13 nvtx)
 
-.PHONY: help setup course test lab book bundle clean
+.PHONY: help setup course test lab book bundle lock clean
 
 help:
 	@echo "make course   set up, run the notebooks with PROFILE=$(PROFILE) into runs/$(PROFILE)/, print the report"
@@ -35,12 +41,17 @@ setup: $(STAMP)
 
 # With TORCH_INDEX, torch comes first and from there only: pip then finds torch==X satisfied by X+cpu and leaves it.
 $(STAMP): requirements.lock pyproject.toml
+	@if [ -x $(BIN)/python ] && ! $(BIN)/python -c '$(SUITABLE)' 2>/dev/null; then \
+	  echo "The folder .venv holds `$(BIN)/python --version 2>&1`, and the course runs on Python 3.11, 3.12 or 3.13." \
+	    "Delete it (rm -r .venv), then give the same command again." >&2; exit 1; fi
 	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
-	  found=; for python in $(CANDIDATES); do \
+	  found=; seen=; for python in $(CANDIDATES); do \
 	    if $$python -c '$(SUITABLE)' 2>/dev/null; then found=$$python; break; fi; \
+	    if version=`$$python --version 2>&1`; then seen="$$seen $$python is $$version."; fi; \
 	  done; \
 	  if [ -z "$$found" ]; then \
-	    echo "None of these is Python 3.11, 3.12 or 3.13 with venv: $(CANDIDATES)." \
+	    echo "The course needs Python 3.11, 3.12 or 3.13 with its modules venv and ensurepip (Debian: python3-venv)," \
+	      "and finds none under these names: $(CANDIDATES).$$seen" \
 	      "Install one, or name it: make setup PYTHON=/path/to/python3.11" >&2; exit 1; \
 	  fi; \
 	  echo "Creating .venv with `$$found --version`."; \
@@ -48,13 +59,13 @@ $(STAMP): requirements.lock pyproject.toml
 	fi
 	@if [ -n "$(WHEELS)" ] && ! ls "$(WHEELS)"/*.whl >/dev/null 2>&1; then \
 	  echo "There are no wheels in $(WHEELS): run this in an unpacked bundle (make bundle), or leave WHEELS out." >&2; exit 1; fi
-	@echo "Installing requirements.lock into .venv: once," $(if $(WHEELS),"from $(WHEELS) and without a network.", \
+	@echo "Installing requirements.lock into .venv with $(if $(UV),uv,pip): once," $(if $(WHEELS),"from $(WHEELS) and without a network.", \
 	  "about 3 GB to download and 6.4 GB on disk, for torch's Linux build brings" \
 	  "CUDA$(if $(TORCH_INDEX),; here torch comes from $(TORCH_INDEX) instead,; see make help for a CPU-only one).")
 	$(if $(TORCH_INDEX),grep -E '^torch(vision)?==' requirements.lock > .venv/torch.txt)
-	$(if $(TORCH_INDEX),$(PIP) install --no-deps --index-url $(TORCH_INDEX) -r .venv/torch.txt)
-	$(PIP) install -r requirements.lock $(OFFLINE)
-	$(PIP) install --no-deps --no-build-isolation -e .
+	$(if $(TORCH_INDEX),$(INSTALL) --no-deps --index-url $(TORCH_INDEX) -r .venv/torch.txt)
+	$(INSTALL) -r requirements.lock $(OFFLINE)
+	$(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
 
 course: setup
@@ -66,6 +77,12 @@ test: setup
 
 lab: setup
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks
+
+# One list for every Python of the README, from its first patch release on. Versions stay as they are listed: delete a
+# line, or the whole file, to let packages move. Then run tests/test_packaging.py.
+lock:
+	uv pip compile pyproject.toml --extra book --extra test --group build --universal --python-version 3.11 \
+	  --fork-strategy fewest --no-annotate $(NOT_LOCKED:%=--no-emit-package %) -o requirements.lock
 
 # The source folder is the project: the pages' links to each other hold here and there. A warning is an error.
 book: setup
