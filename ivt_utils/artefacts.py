@@ -4,13 +4,14 @@ A stage writes under a temporary name, is renamed when whole, and is noted with 
 next run takes it from there. A stage that this run has not made can be taken from `data/reference/`.
 """
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import subprocess
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -21,8 +22,11 @@ from ivt_utils.profiles import COST_ONLY
 ROOT = Path(__file__).resolve().parent.parent  # the project's folder
 DATA = ROOT / "data"
 REFERENCE = DATA / "reference"
+MANIFEST = "manifest.json"  # in a folder of data: the SHA-256 of its files
 LIBRARIES = ("torch", "torchvision", "transformers", "trl", "peft", "datasets", "accelerate", "numpy", "scipy",
              "pillow", "matplotlib", "papermill")  # fmt: skip
+FULL = (errno.ENOSPC, errno.EDQUOT)
+CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class ArtefactError(RuntimeError):
@@ -38,9 +42,31 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise ArtefactError(f"{path} could not be written ({error.strerror}); free some disk space and run again; "
-                            "nothing was lost.") from error  # fmt: skip
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise ArtefactError(f"{trouble(error, path)} Nothing was lost.") from error
+
+
+def trouble(error: OSError, path: Path | str | None = None) -> str:
+    """Return one sentence about a file that could not be read or written: which, why, and what helps against that.
+
+    `path` is the file in question where the error does not name it, or names a temporary one.
+    """
+    path = path or error.filename
+    if error.errno in FULL:
+        place = path or "what was to be written"
+        return f"No space left on the disk for {place}: free some, then the same command goes on from there."
+    if not (path and error.strerror):
+        return str(error)
+    if error.errno not in CLOSED:
+        return f"{path}: {error.strerror}."
+    if os.path.exists(path) and not os.access(path, os.R_OK):
+        return f"{path} cannot be read: {error.strerror}."
+    if Path(path).absolute().is_relative_to(DATA):
+        remedy = "copy the course into a folder of yours, and work there"
+    else:
+        remedy = "name a folder of yours with --run-dir (in a notebook: RUN_DIR)"
+    return f"{path} cannot be written ({error.strerror}): {remedy}."
 
 
 @contextmanager
@@ -77,6 +103,42 @@ def checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
+def intact(path: Path, remedy: str | None = None) -> Path:
+    """Return the path of a file whose SHA-256 is the one in the manifest.json beside it.
+
+    Another, or no file, or no manifest raises an ArtefactError that names the file and the remedy: a command, or by
+    default how a file that comes with the project is restored.
+    """
+    note = path.with_name(MANIFEST)
+    remedy = remedy or restoring(path.parent)
+    if not note.exists():
+        raise ArtefactError(f"{note} is missing, so {path.name} cannot be checked; {remedy}")
+    manifest = read_json(note, remedy)
+    noted = manifest.get("files") if isinstance(manifest, dict) else None
+    entry = noted.get(path.name) if isinstance(noted, dict) else None
+    if not path.exists() or not isinstance(entry, dict) or entry.get("sha256") != checksum(path):
+        raise ArtefactError(f"{path} is missing or damaged (its checksum is not the one in {MANIFEST}); {remedy}")
+    return path
+
+
+def note_files(folder: Path, names) -> None:
+    """Note the SHA-256 of files of `folder` in its manifest.json, beside what it notes of other files."""
+    note = folder / MANIFEST
+    files = read_json(note)["files"] if note.exists() else {}
+    files |= {name: {"sha256": checksum(folder / name)} for name in names}
+    write_text(note, json.dumps({"files": files}, indent=1, sort_keys=True) + "\n")
+
+
+def restoring(folder: Path) -> str:
+    """Return how to restore a folder of the project: with git in a clone, else from the archive."""
+    if not folder.is_relative_to(ROOT):
+        return "restore it from where it came"
+    name = folder.relative_to(ROOT).as_posix()
+    if (ROOT / ".git").exists():
+        return f"restore it with: git checkout -- {name}"
+    return f"restore it from the archive (ZIP) that the course came in: unpack it again, and copy its {name} here"
+
+
 def versions() -> dict[str, str]:
     """Return the installed versions of the libraries that results depend on."""
     return {name: installed(name) or "missing" for name in LIBRARIES}
@@ -91,12 +153,17 @@ def installed(name: str) -> str | None:
 
 
 def commit() -> str | None:
-    """Return the project's git commit, with "+" when files differ from it; None outside a checkout."""
-    try:
-        def git(*words):
-            return subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True, check=True).stdout
+    """Return the project's git commit, with "+" when files differ from it; None outside a clone of the project.
 
-        return git("rev-parse", "HEAD").strip() + ("+" if git("status", "--porcelain", "-uno").strip() else "")
+    A project that was unpacked inside somebody else's repository has no commit of its own.
+    """
+    def git(*words):
+        return subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if not os.path.samefile(git("rev-parse", "--show-toplevel"), ROOT):
+            return None
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -196,29 +263,37 @@ class Run:
         Using the reference is said on the terminal; it is the micro student's, so only runs on the synthetic data may
         do so. When neither is there, or the reference is damaged, an ArtefactError says what to do.
         """
-        own, shipped = self.root / relative, REFERENCE / relative
+        own = self.root / relative
         if own.exists():
             self._check(stage_key(relative), own)
             return own
         if self.profile.data != "synthetic":
             raise ArtefactError(f"{relative} is not in {self.root}; run the notebook or command that makes it.")
-        if not shipped.exists():
+        if not (REFERENCE / relative).exists():
             raise ArtefactError(f"{relative} is neither in {self.root} nor in {REFERENCE}; run the earlier notebooks.")
-        sums = read_json(REFERENCE / "stages.json")
-        if sums.get(stage_key(relative), {}).get("sha256") != checksum(shipped):
-            raise ArtefactError(f"{shipped} is damaged (checksum); restore it with: git checkout -- data/reference")
+        shipped = find_reference(relative)
         print(f"This run has no {relative} yet: using the reference result that comes with the project.")
         return shipped
 
 
-def read_json(path: Path):
-    """Return the value of a JSON file; an unreadable one raises an ArtefactError."""
+def find_reference(relative: str) -> Path:
+    """Return a reference result, such as "adapters/sft"; an ArtefactError when its checksum is not the noted one."""
+    path = REFERENCE / relative
+    sums = read_json(REFERENCE / "stages.json", restoring(REFERENCE))
+    if not path.exists() or sums.get(stage_key(relative), {}).get("sha256") != checksum(path):
+        raise ArtefactError(f"{path} is missing or damaged (checksum); {restoring(REFERENCE)}")
+    return path
+
+
+def read_json(path: Path, remedy: str = "delete it and run again."):
+    """Return the value of a JSON file; a missing or unreadable one raises an ArtefactError, which ends on `remedy`."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ArtefactError(f"{path} is missing; restore it with git, or run the stage that makes it.") from None
+        way = restoring(Path(path).parent) if Path(path).is_relative_to(DATA) else "run the stage that makes it."
+        raise ArtefactError(f"{path} is missing; {way}") from None
     except ValueError:
-        raise ArtefactError(f"{path} is not valid JSON; delete it and run again.") from None
+        raise ArtefactError(f"{path} is not valid JSON; {remedy}") from None
 
 
 def read_jsonl(path: Path) -> list[dict]:

@@ -1,7 +1,6 @@
 """The command `ivt`: run the course or its stages, prepare data, plan, report, examine this computer."""
 
 import argparse
-import errno
 import os
 import signal
 import sys
@@ -43,10 +42,10 @@ def main(argv: list[str] | None = None) -> int:
     except NotebookStopped as stop:
         return fail(str(stop), 1)
     except Exception as error:
-        from .artefacts import ArtefactError
+        from .artefacts import ArtefactError, trouble
 
         if isinstance(error, OSError):
-            return fail(disk_sentence(error), 2)
+            return fail(trouble(error), 2)
         if isinstance(error, (ArtefactError, ValueError)):
             return fail(str(error), 2)
         if distributed.size() > 1 and any(sign in str(error).lower() for sign in LOST):
@@ -238,6 +237,7 @@ def report_command(arguments) -> int:
 
 def closer_command(arguments) -> int:
     """Return 0 after training and scoring the closer look on each seed, and printing its table."""
+    from . import pace
     from .artefacts import Run
     from .closer import run_closer
     from .datasets import load_split
@@ -254,8 +254,9 @@ def closer_command(arguments) -> int:
     split = arguments.split
     train, records = load_split(profile, "train"), load_split(profile, split)
     run = Run(profile, 0, arguments.run_dir and arguments.run_dir.resolve())
-    minutes = profile.costs.get("closer")
-    cost = f"about {minutes * len(arguments.seeds):g} min from scratch" if minutes else "its cost is not recorded"
+    seconds = pace.timings()["closer"] if profile.name == "micro" else None
+    cost = (f"about {seconds * len(arguments.seeds) / 60:.0f} min from scratch on {pace.machine()}" if seconds
+            else "how long that takes was not measured")  # fmt: skip
     print(f"Profile {profile.name}: the closer look, seeds {arguments.seeds}: {cost}. Results go to {run.root}.")
     run_closer(run, arguments.seeds, train, records, split)
     if split == "test" and (run.root / "results.json").exists():
@@ -268,7 +269,7 @@ def closer_command(arguments) -> int:
 
 def build_command(arguments) -> int:
     """Return 0 after making one of the shipped parts again."""
-    from .artefacts import DATA, ROOT, read_json, ship_reference
+    from .artefacts import DATA, ROOT, note_files, read_json, ship_reference
     from .report import paper_results, write_between, write_table
 
     run_dir = (arguments.run_dir or ROOT / "runs" / "micro").resolve()
@@ -291,9 +292,12 @@ def build_command(arguments) -> int:
         made = write_guide()
     elif arguments.what == "docs":
         from .book import write_pages
+        from .memory import CONFIGURATIONS
         from .plan import plan_text
         from .profiles import get_profile
 
+        note_files(DATA, ["paper_results.json"])  # these are written by hand
+        note_files(DATA / "qwen3vl", CONFIGURATIONS.values())
         for name in ("paper", "colab"):
             text = f"```text\n{plan_text(get_profile(name), warn=False)}\n```\n"
             write_between(ROOT / "docs" / "researcher.md", f"plan {name}", text)
@@ -317,18 +321,9 @@ def doctor_command(arguments) -> int:
         print(f"[{tag}] {text}")
     missing = sum(tag == MISS for tag, _ in lines)
     if (PROJECT / "notebooks").is_dir() and any((PROJECT / "notebooks").glob("0*.ipynb")):
-        minutes = dict(getattr(profile, "minutes", None) or {})
-        print(cost(profile.name, find_notebooks(PROJECT / "notebooks"), minutes))
+        print(cost(profile.name, find_notebooks(PROJECT / "notebooks")))
     print(f"Missing: {missing} of what is needed." if missing else "Nothing needed is missing.")
     return 1 if missing else 0
-
-
-def disk_sentence(error: OSError) -> str:
-    """Return one sentence about a file that could not be read or written; for a full disk, what to do."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        name = error.filename or "what was to be written"
-        return f"No space left on the disk for {name}: free some, then the same command goes on from there."
-    return f"{error.filename}: {error.strerror}." if error.filename and error.strerror else str(error)
 
 
 def fail(sentence: str, code: int) -> int:

@@ -12,11 +12,14 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+from ivt_utils.artefacts import read_json
+from ivt_utils.pace import START, Pace, clock, heading, machine, measured, section_seconds
+
 PACKAGE = Path(__file__).resolve().parent
 PROJECT = PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").is_file() else Path.cwd()
 # No result depends on these.
-TERMINAL_ONLY = ("book.py", "cli.py", "course.py", "doctor.py", "guide.py", "lessons.py", "memory.py", "plan.py",
-                 "setting_up.py", "stages.py")  # fmt: skip
+TERMINAL_ONLY = ("book.py", "cli.py", "course.py", "doctor.py", "guide.py", "lessons.py", "memory.py", "pace.py",
+                 "plan.py", "setting_up.py", "stages.py")  # fmt: skip
 PLAIN_SECONDS = 15  # between two lines where a line cannot be rewritten
 ARTEFACTS = ("rollouts/*.jsonl", "tables/*.json", "adapters/*/*.safetensors", "figures/*.png")
 MARK = "ivt_course"  # our key in the metadata of an executed notebook
@@ -55,27 +58,27 @@ def run_course(profile, seed: int, run_dir: Path, folder: Path, only=None, out=N
     out = out or sys.stdout
     everything = find_notebooks(folder)
     chosen = find_notebooks(folder, only)
-    minutes = dict(getattr(profile, "minutes", None) or {})
     target = run_dir / "notebooks"
     target.mkdir(parents=True, exist_ok=True)
     parameters = {"PROFILE": profile.name, "SEED": seed, "RUN_DIR": str(run_dir)}
-    print(cost(profile.name, chosen, minutes) + f" Results go to {shown(run_dir)}.", file=out, flush=True)
+    print(cost(profile.name, chosen) + f" Results go to {shown(run_dir)}.", file=out, flush=True)
 
-    started, whole = time.monotonic(), 0
+    started, expected = time.monotonic(), section_seconds(profile.name)
+    timed = all(path.stem in expected for path in chosen)
+    pace = Pace({path.stem: expected[path.stem] for path in chosen} if timed else {})
     finished: list[str] = []
     for number, notebook in enumerate(chosen, 1):
         label = f"[{number}/{len(chosen)}] {notebook.stem}"
         earlier = [target / path.name for path in everything if path < notebook]
         stamp = made_from(notebook, parameters, earlier)
         if is_current(target / notebook.name, stamp, run_dir):
+            pace.finished(notebook.stem, measured(read_json(target / notebook.name)["cells"]))
             print(f"{label}: executed before, nothing has changed since", file=out, flush=True)
         else:
             begun = time.monotonic()
             print(f"{label}: started", file=out, flush=True)
             try:
-                whole = whole or sum(minutes.get(path.stem, 0) for path in chosen[number - 1 :])
-                expected = (minutes.get(notebook.stem), whole)
-                execute(notebook, target / notebook.name, parameters, stamp, label, expected, started, out)
+                execute(notebook, target / notebook.name, parameters, stamp, label, pace, started, out)
             except KeyboardInterrupt:
                 done = ", ".join(finished) or "no notebook yet"
                 raise KeyboardInterrupt(
@@ -85,8 +88,8 @@ def run_course(profile, seed: int, run_dir: Path, folder: Path, only=None, out=N
         finished.append(notebook.stem)
 
 
-def execute(notebook, output, parameters, stamp, label, expected, started, out) -> None:
-    """Write the executed `notebook` to `output`, whole or not at all; return nothing.
+def execute(notebook, output, parameters, stamp, label, pace, started, out) -> None:
+    """Write the executed `notebook` to `output`, whole or not at all; return nothing. `pace` learns from it.
 
     While it runs, the output lies beside it as NAME.partial.ipynb and stays there when a cell fails.
     """
@@ -97,18 +100,20 @@ def execute(notebook, output, parameters, stamp, label, expected, started, out) 
     partial = output.with_name(f"{output.stem}.partial.ipynb")
     source = nbformat.read(notebook, as_version=4)
     cells = 1 + sum(counts(cell) for cell in source.cells)  # papermill adds the cell with our parameters
-    begun, current = time.monotonic(), 0
+    begun, current, section, sections = time.monotonic(), 0, START, {}
+    for cell in source.cells:
+        section = sections[cell.id] = heading(cell) or section
+    pace.enter(notebook.stem, START)
 
     def count_cell(cell, cell_index):
         nonlocal current
         current += 1
+        pace.enter(notebook.stem, sections.get(cell.id, START))  # papermill's own cell stands at the start
 
     def line() -> str:
-        now = time.monotonic()
-        ours, whole = expected
-        text = f"{label}: cell {max(current, 1)}/{cells}, {clock(now - begun)}"
-        text += f" of about {ours:g} min" if ours else ""
-        return text + f"; in all {clock(now - started)}" + (f" of about {whole:g} min" if whole else "")
+        now, left = time.monotonic(), pace.left()
+        text = f"{label}: cell {max(current, 1)}/{cells}, {clock(now - begun)}; in all {clock(now - started)}"
+        return text + (f", about {clock(left)} to go" if left is not None else "")
 
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what matters of its messages is said below
     outside = os.environ.get("IVT_STATIC")
@@ -212,15 +217,16 @@ def artefacts_in(run_dir: Path) -> list[str]:
     return sorted(path.relative_to(run_dir).as_posix() for path in found)
 
 
-def cost(profile: str, notebooks: list[Path], minutes: dict[str, float]) -> str:
-    """Return one sentence: how many notebooks the profile runs and how long that takes from nothing."""
-    stems = [path.stem for path in notebooks]
+def cost(profile: str, notebooks: list[Path]) -> str:
+    """Return one sentence: how many notebooks the profile runs, and how long that took where it was measured."""
+    stems, measured = [path.stem for path in notebooks], section_seconds(profile)
     text = f"Profile {profile}: {len(stems)} notebook{'s' if len(stems) != 1 else ''}"
-    if not all(stem in minutes for stem in stems):
-        return text + f"; how long it takes is not recorded, `ivt plan --profile {profile}` estimates it."
-    each = ", ".join(f"{stem[:2]}: {minutes[stem]:g}" for stem in stems)
-    total = sum(minutes[stem] for stem in stems)
-    return text + f", about {total:g} min from scratch ({each}), less where stages are finished."
+    if not all(stem in measured for stem in stems):
+        return text + f"; how long that takes was not measured, `ivt plan --profile {profile}` says what it costs."
+    whole = {stem: sum(measured[stem].values()) for stem in stems}
+    each = ", ".join(f"{stem[:2]}: {clock(seconds)}" for stem, seconds in whole.items())
+    return (f"{text}, {clock(sum(whole.values()))} from scratch on {machine()} ({each}), less where stages are "
+            "finished. The estimates below follow this machine.")  # fmt: skip
 
 
 @contextmanager
@@ -245,12 +251,6 @@ def progress(line, out):
         if live:
             out.write("\r" + " " * (shutil.get_terminal_size().columns - 1) + "\r")
             out.flush()
-
-
-def clock(seconds: float) -> str:
-    """Return `3m05s`, or `1h02m` from an hour on."""
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{rest:02d}s"
 
 
 def shown(path: Path) -> str:

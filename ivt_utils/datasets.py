@@ -10,7 +10,7 @@ import random
 from pathlib import Path
 
 from ivt_utils import scenes
-from ivt_utils.artefacts import DATA, ArtefactError, checksum, read_json, write_text
+from ivt_utils.artefacts import DATA, ArtefactError, checksum, intact, read_json, write_text
 from ivt_utils.profiles import Profile, get_profile
 
 BENCHMARK = DATA / "benchmark"
@@ -37,14 +37,10 @@ def load_split(profile: Profile, split: str, folder: Path | None = None):
     if from_hub and not (path.exists() and note.exists()):
         raise ArtefactError(f"The data of the profile {profile.name!r} are not in {folder}; "
                             f"run: ivt data --profile {profile.name}")  # fmt: skip
-    manifest = read_json(note)
-    if from_hub and not fits(profile, manifest):
+    if from_hub and not fits(profile, read_json(note)):
         raise ArtefactError(f"The data in {folder} were prepared for other sizes or another seed; "
                             f"run: ivt data --profile {profile.name}")  # fmt: skip
-    noted = manifest.get("files", {}).get(path.name, {}) if isinstance(manifest, dict) else {}
-    if not path.exists() or checksum(path) != noted.get("sha256"):
-        remedy = f"ivt data --profile {profile.name}" if from_hub else "git checkout -- data/benchmark"
-        raise ArtefactError(f"{path} is missing or damaged (checksum); restore it with: {remedy}")
+    intact(path, f"make it anew with: ivt data --profile {profile.name}" if from_hub else None)
     rows = Dataset(parquet.read_table(path))
     return rows.select(range(min(getattr(profile, split), len(rows))))
 

@@ -3,18 +3,18 @@
 import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from .artefacts import installed
+from .artefacts import MANIFEST, ArtefactError, installed, intact, read_json, restoring, trouble
 
 OK, NOTE, MISS = " OK ", "NOTE", "MISS"
 MAIN = ("torch", "torchvision", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "scipy",
         "pandas", "pyarrow", "matplotlib", "pillow", "papermill", "jupyterlab", "ipykernel",
         "ipywidgets")  # fmt: skip
-SHIPPED = {"benchmark": "*.parquet", "micro student": "*.safetensors",
-           "the paper's numbers": "paper_results.json"}  # fmt: skip
+SHIPPED = {"benchmark": "benchmark", "micro student": "student", "the paper's numbers": "."}  # folders of data/
 MEMORY_GB = 6  # what a micro run may take at most (issue 2, "Speed and size")
 DISK_GB = 2  # generous for the checkpoints and results of one run
 PYTHONS = ((3, 11), (3, 14))  # from, below
@@ -30,13 +30,11 @@ def examine(project: Path, profile) -> list[tuple[str, str]]:
         *packages(project / "requirements.lock"),
         cores(),
         *(needs(profile) if profile.hub_student else (memory(), disk(project))),
+        writable(project),
         *gpu(profile),
     ]
     data, reference = project / "data", project / "data" / "reference"
-    for name, pattern in SHIPPED.items():
-        found = any(not path.is_relative_to(reference) for path in data.rglob(pattern))
-        absent = (MISS, f"{name}: no {pattern} in data/ (git checkout -- data brings it back)")
-        lines.append((OK, f"{name} in data/") if found else absent)
+    lines += [shipped(name, data / folder) for name, folder in SHIPPED.items()]
     alone = (NOTE, "no reference results in data/reference/: each notebook needs those before it run")
     lines.append((OK, "reference results in data/reference/") if reference.is_dir() else alone)
     if profile.data == "hub":
@@ -108,6 +106,28 @@ def disk(project: Path) -> tuple[str, str]:
     """Return the line about free disk space where results go."""
     free = shutil.disk_usage(project).free / 1e9
     return OK if free >= DISK_GB else MISS, f"disk {free:.1f} GB free (have {DISK_GB} GB for a run)"
+
+
+def writable(project: Path) -> tuple[str, str]:
+    """Return the line about writing results where they go by default; it tries."""
+    folder = project / "runs"
+    try:
+        with tempfile.TemporaryDirectory(dir=folder if folder.is_dir() else project):
+            return OK, "results can be written to runs/"
+    except OSError as error:
+        return NOTE, trouble(error, folder)
+
+
+def shipped(name: str, folder: Path) -> tuple[str, str]:
+    """Return the line about a folder of data that comes with the project, after comparing checksums."""
+    try:
+        files = read_json(folder / MANIFEST, restoring(folder))["files"]
+        for file in files:
+            intact(folder / file)
+        return OK, f"{name} in data/"
+    except (ArtefactError, LookupError, TypeError) as error:
+        said = error if isinstance(error, ArtefactError) else f"{folder / MANIFEST} is damaged; {restoring(folder)}"
+        return MISS, f"{name}: {said}"
 
 
 def needs(profile) -> list[tuple[str, str]]:

@@ -10,14 +10,13 @@ import platform
 import re
 from pathlib import Path
 
-from ivt_utils import exercises
-from ivt_utils.artefacts import DATA, ROOT, ArtefactError, read_json, write_text
+from ivt_utils import exercises, pace
+from ivt_utils.artefacts import ROOT, ArtefactError, note_files, read_json, write_text
 from ivt_utils.doctor import usable_cores
+from ivt_utils.pace import START, heading, measured
 from ivt_utils.report import markdown_table, write_between
 
-TIMINGS = DATA / "timings.json"
 GUIDE = ROOT / "docs" / "instructor.md"
-START = "Start"  # what stands before the first heading
 WORDS_A_MINUTE = 130  # of prose that is new to the reader
 LINES_A_MINUTE = 12  # of code
 FIGURE_MINUTES = 0.5  # for each picture that a cell shows
@@ -47,39 +46,32 @@ def sections(cells: list[dict]) -> list[dict]:
     return found
 
 
-def heading(cell: dict) -> str | None:
-    """Return the title when the cell opens a section, else None."""
-    text = "".join(cell["source"])
-    return text.splitlines()[0][3:].strip() if cell["cell_type"] == "markdown" and text.startswith("## ") else None
-
-
-def measured(cells: list[dict]) -> dict[str, float]:
-    """Return the seconds that the cells of each section ran, from an executed notebook."""
-    seconds, now = {START: 0.0}, START
-    for cell in cells:
-        now = heading(cell) or now
-        seconds.setdefault(now, 0.0)
-        seconds[now] += cell["metadata"].get("papermill", {}).get("duration") or 0.0
-    return {title: round(value, 1) for title, value in seconds.items()}
-
-
 def read_cells(path: Path) -> list[dict]:
     """Return the cells of a notebook file."""
     return read_json(path)["cells"]
 
 
 def keep_timings(run_dir: Path) -> Path:
-    """Write `data/timings.json` from the executed notebooks of a run, and return it."""
+    """Write `data/timings.json` from the executed notebooks of a run, and return it.
+
+    The seconds for a seed of the closer look come from the same run where it holds some, else they stay as they were.
+    """
     found = [run_dir / "notebooks" / f"{stem}.ipynb" for stem in exercises.LESSONS]
     if not all(path.is_file() for path in found):
         raise ArtefactError(f"{run_dir} does not hold every executed notebook: finish it with `ivt run` first.")
-    if any("seconds" not in noted for noted in read_json(run_dir / "stages.json").values()):
+    stages = read_json(run_dir / "stages.json")
+    if any("seconds" not in noted for noted in stages.values()):
         raise ArtefactError(f"{run_dir} began with the reference results, so its trainings were not timed: take a run "
                             "of `make course`.")  # fmt: skip
     notebooks = {path.stem: measured(read_cells(path)) for path in found}
     machine = {"processor": processor(), "cores": usable_cores(), "python": platform.python_version()}
-    write_text(TIMINGS, json.dumps({"machine": machine, "seconds": notebooks}, indent=1, ensure_ascii=False) + "\n")
-    return TIMINGS
+    seeds = sum(key.startswith("adapters/closer_seed") for key in stages)
+    spent = sum(noted["seconds"] for key, noted in stages.items() if "/closer_" in key)
+    closer = round(spent / seeds, 1) if seeds else pace.timings().get("closer") if pace.TIMINGS.exists() else None
+    kept = {"machine": machine, "closer": closer, "seconds": notebooks}
+    write_text(pace.TIMINGS, json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+    note_files(pace.TIMINGS.parent, [pace.TIMINGS.name])
+    return pace.TIMINGS
 
 
 def processor() -> str:
@@ -106,7 +98,7 @@ def seconds_text(value: float | None) -> str:
 
 def tables(folder: Path = ROOT / "notebooks") -> str:
     """Return the Markdown tables of the guide: one a notebook, and their totals."""
-    timings = read_json(TIMINGS)
+    timings = pace.timings()
     parts, totals, together = [], [], [0.0, 0.0, 0.0]
     for stem in exercises.LESSONS:
         rows, whole = [], [0.0, 0.0, 0.0]
@@ -122,12 +114,19 @@ def tables(folder: Path = ROOT / "notebooks") -> str:
         together = [a + b for a, b in zip(together, whole, strict=True)]
     totals.append(["together", seconds_text(together[0]), minutes(together[1]), minutes(together[2])])
     head = ["notebook", "cells run (min:s)", "read (min)", "exercises (min)"]
-    machine = timings["machine"]
-    about = f"Cells measured on {machine['cores']} cores of {machine['processor']}; the other minutes are estimates."
+    about = f"Cells measured on {pace.machine()}; the other minutes are estimates."
     return "\n\n".join([markdown_table(head, totals), about, *parts]) + "\n"
 
 
+def course_sentence() -> str:
+    """Return how long the course runs, and on which machine that was measured, for the README."""
+    whole = sum(sum(parts.values()) for parts in pace.timings()["seconds"].values())
+    told = f"{minutes(whole / 60)} minutes on {pace.machine()}"
+    return f"The cells of the six notebooks, their trainings among them, run for {told}.\n"
+
+
 def write_guide() -> Path:
-    """Write the tables of minutes into the instructor's guide, and return it."""
+    """Write the measured minutes into the instructor's guide and the README, and return the guide."""
     write_between(GUIDE, "minutes", tables())
+    write_between(ROOT / "README.md", "minutes", course_sentence())
     return GUIDE

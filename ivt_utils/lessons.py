@@ -13,8 +13,8 @@ from pathlib import Path
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell
 
-from ivt_utils import exercises, guide
-from ivt_utils.artefacts import REFERENCE, ROOT, ArtefactError, Run, checksum, read_json, write_text
+from ivt_utils import exercises, guide, pace
+from ivt_utils.artefacts import REFERENCE, ROOT, ArtefactError, Run, checksum, find_reference, read_json, write_text
 from ivt_utils.course import MARK, find_notebooks, made_from, run_course
 from ivt_utils.profiles import COST_ONLY, get_profile
 from ivt_utils.report import write_between
@@ -55,7 +55,7 @@ def seed_run(profile, seed: int, root: Path) -> Run:
     An ArtefactError, before anything is written, when profile, seed or values are not the reference's, or the folder
     holds another run.
     """
-    made, values = read_json(REFERENCE / "run.json"), json.loads(json.dumps(asdict(profile)))
+    made, values = read_json(find_reference("run.json")), json.loads(json.dumps(asdict(profile)))
     if (profile.name, seed) != (made["profile"], made["seed"]):
         raise ArtefactError(f"The reference results are of profile {made['profile']} and seed {made['seed']}, not of "
                             f"{profile.name} and {seed}.")  # fmt: skip
@@ -117,9 +117,9 @@ def with_made_cells(notebook, stem: str):
             cell.source = re.sub("\n{3,}", "\n\n", kept).strip()
     parts = guide.sections(cells)
     read, write = (sum(part[kind] for part in parts) for kind in ("read", "write"))
-    run = get_profile("micro").costs[stem]
+    run = guide.seconds_text(sum(pace.section_seconds("micro")[stem].values()))
     title.source += (f"\n\n*About {guide.minutes(read)} minutes to read and {guide.minutes(write)} for the exercises. "
-                     f"The cells run for about {run:g} minute{'s' if run != 1 else ''} on two cores (profile micro).*"
+                     f"The cells run for {run} (minutes and seconds; profile micro, {pace.machine()}).*"
                      f"\n\n{badges(stem, repository())}")  # fmt: skip
     for cell, part in zip(filter(guide.heading, cells), parts[1:], strict=True):
         head, *text = cell.source.splitlines()

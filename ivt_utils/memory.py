@@ -6,7 +6,7 @@ against measurements of the micro student.
 
 import math
 
-from ivt_utils.artefacts import DATA, ROOT, ArtefactError, read_json
+from ivt_utils.artefacts import DATA, ROOT, ArtefactError, intact, read_json
 from ivt_utils.distributed import batch_share
 
 CONFIGURATIONS = {"Qwen/Qwen3-VL-2B-Instruct": "2b.json", "Qwen/Qwen3-VL-4B-Instruct": "4b.json"}  # in data/qwen3vl
@@ -27,7 +27,7 @@ def configuration(profile) -> dict:
     if profile.student not in CONFIGURATIONS:
         raise ArtefactError(f"There is no configuration of {profile.student} to plan with; known are "
                             f"{', '.join(CONFIGURATIONS)} (data/qwen3vl) and the micro student.")  # fmt: skip
-    return read_json(DATA / "qwen3vl" / CONFIGURATIONS[profile.student])
+    return read_json(intact(DATA / "qwen3vl" / CONFIGURATIONS[profile.student]))
 
 
 def projections(config) -> list[tuple[int, int]]:

@@ -8,7 +8,7 @@ import math
 import shutil
 from collections import Counter
 
-from ivt_utils import memory
+from ivt_utils import memory, pace
 from ivt_utils.ablations import MOST_TURNS
 from ivt_utils.artefacts import ROOT
 from ivt_utils.controls import names
@@ -235,8 +235,9 @@ def plan_text(profile, machine: dict | None = None, warn: bool = True) -> str:
                   f"{sum(spent.values()):.1f}"] for name, spent in found["hours"].items()]  # fmt: skip
         said += ["Hours, roughly, on one card", aligned([["card", "it fits", *head, "all"], *lines])]
     else:
-        minutes = "; ".join(f"{name} {value:g}" for name, value in profile.minutes)
-        said.append(f"Minutes on two cores: {minutes or 'not measured'}.")
+        parts = pace.section_seconds(profile.name).items()
+        told = ", ".join(f"{stem[:2]} {pace.clock(sum(seconds.values()))}" for stem, seconds in parts)
+        said.append(f"Time on {pace.machine()}: {told}." if told else "Its time was not measured.")
     kept = [[item, "not known" if size is None else _gb(size)] for item, size in found["disk"].items()]
     return "\n\n".join([
         *said, "Disk in GB", aligned([["", "GB"], *kept, ["total of what is known", _gb(sum(

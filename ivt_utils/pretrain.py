@@ -14,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from ivt_utils import protocol, scenes, student
-from ivt_utils.artefacts import checksum, replace_folder, write_text
+from ivt_utils.artefacts import note_files, replace_folder, write_text
 from ivt_utils.boxes import snap
 from ivt_utils.profiles import STUDENT_RECIPE
 
@@ -297,8 +297,7 @@ def _ship(out: Path, model, processor, state: dict, seed: int) -> None:
                  "seed": seed, "seconds": state["seconds"]}  # fmt: skip
         write_text(folder / "learning_curve.json", json.dumps(curve))
         write_text(folder / "README.md", _card(model, state, seed))
-        manifest = {"model.safetensors": checksum(folder / "model.safetensors")}
-        write_text(folder / "manifest.json", json.dumps(manifest))
+        note_files(folder, student.FILES)
 
 
 def _card(model, state: dict, seed: int) -> str:

@@ -103,21 +103,16 @@ class Profile:
     # intervals
     resamples: int = 2000
     save_every: int = 20  # optimiser steps between checkpoints
-    minutes: tuple = ()  # (notebook, or "closer" for a seed of it; expected minutes) on two cores, measured
 
     @property
     def hub_student(self) -> bool:
         """Return whether the student is one of the Hub's ("owner/name"), not the micro student in a folder."""
         return not self.student.startswith(("data/", "/"))
 
-    @property
-    def costs(self) -> dict[str, float]:
-        return dict(self.minutes)
-
 
 # What a run costs, and how it fits a machine: these values may be changed in the middle of a run.
 # The teacher's are noted in each trajectory.
-COST_ONLY = ("minutes", "batch_size", "sft_device_batch", "grpo_device_batch", "teacher_workers", "teacher_timeout",
+COST_ONLY = ("batch_size", "sft_device_batch", "grpo_device_batch", "teacher_workers", "teacher_timeout",
              "teacher_tokens", "teacher_tries", "teacher_temperature")  # fmt: skip
 DRY_RUN = "-dry-run"  # "paper-dry-run": the paper's settings, walked through with a few made-up samples
 
@@ -134,10 +129,7 @@ PROFILES = {
         _MICRO, name="smoke", train=48, val=24, test=24, batch_size=8, sft_epochs=1, grpo_steps=2, grpo_prompts=2,
         ablation_sft_steps=2, ablation_grpo_steps=1, closer_steps=2, ablation_test=12, resamples=200, save_every=1,
     ),
-    "micro": replace(_MICRO, minutes=(
-        ("01_self_correction_gap", 1), ("02_error_harvesting", 1), ("03_sft_warmup", 7), ("04_grpo", 9),
-        ("05_ablations", 9), ("06_mirage", 11), ("closer", 4),
-    )),
+    "micro": _MICRO,
     "colab": replace(_PAPER, name="colab", student="Qwen/Qwen3-VL-2B-Instruct", train=600, val=128, test=128,
                      max_pixels=384 * 32 * 32, sft_device_batch=1, grpo_device_batch=2, grpo_steps=100,
                      grpo_prompts=2, ablation_grpo_steps=10, ablation_test=128),
@@ -158,7 +150,7 @@ def get_profile(name: str) -> Profile:
         return replace(
             real, name=name, student=_MICRO.student, grid=_MICRO.grid, max_pixels=_MICRO.max_pixels, train=8, val=8,
             test=8, sft_epochs=1, grpo_steps=1, ablation_sft_steps=1, ablation_grpo_steps=1, resamples=200,
-            save_every=1, minutes=tuple((name, 0.5) for name, _ in PROFILES["micro"].minutes),
+            save_every=1,
         )  # fmt: skip
     if name not in PROFILES:
         raise ValueError(f"There is no profile {name!r}; choose one of {', '.join(PROFILES)}.")

@@ -156,16 +156,18 @@ def suits(want: Requirement) -> bool:
 def install(lacking: list[Requirement], root: Path) -> None:
     """Install packages into this Python and return nothing; a NotReady says why that failed.
 
-    First in the lock's versions, with which the course was tested, so that it works next year as well. When these do
-    not go with what is there, in any version of the range.
+    First in the lock's versions, with which the course was tested, so that it works next year as well: what is asked
+    for, and what it pulls in that is not there. When these do not go with what is there, in any version of the range.
     """
     lock = {canonicalize_name(want.name): want for want in read_lock(root / "requirements.lock")}
-    tested = [lock.get(canonicalize_name(want.name), want) for want in lacking]
-    kept = [f"{name}=={installed(name)}" for name in KEPT if installed(name) and name not in {w.name for w in lacking}]
+    asked = {canonicalize_name(want.name): want for want in lacking}
+    tested = [lock.get(name, want) for name, want in asked.items()]
+    pulled_in = [f"{name}{want.specifier}" for name, want in lock.items() if not (name in asked or installed(name))]
+    kept = [f"{name}=={installed(name)}" for name in KEPT if installed(name) and name not in asked]
     with tempfile.TemporaryDirectory() as folder:
-        constraints = Path(folder, "kept.txt")
-        constraints.write_text("\n".join(kept))
-        for wants in (tested, lacking):
+        constraints = Path(folder, "constraints.txt")
+        for wants, bounds in ((tested, kept + pulled_in), (lacking, kept)):
+            constraints.write_text("\n".join(bounds))
             done = subprocess.run(
                 [sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check",
                  "--retries=2", f"--constraint={constraints}", *map(str, wants)], capture_output=True, text=True,

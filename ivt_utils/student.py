@@ -7,12 +7,15 @@ from pathlib import Path
 from PIL import Image
 
 from ivt_utils import hardware, protocol, scenes
-from ivt_utils.artefacts import ROOT, ArtefactError, checksum, read_json
+from ivt_utils.artefacts import ROOT, ArtefactError, intact
 from ivt_utils.profiles import STUDENT_RECIPE, StudentRecipe, get_profile
 
 GRID = get_profile("micro").grid  # the micro student's coordinates are multiples of this
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
            "<|video_pad|>")  # fmt: skip
+# What the micro student is loaded from.
+FILES = ("model.safetensors", "config.json", "generation_config.json", "processor_config.json", "tokenizer.json",
+         "tokenizer_config.json", "chat_template.jinja")  # fmt: skip
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -245,11 +248,9 @@ def bound_images(processor, max_pixels: int) -> None:
 
 
 def check_student(folder: Path) -> None:
-    """Raise an ArtefactError when the shipped student is missing or its weights do not match the manifest."""
-    weights = folder / "model.safetensors"
-    manifest = read_json(folder / "manifest.json")
-    if not weights.exists() or checksum(weights) != manifest.get("model.safetensors"):
-        raise ArtefactError(f"{weights} is missing or damaged; restore it with: git checkout -- data/student")
+    """Raise an ArtefactError when a file that the micro student is loaded from is missing or damaged."""
+    for name in FILES:
+        intact(folder / name)
 
 
 def lora(profile):

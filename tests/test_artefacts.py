@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -159,8 +160,8 @@ def test_another_seed_profile_or_value_in_the_same_folder_is_one_sentence(run, o
     Run(SMOKE, 0, run.root)
 
 
-def test_what_a_run_is_expected_to_cost_does_not_matter(run):
-    Run(replace(SMOKE, minutes=(("01_self_correction_gap", 3),)), 0, run.root)
+def test_how_a_run_is_made_to_fit_a_machine_does_not_matter(run):
+    Run(replace(SMOKE, batch_size=SMOKE.batch_size * 2), 0, run.root)
 
 
 def test_the_folder_is_named_after_the_profile_unless_told_otherwise(monkeypatch, tmp_path):
@@ -227,7 +228,7 @@ def test_a_damaged_reference_is_one_sentence(run, reference, relative):
     spoil(reference / relative)
     with pytest.raises(ArtefactError) as caught:
         run.find(relative)
-    assert "damaged" in sentence(caught) and "git checkout" in sentence(caught)
+    assert "damaged" in sentence(caught) and "restore it from where it came" in sentence(caught)
 
 
 @pytest.mark.parametrize("relative", RELATIVE)
@@ -295,7 +296,7 @@ def test_no_disk_space_is_one_sentence_and_the_old_file_stays(tmp_path, monkeypa
     with pytest.raises(ArtefactError) as caught:
         artefacts.write_text(path, "new")
     monkeypatch.undo()
-    assert "note.txt" in sentence(caught) and "disk space" in sentence(caught)
+    assert "No space left on the disk for" in sentence(caught) and "note.txt" in sentence(caught)
     assert path.read_text() == "old" and files(tmp_path) == ["note.txt"]
 
 
@@ -317,7 +318,82 @@ def test_no_disk_space_in_a_stage_is_the_same_sentence(run, monkeypatch):
     with pytest.raises(ArtefactError) as caught:
         run.rollouts("a", lambda: ROWS)
     monkeypatch.undo()
-    assert "disk space" in sentence(caught) and run.rollouts("a", lambda: ROWS) == ROWS
+    assert "No space left on the disk" in sentence(caught) and run.rollouts("a", lambda: ROWS) == ROWS
+
+
+@pytest.mark.parametrize(("number", "path", "says", "never_says"), [
+    (errno.ENOSPC, "runs/a.json", "No space left on the disk for runs/a.json: free some", "--run-dir"),
+    (errno.EDQUOT, "runs/a.json", "No space left on the disk for runs/a.json: free some", "--run-dir"),
+    (errno.ENOSPC, None, "No space left on the disk for what was to be written", "--run-dir"),
+    (errno.EROFS, "runs/a.json", "runs/a.json cannot be written (Read-only file system): name a folder of yours with "
+                                 "--run-dir (in a notebook: RUN_DIR).", "free some"),
+    (errno.EACCES, "runs/a.json", "(Permission denied): name a folder of yours with --run-dir", "free some"),
+    (errno.EACCES, artefacts.DATA / "hub/paper-dry-run", "copy the course into a folder of yours", "--run-dir"),
+    (errno.EIO, "runs/a.json", "runs/a.json: Input/output error.", "free some"),
+    (errno.EINVAL, None, "Invalid argument", "free some"),
+])  # fmt: skip
+def test_the_remedy_fits_what_the_disk_says(number, path, says, never_says):
+    told = artefacts.trouble(OSError(number, os.strerror(number)), path)
+    assert says in told and never_says not in told and "\n" not in told
+
+
+def test_what_may_not_be_read_is_not_told_to_be_written(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    path.write_text("{}")
+    monkeypatch.setattr(artefacts.os, "access", lambda *_: False)  # root may read everything
+    told = artefacts.trouble(PermissionError(errno.EACCES, "Permission denied", str(path)))
+    assert told == f"{path} cannot be read: Permission denied."
+
+
+CLOSED = """
+import os, sys, tempfile
+from pathlib import Path
+from ivt_utils import artefacts, doctor
+if os.getuid() == 0:  # root may write everywhere, so become nobody
+    os.setgroups([]), os.setgid(65534), os.setuid(65534)
+place = Path(sys.argv[1])
+try:
+    artefacts.write_text(place / "run" / "a.json", "{}")
+except artefacts.ArtefactError as error:
+    print(error)
+print(*doctor.writable(place))
+"""
+
+
+def test_a_folder_that_really_may_not_be_written_names_the_way_out():
+    with tempfile.TemporaryDirectory() as outer:  # pytest's own folders are closed to others
+        os.chmod(outer, 0o755)
+        closed = Path(outer, "closed")
+        closed.mkdir(mode=0o555)
+        done = subprocess.run([sys.executable, "-c", CLOSED, closed], cwd=artefacts.ROOT, text=True,
+                              capture_output=True)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        first, second = done.stdout.splitlines()
+        assert first.startswith(f"{closed}/run/a.json cannot be written (Permission denied): name a folder of yours")
+        assert "--run-dir" in first and "RUN_DIR" in first and "space" not in first
+        assert second.startswith(f"NOTE {closed}/runs cannot be written (Permission denied)")
+        assert not list(closed.iterdir())
+
+
+def test_a_project_inside_another_repository_has_no_commit(tmp_path, monkeypatch):
+    author = ["-c", "user.name=A", "-c", "user.email=a@example.org", "commit", "-q", "-m", "first", "--allow-empty"]
+    inside = tmp_path / "theirs" / "ivt-course"
+    inside.mkdir(parents=True)
+    monkeypatch.setattr(artefacts, "ROOT", inside)
+    for folder in (inside.parent, inside):  # first theirs alone, then one of our own as well
+        assert artefacts.commit() is None
+        for words in (["init", "-q"], author):
+            subprocess.run(["git", *words], cwd=folder, check=True)
+    assert len(artefacts.commit()) == 40
+
+
+def test_advice_fits_a_clone_an_archive_and_a_folder_of_ones_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(artefacts, "ROOT", tmp_path)
+    assert "git" not in artefacts.restoring(tmp_path / "data" / "student")
+    assert "archive (ZIP)" in artefacts.restoring(tmp_path / "data" / "student")
+    (tmp_path / ".git").mkdir()
+    assert artefacts.restoring(tmp_path / "data" / "student") == "restore it with: git checkout -- data/student"
+    assert "git" not in artefacts.restoring(tmp_path.parent / "mine")
 
 
 def test_a_kill_at_any_moment_leaves_the_old_text_or_the_new_one(tmp_path):

@@ -3,6 +3,8 @@
 import errno
 import io
 import json
+import re
+import shutil
 import sys
 import time
 import types
@@ -43,10 +45,12 @@ def lessons(tmp_path, monkeypatch):
     def get_profile(name):
         if name != "tiny":
             raise ValueError(f"There is no profile {name}; choose from tiny.")
-        return types.SimpleNamespace(name=name, minutes={"01_first": 2, "02_second": 1.5})
+        return types.SimpleNamespace(name=name)
 
     profiles.get_profile = get_profile
     report.report_from = lambda run_dir: print(f"the report of {run_dir.name}")
+    seconds = {"01_first": {"Start": 120.0}, "02_second": {"Start": 90.0}}
+    monkeypatch.setattr(course, "section_seconds", lambda name: seconds)
     monkeypatch.setitem(sys.modules, "ivt_utils.profiles", profiles)
     monkeypatch.setitem(sys.modules, "ivt_utils.report", report)
     package, folder = tmp_path / "package", tmp_path / "lessons"
@@ -78,7 +82,8 @@ def test_notebooks_run_in_order_once_and_again_when_changed(lessons, capsys):
     first = f"first tiny 3 {course.PROJECT.name} True"
     assert logged(lessons) == [first, "second"]
     said = capsys.readouterr().out
-    assert "about 3.5 min" in said.splitlines()[0]  # the cost comes first
+    first_line = said.splitlines()[0]  # the cost comes first
+    assert "2 notebooks, 3m30s from scratch on" in first_line and "(01: 2m00s, 02: 1m30s)" in first_line
     assert said.splitlines()[-1] == "the report of run"
     assert "[2/2] 02_second: done in" in said
     done = lessons.parent / "run" / "notebooks"
@@ -202,7 +207,9 @@ def test_report_without_a_run(tmp_path, capsys):
             OSError(errno.ENOSPC, "No space left on device", "x.jsonl"),
             "No space left on the disk for x.jsonl",
         ),
-        (PermissionError(errno.EACCES, "Permission denied", "x.jsonl"), "x.jsonl: Permission denied."),
+        (OSError(errno.EROFS, "Read-only file system", "x.jsonl"), "name a folder of yours with --run-dir"),
+        (PermissionError(errno.EACCES, "Permission denied", "x"), "x cannot be written (Permission denied): name"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "x.jsonl"), "x.jsonl: Is a directory."),
     ],
 )
 def test_what_a_user_can_put_right_is_one_sentence(lessons, tmp_path, capsys, monkeypatch, error, said):
@@ -243,8 +250,17 @@ def test_progress_rewrites_its_line_only_on_a_terminal(out, term, live, monkeypa
     assert ("\r" in out.getvalue()) is live and ("\n" in out.getvalue()) is not live
 
 
-def test_clock():
-    assert [course.clock(s) for s in (0, 65, 3599, 3660)] == ["0m00s", "1m05s", "59m59s", "1h01m"]
+def test_the_line_says_what_is_left_on_this_machine(lessons, monkeypatch):
+    """Measured: 3.5 minutes. Here the first notebook takes two seconds, so much less is left than that."""
+    monkeypatch.setattr(course, "PLAIN_SECONDS", 0.3)
+    write_notebook(lessons, "01_first", "import time; time.sleep(2)")
+    write_notebook(lessons, "02_second", "import time; time.sleep(2)")
+    out = io.StringIO()
+    course.run_course(types.SimpleNamespace(name="tiny"), 0, lessons.parent / "run", lessons, out=out)
+    left = re.findall(r"\[(\d)/2\].*cell \d/3, .*, about (\d+)m(\d\d)s to go", out.getvalue())
+    seconds = [(number, 60 * int(m) + int(s)) for number, m, s in left]
+    assert max(s for number, s in seconds if number == "1") > 150
+    assert max(s for number, s in seconds if number == "2") < 30
 
 
 # ---------------------------------------------------------------------------------------------- doctor
@@ -278,7 +294,8 @@ def test_doctor_sees_what_a_clone_lacks(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "gpu", lambda profile: [])
     (tmp_path / "data" / "reference" / "adapter").mkdir(parents=True)
     (tmp_path / "data" / "reference" / "adapter" / "a.safetensors").touch()
-    (tmp_path / "data" / "paper_results.json").touch()
+    for name in ("paper_results.json", "timings.json", "manifest.json"):
+        shutil.copy(artefacts.DATA / name, tmp_path / "data")
     lines = doctor.examine(tmp_path, get_profile("micro"))
     missing = [text.split(":")[0] for tag, text in lines if tag == doctor.MISS]
     assert {"benchmark", "micro student", "notebooks"} <= set(missing)

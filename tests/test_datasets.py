@@ -165,7 +165,7 @@ def test_a_flipped_byte_is_found(copied):
     path.write_bytes(content)
     with pytest.raises(ArtefactError) as caught:
         data.load_split(get_profile("micro"), "test", copied)
-    assert "test.parquet is missing or damaged" in sentence(caught) and "git checkout" in sentence(caught)
+    assert "test.parquet is missing or damaged" in sentence(caught) and "restore it" in sentence(caught)
 
 
 @pytest.mark.parametrize("broken", ["test.parquet", "manifest.json"])

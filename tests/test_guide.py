@@ -8,7 +8,7 @@ import shlex
 
 import pytest
 
-from ivt_utils import cli, exercises, guide
+from ivt_utils import cli, exercises, guide, pace
 from ivt_utils.artefacts import ROOT, ArtefactError
 from ivt_utils.profiles import get_profile
 
@@ -91,8 +91,8 @@ def test_a_break_is_long_enough_for_its_training(row):
     command = re.search(r"`ivt run ([^`]+)`", row["what"])
     if command and row["how"] == "break":
         only = cli.parser().parse_args(["run", *shlex.split(command[1])]).only
-        costs = get_profile("micro").costs
-        assert int(row["min"]) >= sum(costs[STEMS[str(int(name))]] for name in only)
+        seconds = pace.section_seconds("micro")
+        assert int(row["min"]) * 60 >= sum(sum(seconds[STEMS[str(int(name))]].values()) for name in only)
 
 
 def test_nothing_is_trained_in_ninety_minutes():
@@ -199,7 +199,7 @@ def test_the_table_of_minutes_is_that_of_the_present_notebooks():
 def test_every_heading_of_a_notebook_opens_a_section(stem):
     """A heading in the middle of a cell would be no section, and its minutes would go to the one before."""
     text = "\n".join("".join(cell["source"]) for cell in cells(stem) if cell["cell_type"] == "markdown")
-    assert re.findall(r"^## (.+)", text, re.MULTILINE) == [title for title in SECTIONS[stem] if title != guide.START]
+    assert re.findall(r"^## (.+)", text, re.MULTILINE) == [title for title in SECTIONS[stem] if title != pace.START]
 
 
 def markdown(text, **metadata):
@@ -228,7 +228,7 @@ MADE_UP = [
 
 def test_sections_count_prose_code_figures_and_exercises_once():
     start, first, second = guide.sections(MADE_UP)
-    assert [part["title"] for part in (start, first, second)] == [guide.START, "First", "Second"]
+    assert [part["title"] for part in (start, first, second)] == [pace.START, "First", "Second"]
     assert start["read"] == pytest.approx(1.0) and start["write"] == 0
     few_words = len("## First ### Not a section".split()) / guide.WORDS_A_MINUTE
     assert first["read"] == pytest.approx(1 + 1 / guide.LINES_A_MINUTE + guide.FIGURE_MINUTES + few_words)
@@ -237,7 +237,7 @@ def test_sections_count_prose_code_figures_and_exercises_once():
 
 
 def test_measured_adds_the_seconds_of_each_section():
-    assert guide.measured(MADE_UP) == {guide.START: 2.0, "First": 1.8, "Second": 0.0}
+    assert pace.measured(MADE_UP) == {pace.START: 2.0, "First": 1.8, "Second": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -254,17 +254,28 @@ def finished_run(tmp_path, monkeypatch):
     for stem in exercises.LESSONS:
         (tmp_path / "notebooks" / f"{stem}.ipynb").write_text(json.dumps({"cells": MADE_UP}))
     (tmp_path / "stages.json").write_text(json.dumps({"adapters/sft": {"sha256": "x", "seconds": 9}}))
-    monkeypatch.setattr(guide, "TIMINGS", tmp_path / "data" / "timings.json")
+    monkeypatch.setattr(pace, "TIMINGS", tmp_path / "data" / "timings.json")
     return tmp_path
 
 
 def test_timings_are_kept_by_notebook_and_section(finished_run):
     kept = json.loads(guide.keep_timings(finished_run).read_text())
-    assert kept["seconds"] == {stem: guide.measured(MADE_UP) for stem in exercises.LESSONS}
+    assert kept["seconds"] == {stem: pace.measured(MADE_UP) for stem in exercises.LESSONS}
     assert kept["machine"]["cores"] >= 1 and kept["machine"]["processor"]
     rows = guide.tables(finished_run / "notebooks")
     assert f"| First | 0:02 | 2 | {EXERCISE.minutes} | `my_iou` |" in rows
     assert f"| together | 0:23 | 16 | {6 * EXERCISE.minutes} |" in rows
+
+
+def test_the_closer_look_is_timed_where_the_run_holds_it_and_else_kept(finished_run):
+    timed = {"seconds": 60.0}
+    names = [f"{kind}/closer_{name}" for kind, name in (
+        ("rollouts", "test_untrained"), ("adapters", "seed0"), ("rollouts", "test_seed0"), ("adapters", "first0"),
+        ("adapters", "seed1"))]  # fmt: skip
+    (finished_run / "stages.json").write_text(json.dumps({name: timed for name in (*names, "adapters/sft")}))
+    assert json.loads(guide.keep_timings(finished_run).read_text())["closer"] == 150.0
+    (finished_run / "stages.json").write_text(json.dumps({"adapters/sft": timed}))
+    assert json.loads(guide.keep_timings(finished_run).read_text())["closer"] == 150.0
 
 
 def test_an_unfinished_run_is_refused_in_one_sentence(finished_run):
@@ -273,7 +284,7 @@ def test_an_unfinished_run_is_refused_in_one_sentence(finished_run):
     (finished_run / "notebooks" / "01_self_correction_gap-Copy1.ipynb").write_text("{}")
     with pytest.raises(ArtefactError, match="does not hold every executed notebook: finish it with `ivt run` first"):
         guide.keep_timings(finished_run)
-    assert not guide.TIMINGS.exists()
+    assert not pace.TIMINGS.exists()
 
 
 def test_a_run_that_began_with_the_reference_is_refused(finished_run):
@@ -283,13 +294,17 @@ def test_a_run_that_began_with_the_reference_is_refused(finished_run):
 
 
 def test_missing_timings_are_an_error_that_says_what_to_do(finished_run):
-    with pytest.raises(ArtefactError, match="timings.json is missing"):
+    with pytest.raises(ArtefactError, match="timings.json cannot be checked; restore it"):
         guide.tables()
 
 
 def test_the_page_is_written_between_its_marks_only(finished_run, monkeypatch):
     page = finished_run / "instructor.md"
-    page.write_text("Before\n<!-- minutes -->\nold\n<!-- /minutes -->\nAfter\n")
+    for path in (page, finished_run / "README.md"):
+        path.write_text("Before\n<!-- minutes -->\nold\n<!-- /minutes -->\nAfter\n")
     monkeypatch.setattr(guide, "GUIDE", page)
+    monkeypatch.setattr(guide, "ROOT", finished_run)
     guide.keep_timings(finished_run)
     assert guide.write_guide().read_text() == f"Before\n<!-- minutes -->\n{guide.tables()}<!-- /minutes -->\nAfter\n"
+    readme = (finished_run / "README.md").read_text()
+    assert readme == f"Before\n<!-- minutes -->\n{guide.course_sentence()}<!-- /minutes -->\nAfter\n"

@@ -7,14 +7,18 @@ import subprocess
 import sys
 import time
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+
+from ivt_utils import artefacts
 
 PROJECT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text())
@@ -42,6 +46,74 @@ def test_lock_is_exact_and_says_each_package_once():
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+( ; .+)?", line) for line in LOCK_LINES)
 
 
+def test_lock_says_in_its_head_how_it_is_made_and_make_does_so():
+    head = [line for line in (PROJECT / "requirements.lock").read_text().splitlines() if line.startswith("#")]
+    command = next(line.strip("# ") for line in head if "pip compile" in line)
+    assert "--universal --python-version 3.11 " in command  # a resolver that knows 3.11.0
+    assert command.split() == make(PROJECT, "-n", "lock").stdout.replace("\\\n", "").split()
+
+
+# ---------------------------------------------------------------------------------------------- every Python
+FIRST = ("3.11.0", "3.12.0", "3.13.0")  # of every minor release that the README names, the first patch release
+
+
+def environments(version: str) -> list[dict]:
+    """The values of markers in a Python of this version, on Linux and on a Mac."""
+    here = default_environment()
+    systems = {"Linux": ("linux", "x86_64"), "Darwin": ("darwin", "arm64")}
+    return [here | {"python_full_version": version, "python_version": version.rpartition(".")[0], "os_name": "posix",
+                    "implementation_version": version, "platform_system": name, "sys_platform": platform,
+                    "platform_machine": machine} for name, (platform, machine) in systems.items()]  # fmt: skip
+
+
+def misfits(lock, requires_python, versions=FIRST) -> list[str]:
+    """The packages of a lock that some Python cannot have: {name: Requirement}, and `requires_python(name)`."""
+    return [f"{name} {want.specifier} wants Python {asked}, which {version} is not"
+            for name, want in lock.items() for version in versions
+            if any(want.marker is None or want.marker.evaluate(values) for values in environments(version))
+            and (asked := requires_python(name)) and not SpecifierSet(asked).contains(version)]  # fmt: skip
+
+
+def test_the_readme_names_the_pythons_that_are_tested():
+    named = re.search(r"Python (3\.\d+) to (3\.\d+)", (PROJECT / "README.md").read_text())
+    assert (named[1], named[2]) == (FIRST[0].rpartition(".")[0], FIRST[-1].rpartition(".")[0])
+    allowed = SpecifierSet(PYPROJECT["project"]["requires-python"])
+    minors = [f"3.{minor}.0" for minor in range(5, 30) if f"3.{minor}.0" in allowed]
+    assert tuple(minors) == FIRST
+
+
+def test_every_locked_release_accepts_every_python_of_the_readme():
+    """Read in the metadata of what is installed. What is not is for another system or Python, by its marker."""
+    here = [name for name, want in LOCK.items() if want.marker is None or want.marker.evaluate()]
+    there = {name: metadata.metadata(name) for name in here}
+    wrong = [name for name in here if there[name]["Version"].split("+")[0] != pinned(name)]
+    if wrong:
+        pytest.skip(f"not the lock's versions are installed here, but others, of {', '.join(wrong)}")
+    assert len(here) > 170
+    assert not misfits({name: LOCK[name] for name in here}, lambda name: there[name]["Requires-Python"])
+
+
+def test_a_release_that_begins_at_a_later_patch_is_found():
+    """What happened: soupsieve 4.1.2 wants 3.11.5, and Debian 12 has 3.11.2."""
+    lock = {line.split("==")[0]: Requirement(line) for line in (
+        "soupsieve==4.1.2", "late==1 ; python_full_version >= '3.12'", "apple==1 ; sys_platform == 'darwin'", "old==1")}
+    wants = {"soupsieve": ">=3.11.5", "late": ">=3.12", "apple": ">=3.13", "old": None}
+    assert [line.split()[0] for line in misfits(lock, wants.get)] == ["soupsieve", "apple", "apple"]
+    assert misfits(lock, wants.get, ("3.11.2",))[0].startswith("soupsieve ==4.1.2 wants Python >=3.11.5, which 3.11.2")
+
+
+def test_a_resolver_finds_the_lock_whole_for_every_python():
+    """The index is asked about the releases that no Python here has installed, too."""
+    if not (uv := shutil.which("uv")):
+        pytest.skip("uv is not installed here")
+    for version in FIRST:
+        done = subprocess.run([uv, "pip", "compile", "--quiet", "--no-deps", "--python-version", version,
+                               "requirements.lock"], cwd=PROJECT, capture_output=True, text=True)  # fmt: skip
+        if "error sending request" in done.stderr or "dns error" in done.stderr:
+            pytest.skip("no package index answers")
+        assert done.returncode == 0, done.stderr
+
+
 def test_lock_does_not_force_cuda_on_a_cpu_only_torch():
     assert not [name for name in LOCK if re.match(r"nvidia|cuda|triton", name)]
     assert LOCK["torch"].specifier.contains(pinned("torch") + "+cpu")
@@ -51,6 +123,7 @@ def test_lock_does_not_force_cuda_on_a_cpu_only_torch():
 def test_build_backend_is_locked_for_an_install_without_isolation():
     want = Requirement(PYPROJECT["build-system"]["requires"][0])
     assert want.specifier.contains(pinned(want.name))
+    assert PYPROJECT["dependency-groups"]["build"] == PYPROJECT["build-system"]["requires"]
 
 
 def test_conda_installs_the_lock_and_this_package():
@@ -200,6 +273,60 @@ def test_cpu_only_torch_comes_from_its_own_index_first(stage):
 def test_without_a_suitable_python_one_sentence_says_so(stage):
     out = make(stage, "setup", "PYTHON=/nowhere/python3.9")
     assert out.returncode != 0 and "/nowhere/python3.9" in out.stderr and "PYTHON=" in out.stderr
+
+
+@needs_make
+def test_a_python_that_does_not_fit_is_told_by_its_version_before_anything_is_downloaded(stage):
+    old = stage / "python3"
+    old.write_text("#!/bin/sh\ncase $1 in --version) echo Python 3.10.12;; *) exit 1;; esac\n")
+    old.chmod(0o755)
+    out = make(stage, "setup", "PYTHON=python3")
+    assert out.returncode != 0 and "needs Python 3.11, 3.12 or 3.13" in out.stderr
+    assert "python3 is Python 3.10.12." in out.stderr and not (stage / "asked").exists()
+    (stage / ".venv" / "bin").mkdir(parents=True)
+    shutil.copy(old, stage / ".venv" / "bin" / "python")
+    out = make(stage, "setup")
+    assert out.returncode != 0 and ".venv holds Python 3.10.12" in out.stderr and "rm -r .venv" in out.stderr
+    assert not (stage / "asked").exists()
+
+
+@needs_make
+def test_uv_installs_where_it_is_there(stage):
+    uv = stage / "uv"
+    uv.write_text(f'#!/bin/sh\necho "uv $@" >> {stage}/asked\n')
+    uv.chmod(0o755)
+    out = make(stage, "setup", "TORCH_INDEX=https://example.org/cpu")
+    assert out.returncode == 0 and "with uv" in out.stdout
+    first, second, third = installs(stage)
+    ours = "uv pip install --python .venv/bin/python "
+    assert first == f"{ours}--no-deps --index-url https://example.org/cpu -r .venv/torch.txt"
+    assert second == f"{ours}-r requirements.lock" and third == f"{ours}--no-deps --no-build-isolation -e ."
+
+
+def test_a_clone_has_the_same_bytes_whatever_git_does_to_line_ends(tmp_path):
+    """With autocrlf, Windows' usual setting, every checksum over a text failed."""
+    for name in (".gitattributes", "data/student/manifest.json", "data/student/tokenizer.json", "LICENSE"):
+        (tmp_path / "here" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(PROJECT / name, tmp_path / "here" / name)
+    author = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
+    for words in (["init", "-q"], ["add", "-A"], [*author, "commit", "-q", "-m", "first"]):
+        subprocess.run(["git", *words], cwd=tmp_path / "here", check=True)
+    subprocess.run(["git", "clone", "-q", "-c", "core.autocrlf=true", "here", "there"], cwd=tmp_path, check=True)
+    assert artefacts.intact(tmp_path / "there" / "data" / "student" / "tokenizer.json")
+    assert (tmp_path / "there" / "LICENSE").read_bytes() == (PROJECT / "LICENSE").read_bytes()
+
+
+def test_every_file_of_the_project_is_known_as_text_with_lf_or_as_binary():
+    git = ["git", "-C", PROJECT, "ls-files", "--eol"]
+    done = subprocess.run(git, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("not a git clone")
+    for line in done.stdout.splitlines():
+        about, name = line.split("\t")
+        if name.endswith((".parquet", ".png", ".safetensors")):
+            assert "i/-text" in about and "attr/-text" in about, line
+        else:  # none: a text of one line without its end
+            assert ("i/lf" in about or "i/none" in about) and "eol=lf" in about, line
 
 
 # ---------------------------------------------------------------------------------------------- the offline bundle

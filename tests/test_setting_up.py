@@ -162,13 +162,14 @@ def folder(tmp_path):
 def write_project(folder: Path, dependencies: list[str]) -> None:
     (folder / "pyproject.toml").write_text(f"[project]\ndependencies = {json.dumps(dependencies)}\n"
                                            "[project.optional-dependencies]\ngpu = []\n")  # fmt: skip
-    (folder / "requirements.lock").write_text("tiny==2.0\n")
+    (folder / "requirements.lock").write_text("tiny==2.0\npulled-in==3.1\nnumpy==1.1\n")
 
 
 def test_missing_packages_come_in_the_locks_version_and_torch_is_held(pip, folder):
+    """So does what they pull in; what is there already stays as it is, torch above all."""
     setting_up.install([Requirement("tiny>=1,<3")], folder)
     assert len(pip.asked) == 1 and pip.asked[0][-1] == "tiny==2.0"
-    assert pip.kept == [["torch==2.11.0+cu128", "numpy==9.9"]]
+    assert pip.kept == [["torch==2.11.0+cu128", "numpy==9.9", "pulled-in==3.1"]]
 
 
 def test_when_the_locks_version_does_not_fit_any_of_the_range_will_do(pip, folder):
@@ -176,6 +177,7 @@ def test_when_the_locks_version_does_not_fit_any_of_the_range_will_do(pip, folde
     pip.there["tiny"] = "1.5"
     setting_up.install([Requirement("tiny>=1,<3")], folder)
     assert [words[-1] for words in pip.asked] == ["tiny==2.0", "tiny<3,>=1"]
+    assert "pulled-in==3.1" in pip.kept[0] and "pulled-in==3.1" not in pip.kept[1]
 
 
 def test_no_network_is_said_in_one_sentence_and_not_tried_twice(pip, folder):

@@ -1,6 +1,5 @@
 """The micro student: real Qwen3-VL classes, a small vocabulary, and a folder that loads or says what is wrong."""
 
-import json
 import shutil
 from dataclasses import replace
 
@@ -8,7 +7,7 @@ import pytest
 import torch
 
 from ivt_utils import protocol, student
-from ivt_utils.artefacts import ArtefactError, checksum, write_text
+from ivt_utils.artefacts import ArtefactError, note_files
 from ivt_utils.loop import run_loop
 from ivt_utils.profiles import STUDENT_RECIPE, get_profile
 
@@ -73,7 +72,7 @@ def shipped(tmp_path_factory, processor):
     folder = tmp_path_factory.mktemp("student") / "student"
     student.build_micro(processor, seed=3).save_pretrained(folder)
     processor.save_pretrained(folder)
-    write_text(folder / "manifest.json", json.dumps({"model.safetensors": checksum(folder / "model.safetensors")}))
+    note_files(folder, student.FILES)
     return folder, replace(get_profile("smoke"), student=str(folder))
 
 
@@ -111,7 +110,7 @@ def test_a_missing_or_damaged_student_is_one_sentence(shipped, tmp_path, damage)
         profile = replace(profile, student=str(tmp_path / "elsewhere"))
     with pytest.raises(ArtefactError) as caught:
         student.load_student(profile)
-    assert "\n" not in str(caught.value) and "restore it with" in str(caught.value)
+    assert "\n" not in str(caught.value) and "restore it from where it came" in str(caught.value)
 
 
 def test_a_missing_adapter_is_one_sentence(shipped, tmp_path):

@@ -1,0 +1,95 @@
+"""How long the course takes: the measured seconds of every section, and how much of them is left on this machine.
+
+A section is what stands under one `##` heading of a notebook. `data/timings.json` has the seconds that the cells of
+each section took in one run of the profile `micro`, and names the machine; `ivt build guide` writes it.
+"""
+
+import time
+
+from ivt_utils.artefacts import DATA, intact, read_json
+
+TIMINGS = DATA / "timings.json"
+START = "Start"  # what stands before the first heading
+ENOUGH = 5.0  # seconds that must have been measured before this machine is compared with the other
+
+
+def timings() -> dict:
+    """Return {"machine": {"processor", "cores", "python"}, "closer": seconds for a seed of the closer look,
+    "seconds": {notebook: {section: seconds}}}."""
+    return read_json(intact(TIMINGS))
+
+
+def machine() -> str:
+    """Return what the seconds were measured on, such as "2 cores of AMD EPYC"."""
+    measured_on = timings()["machine"]
+    return f"{measured_on['cores']} cores of {measured_on['processor']}"
+
+
+def section_seconds(profile: str) -> dict[str, dict[str, float]]:
+    """Return {notebook: {section: seconds}} of a profile; {} for those that were not measured."""
+    return timings()["seconds"] if profile == "micro" else {}
+
+
+def clock(seconds: float) -> str:
+    """Return `3m05s`, or `1h02m` from an hour on."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{rest:02d}s"
+
+
+def heading(cell: dict) -> str | None:
+    """Return the title when the cell opens a section, else None."""
+    text = "".join(cell["source"])
+    return text.splitlines()[0][3:].strip() if cell["cell_type"] == "markdown" and text.startswith("## ") else None
+
+
+def measured(cells: list[dict]) -> dict[str, float]:
+    """Return the seconds that the cells of each section ran, from an executed notebook."""
+    seconds, now = {START: 0.0}, START
+    for cell in cells:
+        now = heading(cell) or now
+        seconds.setdefault(now, 0.0)
+        seconds[now] += cell["metadata"].get("papermill", {}).get("duration") or 0.0
+    return {title: round(value, 1) for title, value in seconds.items()}
+
+
+class Pace:
+    """What is left of a course, in seconds of this machine.
+
+    `expected` has the measured seconds of each section, {notebook: {section: seconds}}. They are multiplied by the
+    ratio that this machine has shown so far: its seconds over the measured ones, of the sections that it has run.
+    Stages that are found finished count as well, so a course that has nothing to train soon promises little.
+    """
+
+    def __init__(self, expected: dict[str, dict[str, float]]):
+        self.expected = {(stem, title): s for stem, parts in expected.items() for title, s in parts.items()}
+        self.here: dict[tuple, float] = {}  # seconds of the sections that this machine has run
+        self.section, self.since = None, 0.0  # the one that is running, and when it began
+
+    def enter(self, stem: str, title: str, now: float | None = None) -> None:
+        """Note that a cell of a section begins at `now` (by default the present); with the first, another one ends."""
+        if (stem, title) == self.section:
+            return
+        now = time.monotonic() if now is None else now
+        if self.section is not None:
+            self.here[self.section] = self.here.get(self.section, 0.0) + now - self.since
+        self.section, self.since = (stem, title), now
+
+    def finished(self, stem: str, seconds: dict[str, float]) -> None:
+        """Note the seconds of the sections of a notebook that this machine has run before."""
+        self.here |= {(stem, title): value for title, value in seconds.items()}
+
+    def left(self, now: float | None = None) -> float | None:
+        """Return the seconds that are left at `now` (by default the present); None when nothing was measured."""
+        if not self.expected:
+            return None
+        now = time.monotonic() if now is None else now
+        so_far = now - self.since if self.section else 0.0
+        usual = self.expected.get(self.section, 0.0)
+        ran = {section: value for section, value in self.here.items() if section in self.expected}
+        if so_far > usual > 0:  # what is running already takes longer
+            ran[self.section] = so_far
+        base = sum(self.expected[section] for section in ran)
+        ratio = sum(ran.values()) / base if base >= ENOUGH else 1.0
+        rest = sum(value for section, value in self.expected.items()
+                   if section not in self.here and section != self.section)  # fmt: skip
+        return ratio * rest + max(0.0, ratio * usual - so_far)

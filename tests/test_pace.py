@@ -1,0 +1,85 @@
+"""How long the course takes: where the seconds come from, and what is left of them on a machine of another speed."""
+
+import re
+
+import pytest
+
+from ivt_utils import course, pace
+from ivt_utils.artefacts import ROOT, read_json
+from ivt_utils.pace import Pace
+
+EXPECTED = {"01_first": {"Start": 1.0, "Look": 9.0}, "02_second": {"Start": 2.0, "Train": 100.0, "Score": 20.0}}
+
+
+def test_before_anything_has_run_the_measured_seconds_are_told():
+    assert Pace(EXPECTED).left(now=0) == pytest.approx(132)
+
+
+def test_what_was_not_measured_is_not_promised():
+    assert Pace({}).left() is None
+
+
+def test_a_machine_of_half_the_speed_is_seen_and_believed():
+    slow = Pace(EXPECTED)
+    slow.enter("01_first", "Start", now=0)
+    slow.enter("01_first", "Look", now=2)
+    slow.enter("01_first", "Look", now=5)  # the section's second cell
+    assert slow.left(now=6) == pytest.approx(127)  # too little has run to say more
+    slow.enter("02_second", "Start", now=20)
+    assert slow.left(now=20) == pytest.approx(2 * 122)
+    slow.enter("02_second", "Train", now=24)
+    assert slow.left(now=124) == pytest.approx(100 + 40)
+
+
+def test_a_section_that_already_takes_longer_counts_at_once():
+    pace_here = Pace(EXPECTED)
+    pace_here.finished("01_first", {"Start": 1.0, "Look": 9.0})
+    pace_here.enter("02_second", "Start", now=0)
+    pace_here.enter("02_second", "Train", now=2)
+    assert pace_here.left(now=102) == pytest.approx(20)
+    assert pace_here.left(now=502) == pytest.approx(20 * 512 / 112)
+
+
+def test_a_course_whose_trainings_are_found_finished_soon_promises_little():
+    quick = Pace(EXPECTED)
+    quick.enter("01_first", "Look", now=0)
+    quick.enter("02_second", "Train", now=0.9)
+    assert quick.left(now=0.9) == pytest.approx(122 * 0.1, rel=0.01)
+
+
+def test_what_a_machine_ran_before_is_not_left_and_tells_its_speed():
+    again = Pace(EXPECTED)
+    again.finished("01_first", {"Start": 3.0, "Look": 27.0})
+    assert again.left(now=0) == pytest.approx(3 * 122)
+
+
+def test_a_heading_that_was_not_measured_changes_nothing():
+    new = Pace(EXPECTED)
+    new.enter("01_first", "A new section", now=0)
+    assert new.left(now=50) == pytest.approx(132)
+
+
+def test_clock():
+    assert [pace.clock(s) for s in (0, 65, 3599, 3660)] == ["0m00s", "1m05s", "59m59s", "1h01m"]
+
+
+# ------------------------------------------------------------------------------------------------ one source
+def test_every_section_of_the_present_notebooks_was_measured():
+    """Otherwise: `make course`, then `ivt build guide`."""
+    for path in course.find_notebooks(ROOT / "notebooks"):
+        sections = pace.measured(read_json(path)["cells"])
+        assert list(pace.section_seconds("micro")[path.stem]) == list(sections), path.stem
+    assert pace.timings()["closer"] > 0
+
+
+def test_readme_guide_and_notebooks_tell_the_same_minutes():
+    seconds = {stem: sum(parts.values()) for stem, parts in pace.section_seconds("micro").items()}
+    readme, guide = (ROOT / "README.md").read_text(), (ROOT / "docs" / "instructor.md").read_text()
+    told = re.search(r"run for (\d+) minutes on (.+?)\.\n<!-- /minutes -->", readme)
+    assert int(told[1]) == round(sum(seconds.values()) / 60) and told[2] == pace.machine()
+    table = {row[0]: row[1] for row in re.findall(r"^\| (\w+) \| (\d+:\d\d) \| \d+ \| \d+ \|$", guide, re.MULTILINE)}
+    for stem, value in seconds.items():
+        minutes, rest = map(int, table[stem].split(":"))
+        assert 0 <= 60 * minutes + rest - value < 1
+        head = "".join(read_json(ROOT / "notebooks" / f"{stem}.ipynb")["cells"][0]["source"])
+        assert f"The cells run for {table[stem]} (minutes and seconds; profile micro, {pace.machine()})" in head
