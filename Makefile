@@ -9,7 +9,8 @@ WHEELS ?=
 BIN := .venv/bin
 STAMP := .venv/installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
-UV := $(shell command -v uv 2>/dev/null)
+# Who tells pip of another index has told uv nothing.
+UV := $(if $(PIP_INDEX_URL)$(PIP_EXTRA_INDEX_URL),,$(shell command -v uv 2>/dev/null))
 INSTALL := $(if $(UV),uv pip install --python $(BIN)/python,$(PIP) install)
 # The newest Python is not the first choice: most tests ran with 3.11.
 CANDIDATES := $(or $(PYTHON),python3.11 python3.12 python3.13 python3 python)
@@ -17,7 +18,7 @@ OFFLINE := $(if $(WHEELS),--no-index --find-links "$(WHEELS)")
 ifneq ($(WHEELS),)
 override TORCH_INDEX :=
 endif
-SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
+FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 # Not locked, on purpose: they belong to torch's CUDA build for Linux, and torch asks for them itself, at exact versions;
 # a list of them would force 3 GB onto a CPU-only torch. (torch==X also accepts the CPU-only build X+cpu.)
 NOT_LOCKED := triton cuda-bindings cuda-pathfinder cuda-toolkit $(addprefix nvidia-,cublas cuda-cupti cuda-nvrtc \
@@ -34,6 +35,7 @@ help:
 	@echo "make bundle   pack the committed project with its wheels for this platform, to be set up without a network"
 	@echo "make clean    remove .venv, build/ (book, bundle) and caches; runs/ stays, it holds your results"
 	@echo "Options: PROFILE=smoke|micro|colab|paper   PYTHON=/path/to/python3.12   WHEELS=folder (of a bundle)"
+	@echo "         UV= to install with pip where uv is there, too"
 	@echo "Without a GPU, on Linux, ask for a CPU-only torch at the first set-up (or after make clean):"
 	@echo "  make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu"
 
@@ -41,17 +43,18 @@ setup: $(STAMP)
 
 # With TORCH_INDEX, torch comes first and from there only: pip then finds torch==X satisfied by X+cpu and leaves it.
 $(STAMP): requirements.lock pyproject.toml
-	@if [ -x $(BIN)/python ] && ! $(BIN)/python -c '$(SUITABLE)' 2>/dev/null; then \
+	@if $(BIN)/python -c '' 2>/dev/null && ! $(BIN)/python -c '$(FITS)' 2>/dev/null; then \
 	  echo "The folder .venv holds `$(BIN)/python --version 2>&1`, and the course runs on Python 3.11, 3.12 or 3.13." \
 	    "Delete it (rm -r .venv), then give the same command again." >&2; exit 1; fi
 	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 	  found=; seen=; for python in $(CANDIDATES); do \
-	    if $$python -c '$(SUITABLE)' 2>/dev/null; then found=$$python; break; fi; \
-	    if version=`$$python --version 2>&1`; then seen="$$seen $$python is $$version."; fi; \
+	    version=`$$python --version 2>/dev/null` || continue; \
+	    if ! $$python -c '$(FITS)' 2>/dev/null; then seen="$$seen $$python is $$version."; \
+	    elif $$python -c 'import venv, ensurepip' 2>/dev/null; then found=$$python; break; \
+	    else seen="$$seen $$python lacks venv or ensurepip (Debian: python3-venv)."; fi; \
 	  done; \
 	  if [ -z "$$found" ]; then \
-	    echo "The course needs Python 3.11, 3.12 or 3.13 with its modules venv and ensurepip (Debian: python3-venv)," \
-	      "and finds none under these names: $(CANDIDATES).$$seen" \
+	    echo "The course needs Python 3.11, 3.12 or 3.13, and finds none under these names: $(CANDIDATES).$$seen" \
 	      "Install one, or name it: make setup PYTHON=/path/to/python3.11" >&2; exit 1; \
 	  fi; \
 	  echo "Creating .venv with `$$found --version`."; \

@@ -53,6 +53,7 @@ def trouble(error: OSError, path: Path | str | None = None) -> str:
     `path` is the file in question where the error does not name it, or names a temporary one.
     """
     path = path or error.filename
+    path = os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else None  # not the number of an open file
     if error.errno in FULL:
         place = path or "what was to be written"
         return f"No space left on the disk for {place}: free some, then the same command goes on from there."
@@ -60,7 +61,8 @@ def trouble(error: OSError, path: Path | str | None = None) -> str:
         return str(error)
     if error.errno not in CLOSED:
         return f"{path}: {error.strerror}."
-    if os.path.exists(path) and not os.access(path, os.R_OK):
+    there = next((place for place in (Path(path), *Path(path).absolute().parents) if _is_there(place)), Path(path))
+    if not os.access(there, os.R_OK | os.X_OK * there.is_dir()):
         return f"{path} cannot be read: {error.strerror}."
     if Path(path).absolute().is_relative_to(DATA):
         remedy = "copy the course into a folder of yours, and work there"
@@ -69,13 +71,24 @@ def trouble(error: OSError, path: Path | str | None = None) -> str:
     return f"{path} cannot be written ({error.strerror}): {remedy}."
 
 
+def _is_there(place: Path) -> bool:
+    """Return whether a path is known to exist; one inside a folder that may not be entered is not."""
+    try:
+        return place.exists()
+    except OSError:
+        return False
+
+
 @contextmanager
 def replace_folder(path: Path):
     """Yield a fresh folder that takes the place of `path` when the block ends without an error."""
     path = Path(path)
     temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise ArtefactError(trouble(error, path)) from error
     try:
         yield temporary
         if path.exists():
@@ -110,15 +123,19 @@ def intact(path: Path, remedy: str | None = None) -> Path:
     default how a file that comes with the project is restored.
     """
     note = path.with_name(MANIFEST)
-    remedy = remedy or restoring(path.parent)
     if not note.exists():
-        raise ArtefactError(f"{note} is missing, so {path.name} cannot be checked; {remedy}")
-    manifest = read_json(note, remedy)
-    noted = manifest.get("files") if isinstance(manifest, dict) else None
-    entry = noted.get(path.name) if isinstance(noted, dict) else None
-    if not path.exists() or not isinstance(entry, dict) or entry.get("sha256") != checksum(path):
-        raise ArtefactError(f"{path} is missing or damaged (its checksum is not the one in {MANIFEST}); {remedy}")
+        raise ArtefactError(f"{note} is missing, so {path.name} cannot be checked; {remedy or restoring(note)}")
+    manifest = read_json(note, remedy or restoring(note))
+    if not matches(manifest.get("files") if isinstance(manifest, dict) else None, path.name, path):
+        raise ArtefactError(f"{path} is missing or damaged (its checksum is not the one in {MANIFEST}); "
+                            f"{remedy or restoring(path)}")  # fmt: skip
     return path
+
+
+def matches(noted, name: str, path: Path) -> bool:
+    """Return whether a file or folder is there with the checksum that is noted for `name`: {name: {"sha256"}}."""
+    entry = noted.get(name) if isinstance(noted, dict) else None
+    return path.exists() and isinstance(entry, dict) and entry.get("sha256") == checksum(path)
 
 
 def note_files(folder: Path, names) -> None:
@@ -129,13 +146,16 @@ def note_files(folder: Path, names) -> None:
     write_text(note, json.dumps({"files": files}, indent=1, sort_keys=True) + "\n")
 
 
-def restoring(folder: Path) -> str:
-    """Return how to restore a folder of the project: with git in a clone, else from the archive."""
-    if not folder.is_relative_to(ROOT):
+def restoring(path: Path) -> str:
+    """Return how to restore a file or folder of the project: with git in a clone, else from the archive.
+
+    It is removed first, for git leaves alone what it takes for unchanged.
+    """
+    if not path.is_relative_to(ROOT):
         return "restore it from where it came"
-    name = folder.relative_to(ROOT).as_posix()
+    name = path.relative_to(ROOT).as_posix()
     if (ROOT / ".git").exists():
-        return f"restore it with: git checkout -- {name}"
+        return f"restore it with: rm -rf {name} && git checkout -- {name}"
     return f"restore it from the archive (ZIP) that the course came in: unpack it again, and copy its {name} here"
 
 
@@ -157,8 +177,11 @@ def commit() -> str | None:
 
     A project that was unpacked inside somebody else's repository has no commit of its own.
     """
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # as in a git hook
+
     def git(*words):
-        return subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True, check=True).stdout.strip()
+        done = subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True, check=True, env=outside)
+        return done.stdout.strip()
 
     try:
         if not os.path.samefile(git("rev-parse", "--show-toplevel"), ROOT):
@@ -279,9 +302,10 @@ class Run:
 def find_reference(relative: str) -> Path:
     """Return a reference result, such as "adapters/sft"; an ArtefactError when its checksum is not the noted one."""
     path = REFERENCE / relative
-    sums = read_json(REFERENCE / "stages.json", restoring(REFERENCE))
-    if not path.exists() or sums.get(stage_key(relative), {}).get("sha256") != checksum(path):
-        raise ArtefactError(f"{path} is missing or damaged (checksum); {restoring(REFERENCE)}")
+    note = REFERENCE / "stages.json"
+    if not matches(read_json(note, restoring(note)), stage_key(relative), path):
+        raise ArtefactError(f"{path} is missing or damaged (its checksum is not the one in stages.json); "
+                            f"{restoring(path)}")  # fmt: skip
     return path
 
 
@@ -290,7 +314,7 @@ def read_json(path: Path, remedy: str = "delete it and run again."):
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        way = restoring(Path(path).parent) if Path(path).is_relative_to(DATA) else "run the stage that makes it."
+        way = restoring(Path(path)) if Path(path).is_relative_to(DATA) else "run the stage that makes it."
         raise ArtefactError(f"{path} is missing; {way}") from None
     except ValueError:
         raise ArtefactError(f"{path} is not valid JSON; {remedy}") from None

@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         from .artefacts import ArtefactError, trouble
 
         if isinstance(error, OSError):
-            return fail(trouble(error), 2)
+            return fail(trouble(error, error.filename or getattr(arguments, "run_dir", None)), 2)
         if isinstance(error, (ArtefactError, ValueError)):
             return fail(str(error), 2)
         if distributed.size() > 1 and any(sign in str(error).lower() for sign in LOST):
@@ -254,7 +254,7 @@ def closer_command(arguments) -> int:
     split = arguments.split
     train, records = load_split(profile, "train"), load_split(profile, split)
     run = Run(profile, 0, arguments.run_dir and arguments.run_dir.resolve())
-    seconds = pace.timings()["closer"] if profile.name == "micro" else None
+    seconds = pace.timings().get("closer") if profile.name == "micro" else None
     cost = (f"about {seconds * len(arguments.seeds) / 60:.0f} min from scratch on {pace.machine()}" if seconds
             else "how long that takes was not measured")  # fmt: skip
     print(f"Profile {profile.name}: the closer look, seeds {arguments.seeds}: {cost}. Results go to {run.root}.")
@@ -320,8 +320,8 @@ def doctor_command(arguments) -> int:
     for tag, text in lines:
         print(f"[{tag}] {text}")
     missing = sum(tag == MISS for tag, _ in lines)
-    if (PROJECT / "notebooks").is_dir() and any((PROJECT / "notebooks").glob("0*.ipynb")):
-        print(cost(profile.name, find_notebooks(PROJECT / "notebooks")))
+    if not missing:
+        print(cost(profile, find_notebooks(PROJECT / "notebooks")))
     print(f"Missing: {missing} of what is needed." if missing else "Nothing needed is missing.")
     return 1 if missing else 0
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ivt_utils.artefacts import read_json
-from ivt_utils.pace import START, Pace, clock, heading, machine, measured, section_seconds
+from ivt_utils.pace import START, Pace, clock, heading, machine, section_seconds
 
 PACKAGE = Path(__file__).resolve().parent
 PROJECT = PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").is_file() else Path.cwd()
@@ -61,7 +61,7 @@ def run_course(profile, seed: int, run_dir: Path, folder: Path, only=None, out=N
     target = run_dir / "notebooks"
     target.mkdir(parents=True, exist_ok=True)
     parameters = {"PROFILE": profile.name, "SEED": seed, "RUN_DIR": str(run_dir)}
-    print(cost(profile.name, chosen) + f" Results go to {shown(run_dir)}.", file=out, flush=True)
+    print(f"{cost(profile, chosen)} Results go to {shown(run_dir)}.", file=out, flush=True)
 
     started, expected = time.monotonic(), section_seconds(profile.name)
     timed = all(path.stem in expected for path in chosen)
@@ -72,7 +72,7 @@ def run_course(profile, seed: int, run_dir: Path, folder: Path, only=None, out=N
         earlier = [target / path.name for path in everything if path < notebook]
         stamp = made_from(notebook, parameters, earlier)
         if is_current(target / notebook.name, stamp, run_dir):
-            pace.finished(notebook.stem, measured(read_json(target / notebook.name)["cells"]))
+            pace.finished(notebook.stem, read_json(target / notebook.name)["metadata"][MARK].get("sections", {}))
             print(f"{label}: executed before, nothing has changed since", file=out, flush=True)
         else:
             begun = time.monotonic()
@@ -100,20 +100,21 @@ def execute(notebook, output, parameters, stamp, label, pace, started, out) -> N
     partial = output.with_name(f"{output.stem}.partial.ipynb")
     source = nbformat.read(notebook, as_version=4)
     cells = 1 + sum(counts(cell) for cell in source.cells)  # papermill adds the cell with our parameters
-    begun, current, section, sections = time.monotonic(), 0, START, {}
+    begun, current, section, sections = time.monotonic(), 0, START, [START]  # the first: papermill's cell
     for cell in source.cells:
-        section = sections[cell.id] = heading(cell) or section
+        section = heading(cell) or section
+        sections += [section] * counts(cell)
     pace.enter(notebook.stem, START)
 
     def count_cell(cell, cell_index):
         nonlocal current
         current += 1
-        pace.enter(notebook.stem, sections.get(cell.id, START))  # papermill's own cell stands at the start
+        pace.enter(notebook.stem, sections[min(current, cells) - 1])
 
     def line() -> str:
         now, left = time.monotonic(), pace.left()
         text = f"{label}: cell {max(current, 1)}/{cells}, {clock(now - begun)}; in all {clock(now - started)}"
-        return text + (f", about {clock(left)} to go" if left is not None else "")
+        return text + (f", about {clock(left)} to go" if left and left >= 1 else "")
 
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what matters of its messages is said below
     outside = os.environ.get("IVT_STATIC")
@@ -150,6 +151,7 @@ def execute(notebook, output, parameters, stamp, label, pace, started, out) -> N
     executed.metadata[MARK] = {
         "made_from": stamp,
         "seconds": round(time.monotonic() - begun, 1),
+        "sections": pace.leave(notebook.stem),
         "artefacts": artefacts_in(Path(parameters["RUN_DIR"])),
     }
     nbformat.write(executed, partial)
@@ -217,16 +219,17 @@ def artefacts_in(run_dir: Path) -> list[str]:
     return sorted(path.relative_to(run_dir).as_posix() for path in found)
 
 
-def cost(profile: str, notebooks: list[Path]) -> str:
+def cost(profile, notebooks: list[Path]) -> str:
     """Return one sentence: how many notebooks the profile runs, and how long that took where it was measured."""
-    stems, measured = [path.stem for path in notebooks], section_seconds(profile)
-    text = f"Profile {profile}: {len(stems)} notebook{'s' if len(stems) != 1 else ''}"
-    if not all(stem in measured for stem in stems):
-        return text + f"; how long that takes was not measured, `ivt plan --profile {profile}` says what it costs."
-    whole = {stem: sum(measured[stem].values()) for stem in stems}
+    stems, usual = [path.stem for path in notebooks], section_seconds(profile.name)
+    text = f"Profile {profile.name}: {len(stems)} notebook{'s' if len(stems) != 1 else ''}"
+    if profile.hub_student:
+        return text + f"; `ivt plan --profile {profile.name}` says what they cost."
+    if not all(stem in usual for stem in stems):
+        return text + "; how long they take was not measured."
+    whole = {stem: sum(usual[stem].values()) for stem in stems}
     each = ", ".join(f"{stem[:2]}: {clock(seconds)}" for stem, seconds in whole.items())
-    return (f"{text}, {clock(sum(whole.values()))} from scratch on {machine()} ({each}), less where stages are "
-            "finished. The estimates below follow this machine.")  # fmt: skip
+    return f"{text}, {clock(sum(whole.values()))} from scratch on {machine()} ({each}), less where stages are finished."
 
 
 @contextmanager

@@ -8,13 +8,12 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from .artefacts import MANIFEST, ArtefactError, installed, intact, read_json, restoring, trouble
+from .artefacts import ArtefactError, installed, intact, trouble
 
 OK, NOTE, MISS = " OK ", "NOTE", "MISS"
 MAIN = ("torch", "torchvision", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "scipy",
         "pandas", "pyarrow", "matplotlib", "pillow", "papermill", "jupyterlab", "ipykernel",
         "ipywidgets")  # fmt: skip
-SHIPPED = {"benchmark": "benchmark", "micro student": "student", "the paper's numbers": "."}  # folders of data/
 MEMORY_GB = 6  # what a micro run may take at most (issue 2, "Speed and size")
 DISK_GB = 2  # generous for the checkpoints and results of one run
 PYTHONS = ((3, 11), (3, 14))  # from, below
@@ -34,7 +33,7 @@ def examine(project: Path, profile) -> list[tuple[str, str]]:
         *gpu(profile),
     ]
     data, reference = project / "data", project / "data" / "reference"
-    lines += [shipped(name, data / folder) for name, folder in SHIPPED.items()]
+    lines += shipped(data)
     alone = (NOTE, "no reference results in data/reference/: each notebook needs those before it run")
     lines.append((OK, "reference results in data/reference/") if reference.is_dir() else alone)
     if profile.data == "hub":
@@ -118,16 +117,25 @@ def writable(project: Path) -> tuple[str, str]:
         return NOTE, trouble(error, folder)
 
 
-def shipped(name: str, folder: Path) -> tuple[str, str]:
-    """Return the line about a folder of data that comes with the project, after comparing checksums."""
-    try:
-        files = read_json(folder / MANIFEST, restoring(folder))["files"]
-        for file in files:
-            intact(folder / file)
-        return OK, f"{name} in data/"
-    except (ArtefactError, LookupError, TypeError) as error:
-        said = error if isinstance(error, ArtefactError) else f"{folder / MANIFEST} is damaged; {restoring(folder)}"
-        return MISS, f"{name}: {said}"
+def shipped(data: Path) -> list[tuple[str, str]]:
+    """Return the lines about what comes with the project and every run reads, after comparing checksums."""
+    from .student import FILES
+
+    parts = {
+        "benchmark": [f"benchmark/{split}.parquet" for split in ("train", "val", "test")],
+        "micro student": [f"student/{name}" for name in FILES],
+        "the paper's numbers": ["paper_results.json"],
+        "measured minutes": ["timings.json"],
+    }
+    lines = []
+    for name, files in parts.items():
+        try:
+            for file in files:
+                intact(data / file)
+            lines.append((OK, f"{name} in data/"))
+        except (ArtefactError, OSError) as error:
+            lines.append((MISS, f"{name}: {trouble(error) if isinstance(error, OSError) else error}"))
+    return lines
 
 
 def needs(profile) -> list[tuple[str, str]]:

@@ -52,23 +52,30 @@ def read_cells(path: Path) -> list[dict]:
 
 
 def keep_timings(run_dir: Path) -> Path:
-    """Write `data/timings.json` from the executed notebooks of a run, and return it.
+    """Write `data/timings.json` from the executed notebooks of a run and from its closer looks, and return it.
 
-    The seconds for a seed of the closer look come from the same run where it holds some, else they stay as they were.
+    A run that holds nothing but closer looks renews their seconds alone, on the machine of the others.
     """
-    found = [run_dir / "notebooks" / f"{stem}.ipynb" for stem in exercises.LESSONS]
-    if not all(path.is_file() for path in found):
-        raise ArtefactError(f"{run_dir} does not hold every executed notebook: finish it with `ivt run` first.")
+    kept = pace.timings() if pace.TIMINGS.exists() else {}
+    machine = {"processor": processor(), "cores": usable_cores(), "python": platform.python_version()}
+    if kept.get("machine") != machine:
+        kept = {"machine": machine}  # seconds of two machines do not go together
     stages = read_json(run_dir / "stages.json")
     if any("seconds" not in noted for noted in stages.values()):
         raise ArtefactError(f"{run_dir} began with the reference results, so its trainings were not timed: take a run "
                             "of `make course`.")  # fmt: skip
-    notebooks = {path.stem: measured(read_cells(path)) for path in found}
-    machine = {"processor": processor(), "cores": usable_cores(), "python": platform.python_version()}
-    seeds = sum(key.startswith("adapters/closer_seed") for key in stages)
-    spent = sum(noted["seconds"] for key, noted in stages.items() if "/closer_" in key)
-    closer = round(spent / seeds, 1) if seeds else pace.timings().get("closer") if pace.TIMINGS.exists() else None
-    kept = {"machine": machine, "closer": closer, "seconds": notebooks}
+    spent = {key: noted["seconds"] for key, noted in stages.items()}
+    looks = {key: seconds for key, seconds in spent.items() if "/closer_" in key}  # `ivt closer` makes them
+    if seeds := sum(key.startswith("adapters/closer_seed") for key in looks):
+        kept["closer"] = round(sum(looks.values()) / seeds, 1)
+    found = [run_dir / "notebooks" / f"{stem}.ipynb" for stem in exercises.LESSONS]
+    if all(path.is_file() for path in found):
+        kept["seconds"] = {path.stem: measured(read_cells(path)) for path in found}
+        if sum(sum(parts.values()) for parts in kept["seconds"].values()) < sum(spent.values()) - sum(looks.values()):
+            raise ArtefactError(f"{run_dir} was interrupted and went on later, so its notebooks ran for less than its "
+                                "stages took: take a run of `make course` in one go.")  # fmt: skip
+    elif not (seeds and "seconds" in kept):
+        raise ArtefactError(f"{run_dir} does not hold every executed notebook: finish it with `ivt run` first.")
     write_text(pace.TIMINGS, json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
     note_files(pace.TIMINGS.parent, [pace.TIMINGS.name])
     return pace.TIMINGS

@@ -121,7 +121,7 @@ def with_made_cells(notebook, stem: str):
     title.source += (f"\n\n*About {guide.minutes(read)} minutes to read and {guide.minutes(write)} for the exercises. "
                      f"The cells run for {run} (minutes and seconds; profile micro, {pace.machine()}).*"
                      f"\n\n{badges(stem, repository())}")  # fmt: skip
-    for cell, part in zip(filter(guide.heading, cells), parts[1:], strict=True):
+    for cell, part in zip(filter(pace.heading, cells), parts[1:], strict=True):
         head, *text = cell.source.splitlines()
         text = "\n".join(text).strip()
         whole = guide.minutes(part["read"] + part["write"])

@@ -11,6 +11,7 @@ from ivt_utils.artefacts import DATA, intact, read_json
 TIMINGS = DATA / "timings.json"
 START = "Start"  # what stands before the first heading
 ENOUGH = 5.0  # seconds that must have been measured before this machine is compared with the other
+LONG, FOUND = 10.0, 0.2  # a section measured to take so many seconds, and here less than this share, was found finished
 
 
 def timings() -> dict:
@@ -57,26 +58,38 @@ class Pace:
 
     `expected` has the measured seconds of each section, {notebook: {section: seconds}}. They are multiplied by the
     ratio that this machine has shown so far: its seconds over the measured ones, of the sections that it has run.
-    Stages that are found finished count as well, so a course that has nothing to train soon promises little.
+    Sections whose stages were found finished tell nothing of its speed and are left out, unless all long ones were:
+    then there is nothing to train, and little is left.
     """
 
     def __init__(self, expected: dict[str, dict[str, float]]):
         self.expected = {(stem, title): s for stem, parts in expected.items() for title, s in parts.items()}
         self.here: dict[tuple, float] = {}  # seconds of the sections that this machine has run
         self.section, self.since = None, 0.0  # the one that is running, and when it began
+        self.done: set[str] = set()  # the notebooks of which nothing is left
 
     def enter(self, stem: str, title: str, now: float | None = None) -> None:
         """Note that a cell of a section begins at `now` (by default the present); with the first, another one ends."""
-        if (stem, title) == self.section:
-            return
-        now = time.monotonic() if now is None else now
-        if self.section is not None:
-            self.here[self.section] = self.here.get(self.section, 0.0) + now - self.since
-        self.section, self.since = (stem, title), now
+        if (stem, title) != self.section:
+            self._end(now)
+            self.section, self.since = (stem, title), time.monotonic() if now is None else now
+
+    def leave(self, stem: str, now: float | None = None) -> dict[str, float]:
+        """Note that a notebook has run, and return the seconds of its sections here: {section: seconds}."""
+        self._end(now)
+        self.done.add(stem)
+        return {title: round(value, 1) for (name, title), value in self.here.items() if name == stem}
 
     def finished(self, stem: str, seconds: dict[str, float]) -> None:
-        """Note the seconds of the sections of a notebook that this machine has run before."""
+        """Note the seconds of the sections of a notebook that this machine has run before, as `leave` returned them."""
         self.here |= {(stem, title): value for title, value in seconds.items()}
+        self.done.add(stem)
+
+    def _end(self, now: float | None) -> None:
+        if self.section is not None:
+            now = time.monotonic() if now is None else now
+            self.here[self.section] = self.here.get(self.section, 0.0) + now - self.since
+            self.section = None
 
     def left(self, now: float | None = None) -> float | None:
         """Return the seconds that are left at `now` (by default the present); None when nothing was measured."""
@@ -88,8 +101,11 @@ class Pace:
         ran = {section: value for section, value in self.here.items() if section in self.expected}
         if so_far > usual > 0:  # what is running already takes longer
             ran[self.section] = so_far
+        worked = {section: value for section, value in ran.items() if value >= FOUND * self.expected[section]}
+        if any(self.expected[section] >= LONG for section in worked):
+            ran = worked
         base = sum(self.expected[section] for section in ran)
         ratio = sum(ran.values()) / base if base >= ENOUGH else 1.0
         rest = sum(value for section, value in self.expected.items()
-                   if section not in self.here and section != self.section)  # fmt: skip
+                   if section not in self.here and section != self.section and section[0] not in self.done)  # fmt: skip
         return ratio * rest + max(0.0, ratio * usual - so_far)

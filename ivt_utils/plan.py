@@ -237,7 +237,7 @@ def plan_text(profile, machine: dict | None = None, warn: bool = True) -> str:
     else:
         parts = pace.section_seconds(profile.name).items()
         told = ", ".join(f"{stem[:2]} {pace.clock(sum(seconds.values()))}" for stem, seconds in parts)
-        said.append(f"Time on {pace.machine()}: {told}." if told else "Its time was not measured.")
+        said.append(f"Time on {pace.machine()}: {told}." if told else "How long it takes was not measured.")
     kept = [[item, "not known" if size is None else _gb(size)] for item, size in found["disk"].items()]
     return "\n\n".join([
         *said, "Disk in GB", aligned([["", "GB"], *kept, ["total of what is known", _gb(sum(

@@ -58,7 +58,7 @@ NOTES = (
 
 def paper_results(path: Path = PAPER) -> dict:
     """Return the paper's numbers, each with its version and source; null where a number is not known."""
-    remedy = f"{artefacts.restoring(path.parent)} (after a change of your own: ivt build docs)"
+    remedy = f"{artefacts.restoring(path)} (after a change of your own: ivt build docs)"
     return artefacts.read_json(artefacts.intact(path, remedy))
 
 
@@ -304,21 +304,24 @@ def _axes():
 def report_from(root: Path, *, names=tuple(METHODS), versions=None, commit=None, paper=None) -> dict:
     """Return the results of a run, recomputed from its raw predictions, after printing the report.
 
-    Writes <root>/results.json and two figures in <root>/figures/. `names`: the methods to look for in
-    <root>/rollouts/. Raised as in `results_from`.
+    Writes <root>/results.json and two figures in <root>/figures/, unless the folder may only be read. `names`: the
+    methods to look for in <root>/rollouts/. Raised as in `results_from`.
     """
     root = Path(root)
     if versions is None:
         versions, commit = artefacts.versions(), artefacts.commit()
     results = results_from(root, versions=versions, commit=commit, names=names)
     paper = paper or paper_results()
+    print(summary(results, paper))
+    if not os.access(root, os.W_OK):
+        print(f"\nNothing was written, for {root} may only be read.")
+        return results
     text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)
     artefacts.write_text(root / "results.json", text + "\n")
     os.environ.setdefault("MPLBACKEND", "Agg")  # no display needed; a notebook has set its own
     figures = {"iou_per_step": iou_per_step(results), "paper_and_ours": paper_and_ours(results, paper)}
     for name, figure in figures.items():
         save_figure(figure, root / "figures" / f"{name}.png")
-    print(summary(results, paper))
     print(f"\nResults: {root / 'results.json'}\nFigures: {root / 'figures'}")
     return results
 

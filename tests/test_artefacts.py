@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,6 +36,14 @@ def never():
 @pytest.fixture
 def run(tmp_path):
     return Run(SMOKE, 0, tmp_path / "run")
+
+
+needs_git = pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
+
+
+def git(folder: Path, *words: str) -> None:
+    author = ("-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false")
+    subprocess.run(["git", *author, *words], cwd=folder, check=True)
 
 
 def files(folder: Path) -> list[str]:
@@ -231,6 +240,13 @@ def test_a_damaged_reference_is_one_sentence(run, reference, relative):
     assert "damaged" in sentence(caught) and "restore it from where it came" in sentence(caught)
 
 
+@pytest.mark.parametrize("content", ["[]", "null", "{}", '{"adapters/sft": null}', '{"adapters/sft": []}'])
+def test_odd_notes_of_the_reference_are_one_sentence(run, reference, content):
+    (reference / "stages.json").write_text(content)
+    with pytest.raises(ArtefactError, match="missing or damaged"):
+        run.find("adapters/sft")
+
+
 @pytest.mark.parametrize("relative", RELATIVE)
 def test_a_damaged_artefact_of_this_run_is_not_used(run, reference, relative):
     run.adapter("sft", train)
@@ -360,6 +376,12 @@ print(*doctor.writable(place))
 """
 
 
+@pytest.mark.parametrize("name", [b"runs/a.json", "runs/a.json", Path("runs/a.json")])
+def test_a_file_may_be_named_in_any_way(name):
+    assert artefacts.trouble(OSError(errno.EIO, "Input/output error"), name) == "runs/a.json: Input/output error."
+    assert "what was to be written" in artefacts.trouble(OSError(errno.ENOSPC, "No space left on device", 3))
+
+
 def test_a_folder_that_really_may_not_be_written_names_the_way_out():
     with tempfile.TemporaryDirectory() as outer:  # pytest's own folders are closed to others
         os.chmod(outer, 0o755)
@@ -367,6 +389,8 @@ def test_a_folder_that_really_may_not_be_written_names_the_way_out():
         closed.mkdir(mode=0o555)
         done = subprocess.run([sys.executable, "-c", CLOSED, closed], cwd=artefacts.ROOT, text=True,
                               capture_output=True)  # fmt: skip
+        if "setgroups" in done.stderr or "setuid" in done.stderr:
+            pytest.skip("this root may not become another user")
         assert done.returncode == 0, done.stderr
         first, second = done.stdout.splitlines()
         assert first.startswith(f"{closed}/run/a.json cannot be written (Permission denied): name a folder of yours")
@@ -375,15 +399,34 @@ def test_a_folder_that_really_may_not_be_written_names_the_way_out():
         assert not list(closed.iterdir())
 
 
+@needs_git
+def test_the_advice_restores_a_clone_that_was_made_with_other_line_ends(tmp_path, monkeypatch):
+    """In a clone of before .gitattributes, git takes the files with CRLF for unchanged, and leaves them alone."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    (here / "data").mkdir(parents=True)
+    artefacts.write_text(here / "data" / "a.json", "{}\n")
+    artefacts.note_files(here / "data", ["a.json"])
+    git(here, "init", "-q")
+    git(here, "add", "-A")
+    git(here, "commit", "-q", "-m", "first")
+    git(tmp_path, "clone", "-q", "-c", "core.autocrlf=true", "here", "there")
+    monkeypatch.setattr(artefacts, "ROOT", there)
+    (there / ".gitattributes").write_text("* text=auto eol=lf\n")
+    with pytest.raises(ArtefactError, match="damaged") as caught:
+        artefacts.intact(there / "data" / "a.json")
+    subprocess.run(sentence(caught).rpartition("restore it with: ")[2], shell=True, cwd=there, check=True)
+    assert artefacts.intact(there / "data" / "a.json")
+
+
+@needs_git
 def test_a_project_inside_another_repository_has_no_commit(tmp_path, monkeypatch):
-    author = ["-c", "user.name=A", "-c", "user.email=a@example.org", "commit", "-q", "-m", "first", "--allow-empty"]
     inside = tmp_path / "theirs" / "ivt-course"
     inside.mkdir(parents=True)
     monkeypatch.setattr(artefacts, "ROOT", inside)
     for folder in (inside.parent, inside):  # first theirs alone, then one of our own as well
         assert artefacts.commit() is None
-        for words in (["init", "-q"], author):
-            subprocess.run(["git", *words], cwd=folder, check=True)
+        git(folder, "init", "-q")
+        git(folder, "commit", "-q", "-m", "first", "--allow-empty")
     assert len(artefacts.commit()) == 40
 
 
@@ -392,7 +435,8 @@ def test_advice_fits_a_clone_an_archive_and_a_folder_of_ones_own(tmp_path, monke
     assert "git" not in artefacts.restoring(tmp_path / "data" / "student")
     assert "archive (ZIP)" in artefacts.restoring(tmp_path / "data" / "student")
     (tmp_path / ".git").mkdir()
-    assert artefacts.restoring(tmp_path / "data" / "student") == "restore it with: git checkout -- data/student"
+    told = artefacts.restoring(tmp_path / "data" / "student")
+    assert told == "restore it with: rm -rf data/student && git checkout -- data/student"
     assert "git" not in artefacts.restoring(tmp_path.parent / "mine")
 
 

@@ -45,7 +45,7 @@ def lessons(tmp_path, monkeypatch):
     def get_profile(name):
         if name != "tiny":
             raise ValueError(f"There is no profile {name}; choose from tiny.")
-        return types.SimpleNamespace(name=name)
+        return types.SimpleNamespace(name=name, hub_student=False)
 
     profiles.get_profile = get_profile
     report.report_from = lambda run_dir: print(f"the report of {run_dir.name}")
@@ -107,6 +107,17 @@ def test_notebooks_run_in_order_once_and_again_when_changed(lessons, capsys):
         before = len(logged(lessons))
         assert ivt_run(lessons) == 0
         assert len(logged(lessons)) == before + again
+
+
+def test_a_notebook_of_an_older_format_runs_as_well(lessons, capsys):
+    """Colab and older Jupyter write cells without ids."""
+    path = write_notebook(lessons, "01_first", log("first"))
+    content = json.loads(path.read_text()) | {"nbformat_minor": 4}
+    for cell in content["cells"]:
+        del cell["id"]
+    path.write_text(json.dumps(content))
+    assert ivt_run(lessons) == 0
+    assert logged(lessons) == ["first"]
 
 
 def test_failing_cell_is_one_sentence_and_the_rest_is_kept(lessons, capsys):
@@ -256,7 +267,8 @@ def test_the_line_says_what_is_left_on_this_machine(lessons, monkeypatch):
     write_notebook(lessons, "01_first", "import time; time.sleep(2)")
     write_notebook(lessons, "02_second", "import time; time.sleep(2)")
     out = io.StringIO()
-    course.run_course(types.SimpleNamespace(name="tiny"), 0, lessons.parent / "run", lessons, out=out)
+    profile = sys.modules["ivt_utils.profiles"].get_profile("tiny")
+    course.run_course(profile, 0, lessons.parent / "run", lessons, out=out)
     left = re.findall(r"\[(\d)/2\].*cell \d/3, .*, about (\d+)m(\d\d)s to go", out.getvalue())
     seconds = [(number, 60 * int(m) + int(s)) for number, m, s in left]
     assert max(s for number, s in seconds if number == "1") > 150

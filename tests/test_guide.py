@@ -267,15 +267,26 @@ def test_timings_are_kept_by_notebook_and_section(finished_run):
     assert f"| together | 0:23 | 16 | {6 * EXERCISE.minutes} |" in rows
 
 
-def test_the_closer_look_is_timed_where_the_run_holds_it_and_else_kept(finished_run):
-    timed = {"seconds": 60.0}
+def test_the_closer_look_is_timed_where_the_run_holds_it_and_else_kept(finished_run, monkeypatch):
     names = [f"{kind}/closer_{name}" for kind, name in (
         ("rollouts", "test_untrained"), ("adapters", "seed0"), ("rollouts", "test_seed0"), ("adapters", "first0"),
         ("adapters", "seed1"))]  # fmt: skip
-    (finished_run / "stages.json").write_text(json.dumps({name: timed for name in (*names, "adapters/sft")}))
+    stages = {name: {"seconds": 60.0} for name in names} | {"adapters/sft": {"seconds": 9.0}}
+    (finished_run / "stages.json").write_text(json.dumps(stages))
     assert json.loads(guide.keep_timings(finished_run).read_text())["closer"] == 150.0
-    (finished_run / "stages.json").write_text(json.dumps({"adapters/sft": timed}))
-    assert json.loads(guide.keep_timings(finished_run).read_text())["closer"] == 150.0
+    alone = finished_run / "closer"  # on its own, with the notebooks' seconds from before
+    alone.mkdir()
+    stages = {name: {"seconds": 30.0} for name in names}
+    (alone / "stages.json").write_text(json.dumps(stages))
+    kept = json.loads(guide.keep_timings(alone).read_text())
+    assert kept["closer"] == 75.0 and set(kept["seconds"]) == set(exercises.LESSONS)
+    monkeypatch.setattr(guide, "processor", lambda: "another")
+    with pytest.raises(ArtefactError, match="does not hold every executed notebook"):
+        guide.keep_timings(alone)
+    monkeypatch.undo()
+    monkeypatch.setattr(pace, "TIMINGS", finished_run / "data" / "timings.json")
+    (finished_run / "stages.json").write_text(json.dumps({"adapters/sft": {"seconds": 9.0}}))
+    assert json.loads(guide.keep_timings(finished_run).read_text())["closer"] == 75.0
 
 
 def test_an_unfinished_run_is_refused_in_one_sentence(finished_run):
@@ -290,6 +301,12 @@ def test_an_unfinished_run_is_refused_in_one_sentence(finished_run):
 def test_a_run_that_began_with_the_reference_is_refused(finished_run):
     (finished_run / "stages.json").write_text(json.dumps({"adapters/sft": {"sha256": "x"}}))
     with pytest.raises(ArtefactError, match="its trainings were not timed"):
+        guide.keep_timings(finished_run)
+
+
+def test_a_run_that_was_interrupted_is_refused(finished_run):
+    (finished_run / "stages.json").write_text(json.dumps({"adapters/sft": {"sha256": "x", "seconds": 900.0}}))
+    with pytest.raises(ArtefactError, match="was interrupted and went on later"):
         guide.keep_timings(finished_run)
 
 

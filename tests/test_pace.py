@@ -47,6 +47,26 @@ def test_a_course_whose_trainings_are_found_finished_soon_promises_little():
     assert quick.left(now=0.9) == pytest.approx(122 * 0.1, rel=0.01)
 
 
+def test_stages_that_are_found_finished_tell_nothing_of_the_speed():
+    """A course that was interrupted: its first training is there already, the next one is not."""
+    later = Pace({**EXPECTED, "03_third": {"Train": 200.0}})
+    later.finished("01_first", {"Start": 1.0, "Look": 9.0})
+    later.enter("02_second", "Train", now=0)
+    later.enter("02_second", "Score", now=1)
+    later.leave("02_second", now=31)
+    later.enter("03_third", "Train", now=31)
+    assert later.left(now=31) == pytest.approx(200 * 40 / 30)
+
+
+def test_nothing_is_left_of_a_notebook_that_has_run():
+    short = Pace(EXPECTED)
+    short.enter("01_first", "Start", now=0)
+    assert short.leave("01_first", now=5) == {"Start": 5.0}  # its second section has another name now
+    assert short.left(now=5) == pytest.approx(122)
+    short.finished("02_second", {})
+    assert short.left(now=5) == 0
+
+
 def test_what_a_machine_ran_before_is_not_left_and_tells_its_speed():
     again = Pace(EXPECTED)
     again.finished("01_first", {"Start": 3.0, "Look": 27.0})
@@ -75,6 +95,7 @@ def test_every_section_of_the_present_notebooks_was_measured():
 def test_readme_guide_and_notebooks_tell_the_same_minutes():
     seconds = {stem: sum(parts.values()) for stem, parts in pace.section_seconds("micro").items()}
     readme, guide = (ROOT / "README.md").read_text(), (ROOT / "docs" / "instructor.md").read_text()
+    assert "<!-- minutes -->" in readme, "run: ivt build guide"
     told = re.search(r"run for (\d+) minutes on (.+?)\.\n<!-- /minutes -->", readme)
     assert int(told[1]) == round(sum(seconds.values()) / 60) and told[2] == pace.machine()
     table = {row[0]: row[1] for row in re.findall(r"^\| (\w+) \| (\d+:\d\d) \| \d+ \| \d+ \|$", guide, re.MULTILINE)}
