@@ -130,6 +130,7 @@ def execute(notebook, output, parameters, stamp, label, pace, started, out) -> N
                 progress_bar=False,
                 cwd=str(PROJECT),
                 on_cell_execute=count_cell,
+                coalesce_streams=True,  # what a cell prints is one output, however the kernel sent it
                 extra_arguments=["--log-level=CRITICAL"],  # the kernel's own; what a cell prints is kept
             )
     except papermill.PapermillExecutionError as error:
