@@ -33,6 +33,7 @@ help:
 	@echo "make book     set up, then build the pages of the course, with the notebooks as they lie there, into build/book/"
 	@echo "make setup    create .venv and install requirements.lock (about 3 GB to download, 6.4 GB installed on Linux)"
 	@echo "make bundle   pack the committed project with its wheels for this platform, to be set up without a network"
+	@echo "make lock     for who changes the dependencies: write requirements.lock anew (needs uv)"
 	@echo "make clean    remove .venv, build/ (book, bundle) and caches; runs/ stays, it holds your results"
 	@echo "Options: PROFILE=smoke|micro|colab|paper   PYTHON=/path/to/python3.12   WHEELS=folder (of a bundle)"
 	@echo "         UV= to install with pip where uv is there, too"
@@ -70,6 +71,7 @@ $(STAMP): requirements.lock pyproject.toml
 	$(INSTALL) -r requirements.lock $(OFFLINE)
 	$(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
+	@echo "The set-up is done. For the command ivt, say in each terminal: source .venv/bin/activate"
 
 course: setup
 	$(BIN)/ivt run --profile $(PROFILE)
@@ -84,6 +86,8 @@ lab: setup
 # One list for every Python of the README, from its first patch release on. Versions stay as they are listed: delete a
 # line, or the whole file, to let packages move. Then run tests/test_packaging.py.
 lock:
+	@test -n "$(UV)" || { \
+	  echo "make lock needs uv. Only who changes the dependencies needs it: the lock comes with the course." >&2; exit 1; }
 	uv pip compile pyproject.toml --extra book --extra test --group build --universal --python-version 3.11 \
 	  --fork-strategy fewest --no-annotate $(NOT_LOCKED:%=--no-emit-package %) -o requirements.lock
 

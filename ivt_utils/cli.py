@@ -12,6 +12,7 @@ from . import distributed
 
 STOPPED = ("Stopped, from outside or because another process of this run has died (most often for want of memory); "
            "the same command goes on from the last finished stage or checkpoint.")  # fmt: skip
+ALONE = "Stopped; the same command goes on from the last finished stage or checkpoint."
 LOST = ("connection closed", "connection reset", "remote process exited")  # how torch says that a process is gone
 NOTEBOOKS = {
     "eval": "notebooks 1 and 2: the base student's answers",
@@ -38,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return arguments.command(arguments)
     except KeyboardInterrupt as stop:
-        return fail(str(stop) or "Stopped.", 130)
+        return fail(str(stop) or (ALONE if hasattr(arguments, "run_dir") else "Stopped."), 130)
     except NotebookStopped as stop:
         return fail(str(stop), 1)
     except Exception as error:
@@ -140,7 +141,8 @@ def run_command(arguments) -> int:
 
         seed_run(profile, arguments.seed, run_dir)
     folder = (arguments.notebooks or PROJECT / "notebooks").resolve()
-    run_course(profile, arguments.seed, run_dir, folder, arguments.only)
+    over = "The notebooks run over the reference results: nothing is trained, they take a minute or two."
+    run_course(profile, arguments.seed, run_dir, folder, arguments.only, told=over if arguments.reference else "")
     try:
         report_from(run_dir)
     except ArtefactError as missing:
@@ -164,8 +166,7 @@ def stage_command(arguments) -> int:
     try:
         STAGES[arguments.stage](run)
     except KeyboardInterrupt:  # Ctrl-C, or the launcher, which ends all processes when one has died
-        alone = "Stopped; the same command goes on from the last finished stage or checkpoint."
-        raise KeyboardInterrupt(STOPPED if distributed.size() > 1 else alone) from None
+        raise KeyboardInterrupt(STOPPED if distributed.size() > 1 else ALONE) from None
     distributed.leave()
     made = {name: noted["seconds"] for name, noted in run.stages().items() if name not in before}
     for name, seconds in made.items():
@@ -257,7 +258,7 @@ def closer_command(arguments) -> int:
     seconds = pace.timings().get("closer") if profile.name == "micro" else None
     cost = (f"about {seconds * len(arguments.seeds) / 60:.0f} min from scratch on {pace.machine()}" if seconds
             else "how long that takes was not measured")  # fmt: skip
-    print(f"Profile {profile.name}: the closer look, seeds {arguments.seeds}: {cost}. Results go to {run.root}.")
+    print(f"Profile {profile.name}: the closer look, {len(arguments.seeds)} seed(s): {cost}. Results go to {run.root}.")
     run_closer(run, arguments.seeds, train, records, split)
     if split == "test" and (run.root / "results.json").exists():
         report_from(run.root)  # ends with the same table

@@ -50,9 +50,10 @@ def find_notebooks(folder: Path, only: list[str] | None = None) -> list[Path]:
     return [path for path in found if any(path.stem.startswith(name) for name in wanted)]
 
 
-def run_course(profile, seed: int, run_dir: Path, folder: Path, only=None, out=None) -> None:
+def run_course(profile, seed: int, run_dir: Path, folder: Path, only=None, out=None, told: str = "") -> None:
     """Execute the notebooks of `folder` into `<run_dir>/notebooks/`, with progress on `out`; return nothing.
 
+    `told` is said of the cost in place of `cost`.
     Raises NotebookStopped for a failing cell and KeyboardInterrupt (with one sentence) for Ctrl-C.
     """
     out = out or sys.stdout
@@ -61,7 +62,7 @@ def run_course(profile, seed: int, run_dir: Path, folder: Path, only=None, out=N
     target = run_dir / "notebooks"
     target.mkdir(parents=True, exist_ok=True)
     parameters = {"PROFILE": profile.name, "SEED": seed, "RUN_DIR": str(run_dir)}
-    print(f"{cost(profile, chosen)} Results go to {shown(run_dir)}.", file=out, flush=True)
+    print(f"{told or cost(profile, chosen)} Results go to {shown(run_dir)}.", file=out, flush=True)
 
     started, expected = time.monotonic(), section_seconds(profile.name)
     timed = all(path.stem in expected for path in chosen)
@@ -116,7 +117,8 @@ def execute(notebook, output, parameters, stamp, label, pace, started, out) -> N
         text = f"{label}: cell {max(current, 1)}/{cells}, {clock(now - begun)}; in all {clock(now - started)}"
         return text + (f", about {clock(left)} to go" if left and left >= 1 else "")
 
-    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what matters of its messages is said below
+    for name in ("papermill", "asyncio"):  # what matters of their messages is said below
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     outside = os.environ.get("IVT_STATIC")
     os.environ["IVT_STATIC"] = "1"  # widgets show their figure: there is nobody to use them
     try:
@@ -227,7 +229,7 @@ def cost(profile, notebooks: list[Path]) -> str:
     if profile.hub_student:
         return text + f"; `ivt plan --profile {profile.name}` says what they cost."
     if not all(stem in usual for stem in stems):
-        return text + "; how long they take was not measured."
+        return text + "; they take some minutes, which were not measured."
     whole = {stem: sum(usual[stem].values()) for stem in stems}
     each = ", ".join(f"{stem[:2]}: {clock(seconds)}" for stem, seconds in whole.items())
     return f"{text}, {clock(sum(whole.values()))} from scratch on {machine()} ({each}), less where stages are finished."

@@ -5,7 +5,6 @@ A section is what stands under one `##` heading of a notebook. `ivt build guide`
 """
 
 import json
-import math
 import platform
 import re
 from pathlib import Path
@@ -13,12 +12,14 @@ from pathlib import Path
 from ivt_utils import exercises, pace
 from ivt_utils.artefacts import ROOT, ArtefactError, note_files, read_json, write_text
 from ivt_utils.doctor import usable_cores
-from ivt_utils.pace import START, heading, measured
+from ivt_utils.pace import START, clock, heading, measured
 from ivt_utils.report import markdown_table, write_between
 
 GUIDE = ROOT / "docs" / "instructor.md"
 WORDS_A_MINUTE = 130  # of prose that is new to the reader
 LINES_A_MINUTE = 12  # of code
+# Lines that are written into a notebook from elsewhere, its minutes among them: nobody's reading.
+MADE = re.compile(r"\*About \d+ minutes to read|\*\d+ minutes?\*$|\[!\[Open in Colab|<!-- No badges")
 FIGURE_MINUTES = 0.5  # for each picture that a cell shows
 
 
@@ -39,11 +40,16 @@ def sections(cells: list[dict]) -> list[dict]:
                 now["write"] += exercises.find(name).minutes
                 now["exercises"].append(name)
         elif cell["cell_type"] == "markdown":
-            now["read"] += len(text.split()) / WORDS_A_MINUTE
+            now["read"] += len(without_made(text).split()) / WORDS_A_MINUTE
         elif {"parameters", "injected-parameters", "setup"}.isdisjoint(cell["metadata"].get("tags", [])):
             figures = len(re.findall(r"^show\(", text, re.MULTILINE))
             now["read"] += len(text.splitlines()) / LINES_A_MINUTE + FIGURE_MINUTES * figures
     return found
+
+
+def without_made(text: str) -> str:
+    """Return the text of a cell without the lines that are written into it from elsewhere."""
+    return "\n".join(line for line in text.splitlines() if not MADE.match(line))
 
 
 def read_cells(path: Path) -> list[dict]:
@@ -95,14 +101,6 @@ def minutes(value: float) -> str:
     return str(max(1, round(value))) if value > 0 else "-"
 
 
-def seconds_text(value: float | None) -> str:
-    """Return a time as "0:05"; "not measured" for None."""
-    if value is None:
-        return "not measured"
-    whole = math.ceil(value)
-    return f"{whole // 60}:{whole % 60:02d}"
-
-
 def tables(folder: Path = ROOT / "notebooks") -> str:
     """Return the Markdown tables of the guide: one a notebook, and their totals."""
     timings = pace.timings()
@@ -113,14 +111,15 @@ def tables(folder: Path = ROOT / "notebooks") -> str:
         for found in sections(read_cells(folder / f"{stem}.ipynb")):
             seconds = ran.get(found["title"])
             names = ", ".join(f"`{name}`" for name in found["exercises"]) or "-"
-            rows.append([found["title"], seconds_text(seconds), minutes(found["read"]), minutes(found["write"]), names])
+            time = "not measured" if seconds is None else clock(seconds)
+            rows.append([found["title"], time, minutes(found["read"]), minutes(found["write"]), names])
             whole = [a + b for a, b in zip(whole, (seconds or 0.0, found["read"], found["write"]), strict=True)]
-        head = ["section", "cells run (min:s)", "read (min)", "exercises (min)", "which"]
+        head = ["section", "cells run", "read (min)", "exercises (min)", "which"]
         parts.append(f"**{stem}**\n\n{markdown_table(head, rows)}")
-        totals.append([stem, seconds_text(whole[0]), minutes(whole[1]), minutes(whole[2])])
+        totals.append([stem, clock(whole[0]), minutes(whole[1]), minutes(whole[2])])
         together = [a + b for a, b in zip(together, whole, strict=True)]
-    totals.append(["together", seconds_text(together[0]), minutes(together[1]), minutes(together[2])])
-    head = ["notebook", "cells run (min:s)", "read (min)", "exercises (min)"]
+    totals.append(["together", clock(together[0]), minutes(together[1]), minutes(together[2])])
+    head = ["notebook", "cells run", "read (min)", "exercises (min)"]
     about = f"Cells measured on {pace.machine()}; the other minutes are estimates."
     return "\n\n".join([markdown_table(head, totals), about, *parts]) + "\n"
 

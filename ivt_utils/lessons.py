@@ -23,7 +23,6 @@ from ivt_utils.setting_up import badges, repository, setup_cell
 NOTEBOOKS = ROOT / "notebooks"
 SETUP = "setup"
 README_OPENS = "01_self_correction_gap"  # what the README's badges open
-MADE = re.compile(r"\*About \d+ minutes to read|\*\d+ minutes?\*$|\[!\[Open in Colab|<!-- No badges")  # lines
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -113,13 +112,12 @@ def with_made_cells(notebook, stem: str):
             cells.append(cell)
     for cell in cells:
         if cell.cell_type == "markdown" and not cell.metadata.get("exercise"):
-            kept = "\n".join(line for line in cell.source.splitlines() if not MADE.match(line))
-            cell.source = re.sub("\n{3,}", "\n\n", kept).strip()
+            cell.source = re.sub("\n{3,}", "\n\n", guide.without_made(cell.source)).strip()
     parts = guide.sections(cells)
     read, write = (sum(part[kind] for part in parts) for kind in ("read", "write"))
-    run = guide.seconds_text(sum(pace.section_seconds("micro")[stem].values()))
+    run = pace.clock(sum(pace.section_seconds("micro")[stem].values()))
     title.source += (f"\n\n*About {guide.minutes(read)} minutes to read and {guide.minutes(write)} for the exercises. "
-                     f"The cells run for {run} (minutes and seconds; profile micro, {pace.machine()}).*"
+                     f"The cells run for {run} on {pace.machine()} (profile micro).*"
                      f"\n\n{badges(stem, repository())}")  # fmt: skip
     for cell, part in zip(filter(pace.heading, cells), parts[1:], strict=True):
         head, *text = cell.source.splitlines()

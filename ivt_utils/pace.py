@@ -4,6 +4,7 @@ A section is what stands under one `##` heading of a notebook. `data/timings.jso
 each section took in one run of the profile `micro`, and names the machine; `ivt build guide` writes it.
 """
 
+import math
 import time
 
 from ivt_utils.artefacts import DATA, intact, read_json
@@ -32,8 +33,8 @@ def section_seconds(profile: str) -> dict[str, dict[str, float]]:
 
 
 def clock(seconds: float) -> str:
-    """Return `3m05s`, or `1h02m` from an hour on."""
-    minutes, rest = divmod(int(seconds), 60)
+    """Return `3m05s`, or `1h02m` from an hour on; whole seconds, rounded up."""
+    minutes, rest = divmod(math.ceil(seconds), 60)
     return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{rest:02d}s"
 
 

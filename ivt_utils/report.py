@@ -304,8 +304,8 @@ def _axes():
 def report_from(root: Path, *, names=tuple(METHODS), versions=None, commit=None, paper=None) -> dict:
     """Return the results of a run, recomputed from its raw predictions, after printing the report.
 
-    Writes <root>/results.json and two figures in <root>/figures/, unless the folder may only be read. `names`: the
-    methods to look for in <root>/rollouts/. Raised as in `results_from`.
+    Writes <root>/results.json and two figures in <root>/figures/, unless the folder may only be read or is the
+    reference. `names`: the methods to look for in <root>/rollouts/. Raised as in `results_from`.
     """
     root = Path(root)
     if versions is None:
@@ -313,8 +313,8 @@ def report_from(root: Path, *, names=tuple(METHODS), versions=None, commit=None,
     results = results_from(root, versions=versions, commit=commit, names=names)
     paper = paper or paper_results()
     print(summary(results, paper))
-    if not os.access(root, os.W_OK):
-        print(f"\nNothing was written, for {root} may only be read.")
+    if root == artefacts.REFERENCE or not os.access(root, os.W_OK):
+        print(f"\nRecomputed from {root}; nothing was written there.")
         return results
     text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)
     artefacts.write_text(root / "results.json", text + "\n")

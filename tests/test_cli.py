@@ -15,6 +15,7 @@ import nbformat
 import pytest
 
 from ivt_utils import artefacts, course, datasets, doctor, stages, vlm_teacher
+from ivt_utils import lessons as lessons_module
 from ivt_utils.artefacts import ArtefactError
 from ivt_utils.cli import main
 from ivt_utils.profiles import get_profile
@@ -118,6 +119,14 @@ def test_a_notebook_of_an_older_format_runs_as_well(lessons, capsys):
     path.write_text(json.dumps(content))
     assert ivt_run(lessons) == 0
     assert logged(lessons) == ["first"]
+
+
+def test_over_the_reference_no_training_is_announced(lessons, capsys, monkeypatch):
+    monkeypatch.setattr(lessons_module, "seed_run", lambda *_: None)
+    write_notebook(lessons, "01_first", log("first"))
+    assert ivt_run(lessons, "--reference") == 0
+    first_line = capsys.readouterr().out.splitlines()[0]
+    assert "nothing is trained" in first_line and "from scratch" not in first_line
 
 
 def test_failing_cell_is_one_sentence_and_the_rest_is_kept(lessons, capsys):

@@ -240,13 +240,6 @@ def test_measured_adds_the_seconds_of_each_section():
     assert pace.measured(MADE_UP) == {pace.START: 2.0, "First": 1.8, "Second": 0.0}
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(None, "not measured"), (0.0, "0:00"), (0.2, "0:01"), (59.5, "1:00"), (61, "1:01")]
-)
-def test_a_time_is_told_in_whole_seconds_rounded_up(seconds, text):
-    assert guide.seconds_text(seconds) == text
-
-
 @pytest.fixture
 def finished_run(tmp_path, monkeypatch):
     """A run whose six notebooks are made up, and a place for the timings that is not the project's."""
@@ -263,8 +256,8 @@ def test_timings_are_kept_by_notebook_and_section(finished_run):
     assert kept["seconds"] == {stem: pace.measured(MADE_UP) for stem in exercises.LESSONS}
     assert kept["machine"]["cores"] >= 1 and kept["machine"]["processor"]
     rows = guide.tables(finished_run / "notebooks")
-    assert f"| First | 0:02 | 2 | {EXERCISE.minutes} | `my_iou` |" in rows
-    assert f"| together | 0:23 | 16 | {6 * EXERCISE.minutes} |" in rows
+    assert f"| First | 0m02s | 2 | {EXERCISE.minutes} | `my_iou` |" in rows
+    assert f"| together | 0m23s | 16 | {6 * EXERCISE.minutes} |" in rows
 
 
 def test_the_closer_look_is_timed_where_the_run_holds_it_and_else_kept(finished_run, monkeypatch):

@@ -56,7 +56,8 @@ def test_lock_says_in_its_head_how_it_is_made_and_make_does_so():
     head = [line for line in (PROJECT / "requirements.lock").read_text().splitlines() if line.startswith("#")]
     command = next(line.strip("# ") for line in head if "pip compile" in line)
     assert "--universal --python-version 3.11 " in command  # a resolver that knows 3.11.0
-    assert command.split() == make(PROJECT, "-n", "lock").stdout.replace("\\\n", "").split()
+    told = make(PROJECT, "-n", "lock").stdout
+    assert command.split() == told[told.index("uv pip") :].replace("\\\n", "").split()
 
 
 # ---------------------------------------------------------------------------------------------- every Python
@@ -296,6 +297,12 @@ def test_a_python_that_does_not_fit_is_told_by_its_version_before_anything_is_do
     out = make(stage, "setup")
     assert out.returncode != 0 and ".venv holds Python 3.10.12" in out.stderr and "rm -r .venv" in out.stderr
     assert not (stage / "asked").exists()
+
+
+@needs_make
+def test_the_lock_needs_uv_and_says_so(stage):
+    out = make(stage, "lock", "UV=")
+    assert out.returncode != 0 and "make lock needs uv" in out.stderr
 
 
 @needs_make

@@ -403,6 +403,18 @@ def test_a_line_separator_inside_an_expression_is_not_a_new_line(run):
     assert results.read_rollouts(run / "rollouts" / "base_ivt.jsonl") == all_methods()["base_ivt"]
 
 
+@pytest.mark.parametrize("why", ["the reference", "read-only"])
+def test_a_report_of_what_may_not_change_is_printed_and_writes_nothing(run, monkeypatch, capsys, why):
+    if why == "the reference":
+        monkeypatch.setattr(report.artefacts, "REFERENCE", run)
+    else:
+        monkeypatch.setattr(report.os, "access", lambda *_: False)  # root may write everywhere
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    report.report_from(run)
+    assert "Result: the final step" in (said := capsys.readouterr().out) and "nothing was written there" in said
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [
