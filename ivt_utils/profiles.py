@@ -13,7 +13,7 @@ class StudentRecipe:
     text_layers: int = 5
     vision_width: int = 64
     vision_layers: int = 3
-    steps: int = 9_000  # stopped early on purpose: at 12,000 hardly an error is left to correct
+    steps: int = 9_000  # stopped early on purpose: later, hardly an error is left to correct
     vision_steps: int = 4_000  # the first steps train the vision tower alone, on what each image token shows
     vision_lr: float = 2e-3  # in those steps
     batch_size: int = 8  # small batches: learning is limited by steps, not by scenes
@@ -21,9 +21,9 @@ class StudentRecipe:
     betas: tuple = (0.9, 0.98)
     weight_decay: float = 0.01
     clip: float = 1.0
-    decay_from: int = 8_000  # the learning rate is constant up to this step,
-    decay_steps: int = 4_000  # then falls in a line, over so many steps,
-    floor: float = 0.03  # to this share
+    decay_from: int = 8_500  # the learning rate is constant up to this step,
+    decay_steps: int = 1_600  # then falls in a line, over so many steps,
+    floor: float = 0.05  # to this share
     # the guides of training (pretrain.py): their weights, and where in the text model they stand
     cell_weight: float = 0.3
     word_weight: float = 0.5
@@ -37,8 +37,17 @@ class StudentRecipe:
     things: int = 8  # the hardest ones
     # (images, questions on each): the kinds of batch, and how often each is drawn
     chats: tuple = ((1, 3), (2, 1), (2, 2), (3, 1))
-    chat_weights: tuple = (0.7, 0.1, 0.1, 0.1)
-    loop_share: float = 0.5  # of a word's length: what the tokens of the loop get, in the end, of their first direction
+    chat_weights: tuple = (0.5, 0.25, 0.1, 0.15)
+    again_share: float = 0.3  # how often an answer is asked for again, without an image: the same box
+    another_share: float = 0.6  # how often a further image comes with the same expression, in other words
+    phrases: int = 3  # of `protocol.ANOTHER` in such a turn, at most; many turns, so that an unknown one is nothing new
+    # what copying needs
+    smooth_scale: float = 0.1  # of a number's smooth code (length: times 8), and
+    own_scale: float = 0.07  # of its own direction (times 11), at first
+    branch_scale: float = 0.25  # of the outputs of the text model's layers, at first
+    copy_head: int = 1  # of the layer `points_in`: looks, in a repeated answer, at the answer before
+    copy_scale: float = 1.0  # of what it then says, at first
+    copy_weight: float = 1.0
 
 
 STUDENT_RECIPE = StudentRecipe()

@@ -22,9 +22,29 @@ PROBLEMS = {
     "too short": "make it taller", "too tall": "make it shorter",
 }  # fmt: skip
 TRACE_OPENS, TRACE_FITS = "It is", "It fits: keep it."
-# The micro student's tokenizer has one token for each of these.
-PHRASES = (*PROMPT, FEEDBACK, FEEDBACK_NO_BOX, TRACE_OPENS, TRACE_FITS,
-           *(f" {phrase}" for pair in PROBLEMS.items() for phrase in pair))  # fmt: skip
+
+# How the micro student's pretraining goes on after an answer, as every VLM has met it: without an image, the same
+# answer again; with another image, the same expression there. Both kinds hold the words of the feedback, so that the
+# words do not say which of the two is meant, and together they hold those of the traces: the loop says nothing in
+# unknown words. But no correction of a trace, nor four words of the rest in a row. The words of the micro student's
+# tokenizer come from here and from the expressions.
+AGAIN = (
+    "Say it again.", "Once more, please.", "Please keep to your last answer.", "Your answer was short, so repeat it.",
+    "It was none too far off: say it once more.", "I held no pen: tell me again.",
+    "What was shown as your valid answer?", "I make notes: repeat your answer.",
+)  # fmt: skip
+ANOTHER = (
+    "And in this image?", "This image is another one. Answer, please.", "And the same expression with another image.",
+    "Which box fits here?", "Another image. Look, and answer.", "Say whether and where this one shows it.",
+    "Things move: some up, some down, some left, some right.",
+    "Be it high or low, wide or narrow, tall or short: where now?",
+    "Here some are wider, some narrower, some taller, some shorter. And now?",
+    "Your last box was in another image. Answer again, please.", "And again, with this image.",
+    "It held in the last image. And in this one?", "Say it again, now in this image.",
+    "Your expression, with the last image: and here?", "What is valid here? Look, please, whether your box fits.",
+    "Another image is shown, no more the last. Answer, as in your last.",
+    "It was shown in the last one, so where is it now?", "Please answer again: none of the last is valid here.",
+)  # fmt: skip
 
 # The model writes plain JSON. The tokenizer's response parser reads `{"bbox_2d": [...]}` as a call of `draw_box`,
 # so that TRL's rollout executes the loop without any tool-call syntax.
@@ -54,7 +74,12 @@ def chat_template() -> str:
 
 def question(image, expression: str) -> dict:
     """Return the first user turn: the image (None for a follow-up about the same image) and the prompt."""
-    text = {"type": "text", "text": PROMPT[0] + expression + PROMPT[1]}
+    return follow_up(image, PROMPT[0] + expression + PROMPT[1])
+
+
+def follow_up(image, phrase: str) -> dict:
+    """Return a user turn that goes on with the chat: of AGAIN without an image, of ANOTHER with one."""
+    text = {"type": "text", "text": phrase}
     return {"role": "user", "content": [text] if image is None else [{"type": "image", "image": image}, text]}
 
 

@@ -82,13 +82,18 @@ def sample_scene(rng: random.Random, subset: str, count: int) -> Scene:
             break
         size = rng.choices(tuple(sides), (4, 3, 2))[0]
         side = rng.uniform(*sides[size])
-        x, y = rng.uniform(8, 992 - side), rng.uniform(8, 992 - side)
-        box = (x, y, x + side, y + side)
-        if all(_covered(box, other.box) < 0.12 for other in things):
+        if box := free_box(rng, side, things):
             color = rng.choice(colors)
             tint = tuple(min(255, max(0, c + rng.randint(-18, 18))) for c in COLORS[color])
             things.append(Thing(rng.choice(shapes), color, size, box, tint))
-    return Scene(tuple(things), _sample_background(rng))
+    return Scene(tuple(things), sample_background(rng))
+
+
+def free_box(rng: random.Random, side: float, things: list[Thing]) -> tuple | None:
+    """Return a random square box with sides of `side`, or None when it hides or is hidden by one of `things`."""
+    x, y = rng.uniform(8, 992 - side), rng.uniform(8, 992 - side)
+    box = (x, y, x + side, y + side)
+    return box if all(_covered(box, other.box) < 0.12 for other in things) else None
 
 
 def _covered(a, b) -> float:
@@ -98,7 +103,7 @@ def _covered(a, b) -> float:
     return max(w, 0) * max(h, 0) / smaller
 
 
-def _sample_background(rng: random.Random) -> tuple:
+def sample_background(rng: random.Random) -> tuple:
     light = rng.randint(205, 248)
     first = tuple(min(255, light + rng.randint(-10, 10)) for _ in range(3))
     second = tuple(max(0, c - rng.randint(8, 26)) for c in first)
@@ -252,15 +257,15 @@ def to_text(form: Form) -> str:
 
 
 # ---------------------------------------------------------------------------------------------- expressions
-def sample_expression(rng: random.Random, scene: Scene, subset: str, tries: int = 40) -> tuple[str, int] | None:
-    """Return (expression, index of its referent), or None when no expression of this subset was found."""
+def sample_form(rng: random.Random, scene: Scene, subset: str, tries: int = 40) -> tuple[Form, int] | None:
+    """Return (meaning of an expression, index of its referent), or None when none of this subset was found."""
     for _ in range(tries):
         target = rng.randrange(len(scene.things))
         form = _propose(rng, scene, target, subset)
         if form and is_unique(scene, form, target):
             if subset in ("attributes", "distractors"):
                 form = _shorten(rng, scene, form, target, subset == "distractors")
-            return to_text(form), target
+            return form, target
     return None
 
 
@@ -325,13 +330,19 @@ def _shorten(rng: random.Random, scene: Scene, form: Form, target: int, always: 
     return form
 
 
-def sample_questions(rng: random.Random, subset: str, count: int, questions: int):
-    """Return (scene, [(expression, index), ...]) with between 1 and `questions` different expressions."""
+def sample_forms(rng: random.Random, subset: str, count: int, questions: int):
+    """Return (scene, [(Form, index), ...]) with between 1 and `questions` different expressions."""
     while True:
         scene = sample_scene(rng, subset, count)
-        found: dict[str, int] = {}
+        found: dict[str, tuple[Form, int]] = {}
         for _ in range(questions * 2):
-            if scene.things and len(found) < questions and (pair := sample_expression(rng, scene, subset)):
-                found[pair[0]] = pair[1]
+            if scene.things and len(found) < questions and (pair := sample_form(rng, scene, subset)):
+                found[to_text(pair[0])] = pair
         if found:
-            return scene, list(found.items())
+            return scene, list(found.values())
+
+
+def sample_questions(rng: random.Random, subset: str, count: int, questions: int):
+    """Return (scene, [(expression, index), ...]) with between 1 and `questions` different expressions."""
+    scene, found = sample_forms(rng, subset, count, questions)
+    return scene, [(to_text(form), target) for form, target in found]

@@ -1,5 +1,6 @@
 """The student: the micro Qwen3-VL trained here, or Qwen3-VL from the Hub; its processor and its LoRA."""
 
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +31,16 @@ class Student:
 
 # ---------------------------------------------------------------------------------------------- micro: tokenizer
 def vocabulary(words: list[str]) -> list[str]:
-    """Return the micro vocabulary: specials, chat pieces, protocol phrases, numbers, words with a leading space."""
+    """Return the micro vocabulary: specials, chat pieces, the prompt's two parts, numbers, words with their space."""
     numbers = [str(v) for v in range(0, 1001, GRID)]
-    pieces = ["<unk>", "user\n", "assistant\n", "\n", ".", ",", ":", " ", '{"bbox_2d": [', ' {"bbox_2d": [', "]}"]
-    return [*SPECIAL, *pieces, *protocol.PHRASES, *numbers, *[f", {n}" for n in numbers], *words]
+    pieces = ["<unk>", "user\n", "assistant\n", "\n", ".", ",", ":", "?", " ", '{"bbox_2d": [', ' {"bbox_2d": [', "]}"]
+    return [*SPECIAL, *pieces, *protocol.PROMPT, *numbers, *[f", {n}" for n in numbers], *words]
+
+
+def follow_up_words() -> list[str]:
+    """Return every word of the follow-ups that no expression holds, with its leading space if it has one."""
+    said = re.findall(" ?[A-Za-z]+", "\n".join((*protocol.AGAIN, *protocol.ANOTHER)))
+    return sorted(set(said) - set(expression_words()))
 
 
 def expression_words() -> list[str]:
@@ -55,7 +62,7 @@ def build_processor(words: list[str], image_side: int, patch: int):
     core.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     core.decoder = decoders.Fuse()
     core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    core.add_tokens([AddedToken(phrase, normalized=False) for phrase in protocol.PHRASES])
+    core.add_tokens([AddedToken(part, normalized=False) for part in protocol.PROMPT])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core, unk_token="<unk>", pad_token="<|endoftext|>", eos_token="<|im_end|>",
         clean_up_tokenization_spaces=False, padding_side="left",
@@ -74,7 +81,7 @@ def build_processor(words: list[str], image_side: int, patch: int):
 # ---------------------------------------------------------------------------------------------- micro: model
 def micro_processor(recipe: StudentRecipe = STUDENT_RECIPE):
     """Return the micro student's processor, with the protocol's templates on it."""
-    return install_protocol(build_processor(expression_words(), recipe.image_side, recipe.patch))
+    return install_protocol(build_processor([*expression_words(), *follow_up_words()], recipe.image_side, recipe.patch))
 
 
 def build_micro(processor, seed: int, recipe: StudentRecipe = STUDENT_RECIPE):
@@ -108,7 +115,7 @@ def build_micro(processor, seed: int, recipe: StudentRecipe = STUDENT_RECIPE):
         tie_word_embeddings=True,
     )  # fmt: skip
     model = Qwen3VLForConditionalGeneration(config)
-    _initialise(model, tokenizer, side)
+    _initialise(model, tokenizer, side, recipe, torch.Generator().manual_seed(seed))
     model.generation_config.eos_token_id = ids["im_end"]
     model.generation_config.pad_token_id = ids["endoftext"]
     return model
@@ -120,12 +127,16 @@ def _mrope_section(half: int) -> list[int]:
     return [half - 2 * third, third, third]
 
 
-def _initialise(model, tokenizer, side: int) -> None:
-    """Give the patch embedding unit variance, positions a 2-D sin-cos code and numbers a smooth code."""
+def _initialise(model, tokenizer, side: int, recipe: StudentRecipe, chance) -> None:
+    """Give patches unit variance, positions a 2-D sin-cos code, numbers their codes, and one head a copier's maps.
+
+    A number has a smooth code, in which neighbours are alike, so that places are learnt quickly; and a direction of its
+    own, so that it can be told from its neighbours and copied. The layers start quietly, lest they drown it.
+    """
     import torch
 
-    visual, embed = model.model.visual, model.model.language_model.embed_tokens.weight
-    width = visual.pos_embed.weight.shape[1]
+    visual, text = model.model.visual, model.model.language_model
+    embed, width = text.embed_tokens.weight, visual.pos_embed.weight.shape[1]
     with torch.no_grad():
         projection = visual.patch_embed.proj.weight
         torch.nn.init.normal_(projection, std=projection[0].numel() ** -0.5)
@@ -133,11 +144,20 @@ def _initialise(model, tokenizer, side: int) -> None:
         grid = torch.cat([code.repeat_interleave(side, 0), code.repeat(side, 1)], 1)
         visual.pos_embed.weight.copy_(0.5 * grid)
         turn = torch.linalg.qr(torch.randn(embed.shape[1], embed.shape[1]))[0]
-        smooth = (_sincos(torch.arange(0, 1001, GRID) / 1000, embed.shape[1]) @ turn) * 0.05
+        smooth = _sincos(torch.arange(0, 1001, GRID) / 1000, embed.shape[1]) @ turn
         kinds = torch.randn(2, embed.shape[1]) * 0.05
-        for value in range(0, 1001, GRID):
-            for kind, text in enumerate((str(value), f", {value}")):
-                embed[tokenizer.convert_tokens_to_ids(text)] = smooth[value // GRID] + kinds[kind]
+        numbers = recipe.smooth_scale * smooth + recipe.own_scale * torch.randn(smooth.shape)
+        for kind, form in enumerate(("{}", ", {}")):
+            ids = tokenizer.convert_tokens_to_ids([form.format(value) for value in range(0, 1001, GRID)])
+            embed[ids] = numbers + kinds[kind]
+        for layer in text.layers:
+            for branch in (layer.self_attn.o_proj, layer.mlp.down_proj):
+                branch.weight *= recipe.branch_scale
+        attention = text.layers[recipe.points_in].self_attn
+        head = slice(recipe.copy_head * attention.head_dim, (recipe.copy_head + 1) * attention.head_dim)
+        part = torch.linalg.qr(torch.randn(embed.shape[1], attention.head_dim, generator=chance))[0]
+        attention.v_proj.weight[head] = part.T  # what this head looks at,
+        attention.o_proj.weight[:, head] = recipe.copy_scale * part  # it says
 
 
 def _sincos(position, width: int):

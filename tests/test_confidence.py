@@ -28,10 +28,10 @@ def one_by_one(student, record, steps, turn):
     chat = protocol.transcript(record["image"], record["expression"], steps[: turn + 1], draw_box)
     tokenizer = student.processor.tokenizer
 
-    def run(chat, **options):
-        inputs = student.processor.apply_chat_template(
-            [chat], tokenize=True, return_dict=True, return_tensors="pt", **options
-        )
+    def run(chat, begun="", **options):
+        text = student.processor.apply_chat_template([chat], tokenize=False, **options)[0] + begun
+        images = [part["image"] for message in chat for part in message["content"] if "image" in part]
+        inputs = student.processor(text=[text], images=images, return_tensors="pt")
         with torch.inference_mode():
             return inputs["input_ids"][0], student.model(**inputs).logits[0].log_softmax(-1)
 
@@ -40,8 +40,9 @@ def one_by_one(student, record, steps, turn):
     end = max(i for i, token in enumerate(ids) if token == tokenizer.eos_token_id)
     likelihood = np.mean([likelihoods[i - 1, ids[i]].item() for i in range(start, end + 1)])
     box = steps[turn]["box"]
-    _, after = run([*chat, protocol.feedback(draw_box(record["image"], box), box)], add_generation_prompt=True)
-    fits, opens = after[-1, tokenizer.convert_tokens_to_ids([protocol.TRACE_FITS, protocol.TRACE_OPENS])].exp().tolist()
+    asked = [*chat, protocol.feedback(draw_box(record["image"], box), box)]
+    _, after = run(asked, "It", add_generation_prompt=True)
+    fits, opens = after[-1, tokenizer.convert_tokens_to_ids([" fits", " is"])].exp().tolist()
     return likelihood, fits / (fits + opens)
 
 

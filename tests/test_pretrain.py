@@ -1,7 +1,6 @@
-"""The micro student's training: batches from a seed, the loss on the answers, and a stop that changes nothing."""
+"""The micro student's training: the loss on the answers and its guides, and a stop that changes nothing."""
 
 import json
-import random
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,123 +8,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ivt_utils import pretrain, protocol, scenes, student
-from ivt_utils.artefacts import DATA
-from ivt_utils.boxes import iou, parse_answer, valid
+from ivt_utils import chats, pretrain, protocol, scenes, student
 from ivt_utils.profiles import STUDENT_RECIPE, get_profile
 
+BEGIN = STUDENT_RECIPE.vision_steps  # the first step of the text model
 SMALL = replace(
     STUDENT_RECIPE, batch_size=2, text_layers=1, vision_layers=2, words_after=1, points_in=0, window=2, vision_steps=2
 )
 
 
-# --- chats
-
-
-def turns_of(chat):
-    return [(m["role"], [part["type"] for part in m["content"]]) for m in chat]
-
-
-@pytest.mark.parametrize("images, questions", STUDENT_RECIPE.chats)
-def test_a_chat_has_its_images_and_questions_and_grid_boxes(images, questions):
-    for seed in range(8):
-        chat, shown, asked = pretrain.sample_chat(random.Random(seed), 6, images, questions)
-        roles = [message["role"] for message in chat]
-        assert roles == ["user", "assistant"] * (len(chat) // 2) and len(chat) <= 2 * images * questions
-        kinds = [kind for role, kind in turns_of(chat) if role == "user"]
-        assert kinds[0] == ["image", "text"] and sum("image" in kind for kind in kinds) == images == len(shown)
-        pictures = [part["image"] for message in chat for part in message["content"] if part["type"] == "image"]
-        assert [picture.tobytes() for picture in pictures] == [scenes.draw_scene(s).tobytes() for s in shown]
-        for message, (image, _, target) in zip(chat[1::2], asked, strict=True):
-            box = parse_answer(message["content"][0]["text"])
-            assert valid(box) and all(v % student.GRID == 0 for v in box)
-            assert iou(box, shown[image].things[target].box) > 0.8
-        questions_asked = [m["content"][-1]["text"] for m in chat[::2]]
-        assert questions_asked == [protocol.question(None, words)["content"][0]["text"] for _, words, _ in asked]
-
-
-def test_no_chat_holds_an_overlay_or_a_feedback_prompt():
-    """They are what the course teaches; the student must not know them beforehand."""
-    rng, opening = random.Random(0), protocol.PROMPT[0]
-    for _ in range(40):
-        chat, _, _ = pretrain.sample_chat(rng, 8, *rng.choice(STUDENT_RECIPE.chats))
-        for message in chat:
-            text = message["content"][-1]["text"]
-            assert text.startswith(opening if message["role"] == "user" else '{"bbox_2d": [')
-            for part in message["content"]:
-                if part["type"] == "image":
-                    assert (255, 0, 0) not in {color for _, color in part["image"].getcolors(192 * 192)}
-
-
-def test_a_second_image_may_be_the_same_one_with_new_questions():
-    rng, same = random.Random(1), []
-    for _ in range(30):
-        chat, _, _ = pretrain.sample_chat(rng, 6, 2, 1)
-        first, second = (m["content"][0]["image"].tobytes() for m in chat[::2])
-        same.append(first == second)
-    assert 0.2 < sum(same) / len(same) < 0.8
-
-
-BEGIN = STUDENT_RECIPE.vision_steps  # the first step of the text model
-
-
-@pytest.mark.parametrize("step, level", [(0, 8), (BEGIN, 3), (BEGIN + 4, 8)])
-def test_a_batch_depends_on_seed_step_and_level_alone(step, level):
-    (one, labels), (two, again) = pretrain.make_batch(3, step, level), pretrain.make_batch(3, step, level)
-    assert set(one) == {"input_ids", "mm_token_type_ids", "pixel_values", "image_grid_thw"}
-    assert all(torch.equal(one[key], two[key]) for key in one)
-    assert all(torch.equal(labels[key], again[key]) for key in ("cells", "said", "shown"))
-    assert len(one["input_ids"]) == pretrain.STUDENT_RECIPE.batch_size
-    for other, _ in (pretrain.make_batch(4, step, level), pretrain.make_batch(3, step + 1, level)):
-        assert not torch.equal(one["pixel_values"][:144], other["pixel_values"][:144])
-        assert not torch.equal(one["input_ids"][:, :90], other["input_ids"][:, :90])
-    images = (one["input_ids"] == pretrain._processor.image_token_id).sum()
-    assert images == len(one["pixel_values"]) // 4 == (one["mm_token_type_ids"] == 1).sum() == len(labels["cells"])
-
-
-@pytest.mark.parametrize("step", [BEGIN, BEGIN + 1, BEGIN + 7])
-def test_the_labels_of_an_answer_are_its_words_and_its_referent_s_image_tokens(step):
-    """Read back from the batch: the words out of the ids, the referent's place out of the answer's numbers."""
-    batch, labels = pretrain.make_batch(0, step, 8)
-    tokenizer, side = pretrain._processor.tokenizer, 6
-    row, at = pretrain.answer_mask(batch["input_ids"], tokenizer).nonzero().view(-1, 7, 2).unbind(-1)
-    assert len(row) == len(labels["said"]) == len(labels["shown"])
-    for answer, (chat, first) in enumerate(zip(row[:, 0].tolist(), at[:, 0].tolist(), strict=True)):
-        ids = batch["input_ids"][chat]
-        asked = tokenizer.decode(ids[:first]).split(protocol.PROMPT[0])[-1].split(protocol.PROMPT[1])[0]
-        share = dict(zip(student.expression_words(), labels["said"][answer].tolist(), strict=True))
-        said = {word.strip() for word, value in share.items() if value}
-        assert said == set(asked.split()) and sum(share.values()) == pytest.approx(1)
-        box = parse_answer(tokenizer.decode(ids[at[answer]], skip_special_tokens=True))
-        shown = labels["shown"][answer].nonzero()[:, 0]
-        images = (ids == pretrain._processor.image_token_id).nonzero()[:, 0]
-        images = images[images < first][-side * side :]  # of the latest image
-        for cell in (images == shown[:, None]).nonzero()[:, 1].tolist():
-            x, y = (cell % side + 0.5) * 1000 / side, (cell // side + 0.5) * 1000 / side
-            margin = 10 if len(shown) > 1 else 90  # a thing under no centre has the nearest token
-            assert box[0] - margin <= x <= box[2] + margin and box[1] - margin <= y <= box[3] + margin
-        assert len(shown) == (images == shown[:, None]).sum() >= 1
-
-
-def test_the_referent_has_the_tokens_where_it_lies_on_top_or_else_the_one_at_its_centre():
-    below = scenes.Thing("star", "red", "large", (0, 0, 400, 400), scenes.COLORS["red"])
-    above = scenes.Thing("cross", "blue", "small", (300, 300, 500, 500), scenes.COLORS["blue"])
-    tiny = scenes.Thing("cross", "red", "small", (610, 610, 680, 680), scenes.COLORS["red"])  # between four centres
-    cells = pretrain.label_cells(scenes.Scene((below, above, tiny), ("plain", (240,) * 3, (230,) * 3)), 6)
-    assert pretrain.referent_cells(above, cells) == [14]
-    assert pretrain.referent_cells(below, cells) == [0, 1, 6, 7]
-    assert pretrain.referent_cells(tiny, cells) == [3 * 6 + 3]
-
-
-def test_the_label_of_an_image_token_is_the_thing_on_top_at_its_centre():
-    below = scenes.Thing("star", "red", "large", (0, 0, 400, 400), scenes.COLORS["red"])
-    above = scenes.Thing("cross", "blue", "small", (300, 300, 500, 500), scenes.COLORS["blue"])
-    cells = pretrain.label_cells(scenes.Scene((below, above), ("plain", (240,) * 3, (230,) * 3)), 6)
-    star, cross = [1, 4, 0, 0, 0.4, 0.4], [5, 5, 0.3, 0.3, 0.5, 0.5]  # indices from 1 in COLORS and SHAPES
-    nothing = [0] * 6
-    assert cells[0] == cells[7] == star and cells[6 * 2 + 2] == cross and cells[6] == star
-    assert cells[3] == cells[35] == cells[6 * 2 + 3] == nothing and len(cells) == 36
-    assert cells[1 * 6 + 2] == nothing  # x 417, y 250: right of the star, above the cross
+# --- the loss
 
 
 def test_the_loss_of_the_image_tokens_is_zero_for_a_perfect_guess_and_not_otherwise():
@@ -154,55 +46,54 @@ def test_the_loss_of_the_image_tokens_is_zero_for_a_perfect_guess_and_not_otherw
     assert float(pretrain._cell_loss(model, tokens, cells, names)[0]) > 10
 
 
-# --- the loss
-
-
-def test_the_mask_covers_the_answer_and_its_end(processor):
-    chat = []
-    for expression, box in (("the star", (10, 20, 30, 1000)), ("the red cross", (0, 0, 500, 990))):
-        chat += [protocol.question(None, expression), protocol.answer(protocol.answer_text(box))]
-    ids = torch.tensor([processor.tokenizer.apply_chat_template(chat, return_dict=False)])
-    mask = pretrain.answer_mask(ids, processor.tokenizer)
-    assert processor.tokenizer.decode(ids[mask]) == "".join(m["content"][0]["text"] + "<|im_end|>" for m in chat[1::2])
-    assert mask.sum() == 14
-
-
 @pytest.fixture(scope="module")
 def guided(processor):
     """A fresh student as the training holds it, a batch of its chats, and the words."""
     model = student.build_micro(processor, 0).eval()
     model.set_attn_implementation({"text_config": "eager"})
     words = torch.tensor(processor.tokenizer.convert_tokens_to_ids(student.expression_words()))
-    return model, *pretrain.make_batch(0, BEGIN + 5, 8), words
+    return model, *chats.make_batch(0, BEGIN + 5, 8), words
 
 
-def test_the_loss_is_that_of_the_whole_model_on_the_answers_and_the_two_guides(guided, processor):
+def test_the_loss_is_that_of_the_whole_model_on_the_answers_and_the_three_guides(guided, processor):
     model, batch, labels, words = guided
-    tokenizer = processor.tokenizer
+    tokenizer, again = processor.tokenizer, labels["again"]
     with torch.no_grad():
-        loss, (coordinate, binding, said, shown) = pretrain._loss(model, batch, labels, tokenizer, words)
-        mask = pretrain.answer_mask(batch["input_ids"], tokenizer)
+        loss, (coordinate, binding, said, shown, copying, copied) = pretrain._loss(
+            model, batch, labels, tokenizer, words
+        )
+        mask = chats.answer_mask(batch["input_ids"], tokenizer)
         attention = batch["input_ids"] != tokenizer.pad_token_id
         logits = model(**batch, attention_mask=attention, use_cache=False).logits
     wanted = torch.nn.functional.cross_entropy(logits[:, :-1][mask[:, 1:]], batch["input_ids"][mask], reduction="none")
-    guides = STUDENT_RECIPE.word_weight * said + STUDENT_RECIPE.point_weight * shown
-    assert float(loss) == pytest.approx(float(wanted.mean()) + guides, rel=1e-4) and said > 0 and shown > 0
-    numbers = wanted.view(-1, 7)[:, 1:5].mean(0)  # opening, four numbers, closing, end of the turn
+    recipe = STUDENT_RECIPE
+    guides = recipe.word_weight * said + recipe.point_weight * shown + recipe.copy_weight * copying
+    assert float(loss) == pytest.approx(float(wanted.mean()) + guides, rel=1e-4)
+    assert min(said, shown, copying) > 0 and 0 < again.sum() < len(again)
+    numbers = wanted.view(-1, 7)[:, 1:5]  # opening, four numbers, closing, end of the turn
+    assert copied == pytest.approx(float(numbers[again].mean()), rel=1e-4)
+    numbers = numbers[~again].mean(0)
     assert coordinate == pytest.approx(float(numbers.mean()), rel=1e-4)
     assert binding == pytest.approx(float(numbers[0] - numbers[1]), rel=1e-3)
 
 
-def test_the_guides_are_zero_for_a_student_that_says_the_words_and_looks_at_the_referent(guided, processor):
+def test_the_guides_are_zero_for_a_student_that_says_the_words_and_looks_at_the_right_places(guided, processor):
     """The model's outputs are replaced by perfect ones; then one answer alone looks elsewhere."""
     model, batch, labels, words = guided
-    tokenizer, recipe = processor.tokenizer, STUDENT_RECIPE
-    row, at = pretrain.answer_mask(batch["input_ids"], tokenizer)[:, 1:].nonzero().view(-1, 7, 2).unbind(-1)
+    tokenizer, recipe, again = processor.tokenizer, STUDENT_RECIPE, labels["again"]
+    row, at = chats.answer_mask(batch["input_ids"], tokenizer)[:, 1:].nonzero().view(-1, 7, 2).unbind(-1)
     size = tuple(batch["input_ids"].shape)
     states = torch.zeros(*size, len(words))
     states[row[:, 1], at[:, 1]] = labels["said"].clamp(min=1e-30).log()  # its softmax is the share of each word
     looks = torch.zeros(size[0], 4, size[1], size[1])
     share = labels["shown"] / labels["shown"].sum(1, keepdim=True)
     looks[row[:, 1:5], 0, at[:, 1:5]] = share[:, None].expand(-1, 4, -1)
+    ids = batch["input_ids"]
+    for copy in again.nonzero()[:, 0].tolist():
+        here, there = at[copy, 1:5], at[copy - 1, 1:5] + 1  # predicted from `here`, the number itself lies at `there`
+        chat = ids[row[copy, 0]]
+        assert row[copy, 0] == row[copy - 1, 0] and torch.equal(chat[here + 1], chat[there])
+        looks[row[copy, 1:5], recipe.copy_head, here, there] = 1.0
 
     def guides():
         output = SimpleNamespace(
@@ -210,16 +101,32 @@ def test_the_guides_are_zero_for_a_student_that_says_the_words_and_looks_at_the_
             hidden_states=[None] * recipe.words_after + [states], attentions=[None] * recipe.points_in + [looks],
         )  # fmt: skip
         stand_in = SimpleNamespace(
-            model=lambda **_: output, lm_head=lambda h: h.expand(*h.shape[:-1], len(tokenizer)),
+            model=lambda **_: output, lm_head=SimpleNamespace(weight=torch.zeros(len(tokenizer), 1)),
             get_input_embeddings=lambda: lambda _: torch.eye(len(words)),
         )  # fmt: skip
-        return pretrain._loss(stand_in, batch, labels, tokenizer, words)[1][2:]
+        return pretrain._loss(stand_in, batch, labels, tokenizer, words)[1][2:5]
 
-    assert guides() == pytest.approx([0, 0], abs=1e-4)
-    looks[row[0, 1], 0, at[0, 1]] = 0.0  # x1 of the first answer looks at nothing
-    states[row[1, 1], at[1, 1]] = 0.0  # the second answer says every word alike
-    said, shown = guides()
-    assert shown == pytest.approx(13.8155 / (4 * len(row)), rel=1e-3) and said > 0.01
+    assert guides() == pytest.approx([0, 0, 0], abs=1e-4)
+    one, other = (~again).nonzero()[:2, 0].tolist()
+    looks[row[one, 1], 0, at[one, 1]] = 0.0  # x1 of the first answer looks at nothing
+    states[row[other, 1], at[other, 1]] = 0.0  # the second answer says every word alike
+    copy = int(again.nonzero()[0])
+    looks[row[copy, 4], recipe.copy_head, at[copy, 4]] = 0.0
+    states[row[copy, 1], at[copy, 1]] = 0.0  # the guide of words is for new answers
+    said, shown, copying = guides()
+    assert shown == pytest.approx(13.8155 / (4 * int((~again).sum())), rel=1e-3) and said > 0.01
+    assert copying == pytest.approx(13.8155 / (4 * int(again.sum())), rel=1e-3)
+
+
+def test_what_no_answer_holds_keeps_its_rows_apart(guided, processor):
+    """The softmax may not move the rows of words that no answer holds: it would push all of them the same way."""
+    model, batch, labels, words = guided
+    pretrain._loss(model, batch, labels, processor.tokenizer, words)[0].backward()
+    moved = model.get_input_embeddings().weight.grad.abs().sum(1) > 0
+    model.zero_grad()
+    known = set(batch["input_ids"].flatten().tolist()) | set(words.tolist())
+    known |= {*chats.answer_tokens(processor.tokenizer), processor.tokenizer.eos_token_id}
+    assert set(moved.nonzero()[:, 0].tolist()) <= known and moved.sum() < len(moved)
 
 
 def test_the_learning_rate_is_constant_and_then_falls_to_the_floor():
@@ -262,6 +169,7 @@ def small():
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pretrain, "STUDENT_RECIPE", SMALL)
+        patch.setattr(chats, "STUDENT_RECIPE", SMALL)
         patch.setattr(pretrain, "time", SimpleNamespace(time=lambda: next(clock)))
         patch.setattr(pretrain, "ProcessPoolExecutor", Now)
         patch.setattr(student, "build_micro", lambda processor, seed: build(processor, seed, SMALL))
@@ -324,11 +232,12 @@ def test_a_thing_is_added_when_the_loss_is_low_enough(small, tmp_path, monkeypat
     assert levels.count(first) >= SMALL.window  # not before a window has passed
 
 
-def test_the_shipped_student_can_tell_the_loops_words_apart(processor):
-    """Tokens that pretraining never shows drift into one direction, and no later training could part them again."""
-    weights = load_file(DATA / "student" / "model.safetensors")
-    embeddings = weights["model.language_model.embed_tokens.weight"]
-    ids = processor.tokenizer.convert_tokens_to_ids(list(pretrain.LOOP_TOKENS))
-    unit = torch.nn.functional.normalize(embeddings[ids], dim=1)
-    assert len(set(ids)) == len(pretrain.LOOP_TOKENS) and processor.tokenizer.unk_token_id not in ids
+def test_the_shipped_student_can_tell_the_loops_words_apart():
+    """Tokens that a softmax pushes away drift into one direction, and no later training could part them again."""
+    shipped = student.load_student(get_profile("micro"))
+    said = [protocol.FEEDBACK, protocol.FEEDBACK_NO_BOX, protocol.TRACE_OPENS, protocol.TRACE_FITS]
+    said += [f" {words}" for pair in protocol.PROBLEMS.items() for words in pair]
+    ids = sorted({token for text in said for token in shipped.processor.tokenizer.encode(text)})
+    unit = torch.nn.functional.normalize(shipped.model.get_input_embeddings().weight[ids].detach(), dim=1)
+    assert shipped.processor.tokenizer.unk_token_id not in ids
     assert (unit @ unit.T - torch.eye(len(ids))).max() < 0.95

@@ -6,6 +6,7 @@ chat into ids is compared with the others here.
 
 import itertools
 import random
+import re
 from importlib import resources
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ivt_utils import grpo, pretrain, protocol, scenes, sft, student
+from ivt_utils import chats, grpo, protocol, scenes, sft, student
 from ivt_utils.boxes import parse_answer
 from ivt_utils.loop import run_loop
 from ivt_utils.profiles import STUDENT_RECIPE
@@ -121,7 +122,7 @@ def protocol_texts() -> list[str]:
             said += [text for text, _ in scenes.sample_questions(rng, subset, 6, 2)[1]]
     answers = [protocol.answer_text(BOXES[i % 3], trace) for i, trace in enumerate(["", *all_traces()])]
     return [*(protocol.PROMPT[0] + text + protocol.PROMPT[1] for text in said), *answers, *said, *all_traces(),
-            protocol.FEEDBACK, protocol.FEEDBACK_NO_BOX]  # fmt: skip
+            protocol.FEEDBACK, protocol.FEEDBACK_NO_BOX, *protocol.AGAIN, *protocol.ANOTHER]  # fmt: skip
 
 
 def test_every_text_of_the_protocol_survives_encoding(processor):
@@ -132,9 +133,11 @@ def test_every_text_of_the_protocol_survives_encoding(processor):
         assert tokenizer.decode(ids) == tokenizer.decode(ids, skip_special_tokens=True) == text
 
 
-def test_a_box_is_six_tokens_and_each_sentence_is_one(processor):
-    encode = processor.tokenizer.encode
-    assert [len(encode(text)) for text in (TEXTS[0], protocol.FEEDBACK, protocol.FEEDBACK_NO_BOX)] == [6, 1, 1]
+def test_a_box_is_six_tokens_and_a_sentence_is_its_words(processor):
+    encode, pieces = processor.tokenizer.encode, processor.tokenizer.tokenize
+    assert len(encode(TEXTS[0])) == 6
+    for text in (protocol.FEEDBACK, protocol.FEEDBACK_NO_BOX, *all_traces()):
+        assert pieces(text) == re.findall(" ?[A-Za-z]+|[.,:]", text)
     prompt = encode(protocol.PROMPT[0] + "the red star" + protocol.PROMPT[1])
     assert len(prompt) == 5
     assert max(len(encode(protocol.answer_text(BOXES[0], trace))) for trace in all_traces()) + 1 <= 32  # max_new_tokens
@@ -277,31 +280,31 @@ def test_a_chat_holds_the_original_image_with_one_box_each_time(records):
 
 def batch_of(monkeypatch, step: int, level: int) -> tuple[list, dict]:
     """The chats of a pretraining batch, and the batch."""
-    chats, sample = [], pretrain.sample_chat
+    drawn, sample = [], chats.sample_chat
 
     def keep(*args):
         made = sample(*args)
-        chats.append(made[0])
+        drawn.append(made[0])
         return made
 
-    monkeypatch.setattr(pretrain, "sample_chat", keep)
-    return chats, pretrain.make_batch(0, STUDENT_RECIPE.vision_steps + step, level)[0]
+    monkeypatch.setattr(chats, "sample_chat", keep)
+    return drawn, chats.make_batch(0, STUDENT_RECIPE.vision_steps + step, level)[0]
 
 
 @pytest.mark.parametrize("step, level", [(0, 3), (2, 8), (3, 8), (7, 8)])
 def test_pretraining_asks_with_the_ids_of_the_loop(step, level, scripted, monkeypatch):
-    chats, batch = batch_of(monkeypatch, step, level)
-    asked = [chat[0]["content"] for chat in chats]
+    drawn, batch = batch_of(monkeypatch, step, level)
+    asked = [chat[0]["content"] for chat in drawn]
     records = [
         {"id": str(i), "image_id": str(i), "subset": "attributes", "bbox": (0, 0, 1, 1), "image": image["image"],
          "expression": text["text"].removeprefix(protocol.PROMPT[0]).removesuffix(protocol.PROMPT[1])}
         for i, (image, text) in enumerate(asked)
     ]  # fmt: skip
-    model = scripted(lambda turn, i: chats[i][1]["content"][0]["text"])
+    model = scripted(lambda turn, i: drawn[i][1]["content"][0]["text"])
     rollouts = run_loop(model, records, turns=0)
     assert all(rollout["steps"][0]["box"] for rollout in rollouts) and len(records) == len(batch["input_ids"])
     patches = 0
-    for i, chat in enumerate(chats):
+    for i, chat in enumerate(drawn):
         prompt = model.model.prompt_ids(0, i)
         answer = model.processor.tokenizer.encode(chat[1]["content"][0]["text"] + "<|im_end|>")
         assert batch["input_ids"][i][: len(prompt) + len(answer)].tolist() == prompt + answer
@@ -314,19 +317,20 @@ def test_pretraining_asks_with_the_ids_of_the_loop(step, level, scripted, monkey
 
 @pytest.mark.parametrize("step, level", [(0, 3), (2, 8), (3, 8), (7, 8)])
 def test_pretraining_learns_the_tokens_that_sft_learns(step, level, processor, monkeypatch):
-    chats, batch = batch_of(monkeypatch, step, level)
+    drawn, batch = batch_of(monkeypatch, step, level)
     ids = batch["input_ids"]
     marked = processor.apply_chat_template(
-        chats, tokenize=True, return_dict=True, return_tensors="pt", return_assistant_tokens_mask=True,
+        drawn, tokenize=True, return_dict=True, return_tensors="pt", return_assistant_tokens_mask=True,
         processor_kwargs={"padding": True, "padding_side": "right"},
     )  # fmt: skip
     assert torch.equal(marked["input_ids"], ids)
     marks = torch.as_tensor(marked["assistant_masks"]).bool()
-    assert torch.equal(marks, pretrain.answer_mask(ids, processor.tokenizer))
+    assert torch.equal(marks, chats.answer_mask(ids, processor.tokenizer))
 
 
-def test_no_word_of_an_expression_is_an_answer_token(processor):
+def test_no_word_of_an_expression_or_a_follow_up_is_an_answer_token(processor):
     """Pretraining finds the answers by their tokens, so the rest of a chat must not hold any."""
     text = protocol.PROMPT[0] + " ".join(w.strip() for w in student.expression_words()) + protocol.PROMPT[1]
+    text += " ".join((*protocol.AGAIN, *protocol.ANOTHER))
     ids = torch.tensor([processor.tokenizer.encode(f"<|im_start|>user\n{text}<|im_end|>\n")])
-    assert not pretrain.answer_mask(ids, processor.tokenizer).any()
+    assert not chats.answer_mask(ids, processor.tokenizer).any()
