@@ -15,6 +15,35 @@ from ivt_utils.boxes import iou, snap
 TRUTH = "true box (oracle)"  # nobody could show it without knowing the answer
 
 
+# The second turn of notebook 1: what is said, and how the student's own box is drawn on the image that comes with it.
+SECOND_TURNS = [(words, style) for words in ("feedback", "question") for style in ("none", "outline", "filled")]
+
+
+def second_turn_stage(words: str, style: str) -> str:
+    """Return the name of the stage that holds the base student's answers to one of `SECOND_TURNS`."""
+    return f"second_{words}_{style}"
+
+
+def second_turn_rows(answered: dict[tuple[str, str], list[dict]], *, seed: int, n_resamples: int) -> list[dict]:
+    """Return one row for each of `SECOND_TURNS`, from rollouts of two steps: step 0 and the answer to that turn.
+
+    A row: {"words", "style", and cells of `metrics`: "acc50", "miou" and "parsed" of the answer, "same" (share whose box
+    is that of step 0), "difference" (Acc@0.5 of the answer minus that of step 0, paired)}.
+    """
+    chance, rows = {"seed": seed, "n_resamples": n_resamples}, []
+    for (words, style), rollouts in answered.items():
+        images, ious = [r["image_id"] for r in rollouts], metrics.iou_matrix(rollouts)
+        right = ious >= 0.5
+        same = [r["steps"][1]["box"] is not None and r["steps"][0]["box"] == r["steps"][1]["box"] for r in rollouts]
+        parts = [right[:, 1], ious[:, 1], metrics.parsed_matrix(rollouts)[:, 1], np.array(same),
+                 right[:, 1].astype(float) - right[:, 0]]  # fmt: skip
+        everyone = [np.ones(len(rollouts), bool)] * len(parts)
+        cells = metrics.intervals(parts, everyone, images, **chance)
+        keys = ("acc50", "miou", "parsed", "same", "difference")
+        rows.append({"words": words, "style": style, **dict(zip(keys, cells, strict=True))})
+    return rows
+
+
 def names(shifts) -> list[str]:
     """Return the names of the controls, in the order of `shown_boxes`."""
     moved = [f"own box, moved by {share:.0%}" for share in shifts]

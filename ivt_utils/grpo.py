@@ -9,11 +9,16 @@ import os
 from pathlib import Path
 
 from ivt_utils import distributed, hardware, protocol
+from ivt_utils.artefacts import read_json, write_text
 from ivt_utils.boxes import format_answer, iou, parse_answer, valid
+from ivt_utils.datasets import load_split
+from ivt_utils.loop import evaluate
+from ivt_utils.metrics import iou_matrix
 from ivt_utils.render import draw_box, load_image
 from ivt_utils.sft import finish, trainer_options
 from ivt_utils.student import Student, lora
 
+PROBE = "probe.json"
 BOX_TOKENS = 20  # an answer of so many tokens may hold one box, and each is shown
 
 def make_environment(style: str = "filled"):
@@ -112,9 +117,12 @@ def prompts_dataset(records):
 
 def train_grpo(
     student: Student, dataset, folder: Path, profile, seed: int, *, turns: int | None = None,
-    format_bonus: float | None = None, steps: int | None = None,
+    format_bonus: float | None = None, steps: int | None = None, probe=None,
 ) -> list[dict]:  # fmt: skip
     """Train the student's adapter with GRPO, save it to `folder` and return the log; resumes in `folder`.
+
+    `probe`: records that are answered greedily before the first step, every `profile.probe_every` steps and after the
+    last one (`read_probe`): a learning curve without the luck of sampled prompts and answers.
 
     A student that carries an adapter (the SFT policy, loaded trainable) goes on from it, and the KL term is taken
     to it; a bare student gets a fresh adapter and the KL is taken to the base model. `turns=0` is single-step GRPO.
@@ -145,9 +153,51 @@ def train_grpo(
         model=student.model, reward_funcs=reward, args=config, train_dataset=dataset,
         processing_class=student.processor, environment_factory=make_environment(profile.style),
         peft_config=None if tuned else lora(profile),
+        callbacks=[] if probe is None else [_probing(student, probe, folder, profile, turns)],
     )  # fmt: skip
     with hardware.memory_advice("training with GRPO", "grpo_device_batch", "generations or max_pixels"):
         return finish(trainer, folder, profile.student, exact)
+
+
+def _probing(student: Student, records, folder: Path, profile, turns: int):
+    """Return a trainer callback that lets the policy answer `records` greedily and keeps the IoUs in `folder`."""
+    from transformers import TrainerCallback
+
+    class Probing(TrainerCallback):
+        def on_train_begin(self, args, state, control, model=None, **_):
+            if state.global_step == 0:
+                self.answer(model, 0)
+
+        def on_step_end(self, args, state, control, model=None, **_):
+            if state.global_step % profile.probe_every == 0 or state.global_step == state.max_steps:
+                self.answer(model, state.global_step)
+
+        def answer(self, model, step: int) -> None:
+            model.eval()
+            policy = Student(model, student.processor, student.grid)
+            ious = iou_matrix(evaluate(policy, records, profile, turns=turns)).round(6).tolist()
+            model.train()
+            if distributed.rank() == 0:
+                rows = read_probe(folder)["rows"] if step else []
+                rows = [row for row in rows if row["step"] < step] + [{"step": step, "ious": ious}]
+                curve = {"image_ids": [record["image_id"] for record in records], "rows": rows}
+                write_text(folder / PROBE, json.dumps(curve))
+
+    return Probing()
+
+
+def probe_records(profile):
+    """Return the prompts of the learning curve: the first ones of the validation split."""
+    records = load_split(profile, "val")
+    return records.select(range(min(profile.grpo_probe, len(records))))
+
+
+def read_probe(folder: Path) -> dict:
+    """Return the learning curve of a training with `probe`: {"image_ids": one a record, "rows": [{"step", "ious"}]}.
+
+    "ious" has one list a record, with the IoU of each of its answers, 0 to 1.
+    """
+    return read_json(folder / PROBE)
 
 
 def image_tokens(student: Student, image) -> int:

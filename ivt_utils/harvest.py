@@ -4,7 +4,7 @@ import random
 
 from ivt_utils import protocol
 from ivt_utils.boxes import iou, snap
-from ivt_utils.teacher import geometric_trace, problems
+from ivt_utils.teacher import fits, geometric_trace
 
 
 def keep_errors(rollouts: list[dict], max_iou: float = 0.85) -> list[dict]:
@@ -19,23 +19,26 @@ def straight_line(start, truth, turns: int, grid: int = 1) -> list[tuple[int, in
     return [snap([a + (b - a) * share for a, b in zip(start, truth, strict=True)], grid) for share in shares]
 
 
-def trajectory(rollout: dict, turns: int, grid: int = 1, trace=geometric_trace) -> dict:
+def trajectory(rollout: dict, turns: int, grid: int = 1, trace=geometric_trace, keep: bool = False) -> dict:
     """Return the rollout with its steps replaced by: the student's own answer, then `turns` corrected answers.
 
     An own answer that writes its box in another form (as with a label behind it) is put into the protocol's, which is
     to be learnt.
 
-    A box in which the geometric teacher finds nothing wrong is kept (our choice), so that "keep it" is meant; others go
-    on along the straight line. `trace(box, truth)` says what is wrong with the box of the step before; None leaves
-    the reasons out.
+    The box goes straight to the truth (paper). `keep` makes it our variant: a box that already fits, by the teacher's
+    tolerance, stays as it is. `trace(box, truth)` says what is wrong with the box of the step before; None leaves the
+    reasons out. Where the box stays, the reason is always `protocol.TRACE_FITS`, and nowhere else.
     """
     first = rollout["steps"][0]
     form = protocol.answer_text(tuple(first["box"]))
     steps = [first if form in first["text"] else {**first, "text": form}]
     for box in straight_line(steps[0]["box"], rollout["truth"], turns, grid):
         shown = steps[-1]["box"]
-        box = box if problems(shown, rollout["truth"]) else shown
-        reason = trace(shown, rollout["truth"]) if trace else ""
+        box = shown if keep and fits(shown, rollout["truth"]) else box
+        if trace is None:
+            reason = ""
+        else:
+            reason = protocol.TRACE_FITS if box == tuple(shown) else trace(shown, rollout["truth"])
         steps.append({"text": protocol.answer_text(box, reason), "box": box})
     return {**rollout, "steps": steps}
 

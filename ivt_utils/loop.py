@@ -9,6 +9,7 @@ from ivt_utils.boxes import from_view, parse_answer, snap, view
 from ivt_utils.datasets import numbered
 from ivt_utils.distributed import each_batch
 from ivt_utils.hardware import memory_advice
+from ivt_utils.metrics import first_steps
 from ivt_utils.render import closer_look, draw_box, load_image
 from ivt_utils.student import Student
 
@@ -55,6 +56,23 @@ def evaluate(student: Student, records, profile, seed: int = 0, progress: str = 
     return run_loop(student, records, seed=seed, progress=progress, **(values | changes))
 
 
+def both_lengths(run, name: str, student, records) -> list[dict]:
+    """Return the rollouts of the stage `name`, T = `profile.turns`: the first steps of the stage `<name>_long`.
+
+    Decoding is greedy, so a loop of `profile.long_turns` refinements begins as the shorter one does. `student()` loads
+    the student, where it is needed. A profile whose `long_turns` is no more than `turns` has the short loop alone.
+    """
+    profile = run.profile
+
+    def answered(turns):
+        return evaluate(student(), records, profile, run.seed, name, turns=turns)
+
+    if profile.long_turns <= profile.turns:  # there is no longer loop
+        return run.rollouts(name, lambda: answered(profile.turns))
+    long = run.rollouts(f"{name}_long", lambda: answered(profile.long_turns))
+    return run.rollouts(name, lambda: first_steps(long, profile.turns + 1))
+
+
 def sampled_answers(student: Student, records, profile, seed: int = 0, progress: str = "") -> list[dict]:
     """Return rollouts whose steps are as many sampled first answers as the profile's loop gives: T + 1, no loop."""
     each = [evaluate(student, records, profile, seed + 1000 * k, progress, turns=0, temperature=profile.temperature)
@@ -63,13 +81,14 @@ def sampled_answers(student: Student, records, profile, seed: int = 0, progress:
 
 
 def answer_again(
-    student: Student, records, rollouts: list[dict], shown: list, *, style: str = "filled", batch_size: int = 64,
-    max_new_tokens: int = 32, progress: str = "",
+    student: Student, records, rollouts: list[dict], shown: list, *, style: str = "filled", words: str = "feedback",
+    batch_size: int = 64, max_new_tokens: int = 32, progress: str = "",
 ) -> list[dict]:  # fmt: skip
-    """Return the rollouts with two steps: their step 0, and the answer after a box of `shown` was drawn, not their own.
+    """Return the rollouts with two steps: their step 0, and the answer to a second turn that is made here.
 
-    `shown`: one box (0..1000) a rollout, or None for the bare image; the words of the feedback stay those of a drawn
-    box. The second step also holds the box it was shown ("shown"). Greedy decoding.
+    `shown`: one box (0..1000) a rollout, which is drawn on the image of that turn, or None for the bare image.
+    `words`: "feedback", which stays that of a drawn box, or "question": the first question again. The second step also
+    holds the box that was shown ("shown"). Greedy decoding.
     """
     numbers, pairs = numbered(records), list(zip(rollouts, shown, strict=True))
 
@@ -77,8 +96,12 @@ def answer_again(
         batch, chats, answered = pairs[start:stop], [], []
         for rollout, box in batch:
             image, first = load_image(records[numbers[rollout["id"]]]["image"]), rollout["steps"][0]
-            feedback = protocol.feedback(draw_box(image, box, style), first["box"])
-            chats.append([protocol.question(image, rollout["expression"]), protocol.answer(first["text"]), feedback])
+            question, picture = protocol.question(image, rollout["expression"]), draw_box(image, box, style)
+            if words == "question":
+                second = protocol.question(picture, rollout["expression"])
+            else:
+                second = protocol.feedback(picture, first["box"])
+            chats.append([question, protocol.answer(first["text"]), second])
         texts = generate(student, chats, max_new_tokens, 0.0, 0)
         for (rollout, box), text in zip(batch, texts, strict=True):
             again = {"text": text, "box": parse_answer(text), "shown": box}

@@ -6,9 +6,27 @@ With the stages there, tables and figures need no model.
 from ivt_utils import confidence, controls, selection
 from ivt_utils.artefacts import ArtefactError
 from ivt_utils.loop import answer_again, evaluate, sampled_answers
+from ivt_utils.metrics import first_steps
 from ivt_utils.student import load_student
 
 ADAPTERS = {"base_ivt": None, "sft_ivt": "sft", "sft_grpo_ivt": "grpo"}  # a method of `results`: its adapter
+
+
+def second_turns(run, student, test, base: list[dict], bare: list[dict]) -> dict[tuple[str, str], list[dict]]:
+    """Notebook 1: return the base student's answers to each of `controls.SECOND_TURNS`, rollouts of two steps.
+
+    `base`, `bare`: its loops with the box filled and with the bare image, which hold two of the six.
+    """
+    profile, own = run.profile, [rollout["steps"][0]["box"] for rollout in base]
+    found = {("feedback", "none"): first_steps(bare, 2), ("feedback", "filled"): first_steps(base, 2)}
+
+    def answered(words, style):
+        return found.get((words, style)) or answer_again(
+            student, test, base, own, style=style, words=words, batch_size=profile.batch_size,
+            max_new_tokens=profile.max_new_tokens, progress=f"second turn: {words}, {style}")  # fmt: skip
+
+    return {turn: run.rollouts(controls.second_turn_stage(*turn), lambda turn=turn: answered(*turn))
+            for turn in controls.SECOND_TURNS}  # fmt: skip
 
 
 def measure(run, name: str, rollouts: list[dict], test, val) -> dict:

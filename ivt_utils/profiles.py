@@ -69,6 +69,7 @@ class Profile:
     data_seed: int = 0  # which samples of the Hub's sets are drawn, and into which split
     # closed loop
     turns: int = 2  # T: refinements after step 0 (paper)
+    long_turns: int = 5  # T of a longer loop, in which a student that cannot keep a box drifts; at most `turns`: none
     style: str = "filled"  # how the box is drawn: filled, outline, none
     max_new_tokens: int = 32  # of one answer
     batch_size: int = 64  # samples generated at once
@@ -94,6 +95,8 @@ class Profile:
     generations: int = 6
     grpo_device_batch: int = 0  # rollouts a device learns from at once; 0: all of its share
     grpo_lr: float = 3e-4
+    grpo_probe: int = 128  # validation prompts that are answered greedily, for the learning curve,
+    probe_every: int = 25  # every so many steps
     beta: float = 0.04  # KL to the SFT policy
     format_bonus: float = 0.1
     temperature: float = 0.7  # at 1 the micro student, unsure of its digits, loses a fifth of its IoU
@@ -128,7 +131,7 @@ DRY_RUN = "-dry-run"  # "paper-dry-run": the paper's settings, walked through wi
 _MICRO = Profile(name="micro", student="data/student", data="synthetic", train=2400, val=510, test=505)
 _PAPER = Profile(
     name="paper", student="Qwen/Qwen3-VL-4B-Instruct", data="hub", train=2400, val=510, test=505, grid=1,
-    load_in_4bit=True, max_pixels=512 * 32 * 32, max_new_tokens=128, batch_size=8, sft_device_batch=2,
+    long_turns=2, load_in_4bit=True, max_pixels=512 * 32 * 32, max_new_tokens=128, batch_size=8, sft_device_batch=2,
     grpo_device_batch=6, lora_rank=64, lora_alpha=128, sft_epochs=2, sft_lr=1e-4, sft_batch=16,
     grpo_steps=300, grpo_prompts=4, grpo_lr=1e-5, temperature=1.0, scale_rewards="group", ablation_sft_steps=100,
     ablation_grpo_steps=25, ablation_test=510,

@@ -17,6 +17,11 @@ METHODS = {
     "sft_ivt": "SFT + IVT",
     "sft_grpo_ivt": "SFT + GRPO + IVT",
     "grpo_single": "GRPO, single step, no IVT",
+    "sft_keep_ivt": "SFT that keeps what fits + IVT",
+    "sft_keep_grpo_ivt": "SFT that keeps what fits + GRPO + IVT",
+    "base_ivt_long": "base + IVT, long loop",
+    "sft_ivt_long": "SFT + IVT, long loop",
+    "sft_grpo_ivt_long": "SFT + GRPO + IVT, long loop",
 }
 SINGLE = ("base_single", "grpo_single")  # scored on step 0 alone
 COMPARISONS = (  # (a, its step, b, its step): a - b, paired

@@ -7,10 +7,10 @@ finished. What an earlier one would have made is made here too, or taken from wh
 from ivt_utils.ablations import run_ablations
 from ivt_utils.artefacts import ArtefactError, read_jsonl
 from ivt_utils.datasets import load_split
-from ivt_utils.grpo import prompts_dataset, train_grpo
+from ivt_utils.grpo import probe_records, prompts_dataset, train_grpo
 from ivt_utils.harvest import keep_errors, trajectory
-from ivt_utils.loop import evaluate
-from ivt_utils.mirage import ADAPTERS, measure
+from ivt_utils.loop import both_lengths, evaluate
+from ivt_utils.mirage import ADAPTERS, measure, second_turns
 from ivt_utils.sft import train_sft, trajectories_dataset
 from ivt_utils.student import load_student
 from ivt_utils.teacher import geometric_trace
@@ -22,8 +22,9 @@ def evaluation(run) -> None:
     student = load_student(profile)
     if profile.hub_student and "rollouts/base_ivt" not in run.stages():
         first_look(student, test.select(range(min(profile.batch_size, len(test)))), profile)
-    run.rollouts("base_ivt", lambda: evaluate(student, test, profile, run.seed, "box shown"))
-    run.rollouts("base_ivt_bare", lambda: evaluate(student, test, profile, run.seed, "bare image", style="none"))
+    base = both_lengths(run, "base_ivt", lambda: student, test)
+    bare = run.rollouts("base_ivt_bare", lambda: evaluate(student, test, profile, run.seed, "bare image", style="none"))
+    second_turns(run, student, test, base, bare)
     own_answers(run, load_split(profile, "train"), student)
 
 
@@ -47,32 +48,45 @@ def own_answers(run, train, student=None) -> list[dict]:
         student or load_student(run.profile), train, run.profile, run.seed, "step 0", turns=0))  # fmt: skip
 
 
-def harvest(run, train) -> list[dict]:
-    """Notebook 2: return the trajectories that start from the student's own errors on the training split."""
+def harvest(run, train, keep: bool = False) -> list[dict]:
+    """Notebook 2: return the trajectories that start from the student's own errors on the training split.
+
+    `keep`: those of notebook 3's variant, in which a box that fits stays.
+    """
     profile = run.profile
     errors = keep_errors(own_answers(run, train), profile.harvest_max_iou)
     trace = geometric_trace if profile.trace else None
-    return run.rollouts("trajectories", lambda: [
-        trajectory(error, profile.turns, profile.grid, trace) for error in errors])  # fmt: skip
+    return run.rollouts("trajectories" + "_keep" * keep, lambda: [
+        trajectory(error, profile.turns, profile.grid, trace, keep) for error in errors])  # fmt: skip
 
 
 def sft(run) -> None:
-    """Notebook 3: the adapter of SFT, and its answers on the test split."""
+    """Notebook 3: the adapters of SFT on the straight line and of its variant, and their answers on the test split."""
     profile, train = run.profile, load_split(run.profile, "train")
-    dataset = trajectories_dataset(train, harvest(run, train), profile.style)
-    adapter = run.adapter("sft", lambda folder: train_sft(load_student(profile), dataset, folder, profile, run.seed))
-    _test(run, "sft_ivt", adapter)
+
+    def trained(name, keep):
+        dataset = trajectories_dataset(train, harvest(run, train, keep), profile.style)
+        return run.adapter(name, lambda folder: train_sft(load_student(profile), dataset, folder, profile, run.seed))
+
+    straight, kept, test = trained("sft", False), trained("sft_keep", True), load_split(profile, "test")
+    both_lengths(run, "sft_ivt", lambda: load_student(profile, straight), test)
+    _test(run, "sft_keep_ivt", kept)
 
 
 def grpo(run) -> None:
     """Notebook 4: the adapters of GRPO, with and without the loop, and their answers on the test split."""
-    profile, start = run.profile, run.find("adapters/sft")
-    prompts = prompts_dataset(load_split(profile, "train"))
-    adapter = run.adapter("grpo", lambda folder: train_grpo(
-        load_student(profile, start, trainable=True), prompts, folder, profile, run.seed))  # fmt: skip
-    single = run.adapter("grpo_single", lambda folder: train_grpo(
-        load_student(profile), prompts, folder, profile, run.seed, turns=0))  # fmt: skip
-    _test(run, "sft_grpo_ivt", adapter)
+    profile, test = run.profile, load_split(run.profile, "test")
+    prompts, probe = prompts_dataset(load_split(profile, "train")), probe_records(profile)
+
+    def trained(name, start, **changes):
+        return run.adapter(name, lambda folder: train_grpo(
+            load_student(profile, start and run.find(f"adapters/{start}"), trainable=bool(start)), prompts, folder,
+            profile, run.seed, probe=probe, **changes))  # fmt: skip
+
+    adapter, kept = trained("grpo", "sft"), trained("grpo_keep", "sft_keep")
+    single = trained("grpo_single", None, turns=0)
+    both_lengths(run, "sft_grpo_ivt", lambda: load_student(profile, adapter), test)
+    _test(run, "sft_keep_grpo_ivt", kept)
     _test(run, "grpo_single", single, turns=0)
 
 

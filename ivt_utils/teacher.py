@@ -6,15 +6,26 @@ teacher is any function with the signature of `geometric_trace`.
 
 from ivt_utils import protocol
 
-TOLERANCE = 0.1  # of the truth's width or height: a smaller error is not worth a word
+TOLERANCE = 0.1  # of the truth's width or height: a smaller error is named only where it is the largest one
 MOST_PROBLEMS = 2
 
 
 def problems(box, truth, most: int = MOST_PROBLEMS) -> list[str]:
     """Return what is wrong with `box`, worst first: words of `protocol.PROBLEMS`, at most `most` of them.
 
-    Offsets of the centre and differences of size count relative to the truth's width and height (all 0..1000).
+    Offsets of the centre and differences of size count relative to the truth's width and height (all 0..1000). The
+    largest error is named however small it is, others above `TOLERANCE`; only the truth itself has no error.
     """
+    ranked = _errors(box, truth)
+    return [word for i, (word, error) in enumerate(ranked[:most]) if error > (TOLERANCE if i else 0)]
+
+
+def fits(box, truth) -> bool:
+    """Return whether no error of `box` is above `TOLERANCE`."""
+    return _errors(box, truth)[0][1] <= TOLERANCE
+
+
+def _errors(box, truth) -> list[tuple[str, float]]:
     width, height = truth[2] - truth[0], truth[3] - truth[1]
     errors = {
         ("too far left", "too far right"): (truth[0] + truth[2] - box[0] - box[2]) / 2 / width,
@@ -22,8 +33,8 @@ def problems(box, truth, most: int = MOST_PROBLEMS) -> list[str]:
         ("too narrow", "too wide"): (width - (box[2] - box[0])) / width,
         ("too short", "too tall"): (height - (box[3] - box[1])) / height,
     }
-    ranked = sorted(errors.items(), key=lambda pair: -abs(pair[1]))
-    return [words[error < 0] for words, error in ranked[:most] if abs(error) > TOLERANCE]
+    named = [(words[error < 0], abs(error)) for words, error in errors.items()]
+    return sorted(named, key=lambda pair: -pair[1])
 
 
 def geometric_trace(box, truth) -> str:
