@@ -27,8 +27,8 @@ def second_turn_stage(words: str, style: str) -> str:
 def second_turn_rows(answered: dict[tuple[str, str], list[dict]], *, seed: int, n_resamples: int) -> list[dict]:
     """Return one row for each of `SECOND_TURNS`, from rollouts of two steps: step 0 and the answer to that turn.
 
-    A row: {"words", "style", and cells of `metrics`: "acc50", "miou" and "parsed" of the answer, "same" (share whose box
-    is that of step 0), "difference" (Acc@0.5 of the answer minus that of step 0, paired)}.
+    A row: {"words", "style", and cells of `metrics`: "acc50", "miou" and "parsed" of the answer, "same" (the share
+    whose box is that of step 0), "difference" (Acc@0.5 of the answer minus that of step 0, paired)}.
     """
     chance, rows = {"seed": seed, "n_resamples": n_resamples}, []
     for (words, style), rollouts in answered.items():

@@ -28,8 +28,8 @@ def fits(box, truth) -> bool:
 def _errors(box, truth) -> list[tuple[str, float]]:
     width, height = truth[2] - truth[0], truth[3] - truth[1]
     errors = {
-        ("too far left", "too far right"): (truth[0] + truth[2] - box[0] - box[2]) / 2 / width,
-        ("too high", "too low"): (truth[1] + truth[3] - box[1] - box[3]) / 2 / height,
+        ("too far left", "too far right"): (truth[0] - box[0] + truth[2] - box[2]) / 2 / width,
+        ("too high", "too low"): (truth[1] - box[1] + truth[3] - box[3]) / 2 / height,
         ("too narrow", "too wide"): (width - (box[2] - box[0])) / width,
         ("too short", "too tall"): (height - (box[3] - box[1])) / height,
     }

@@ -71,7 +71,8 @@ def objection(answer: str, box, truth) -> str:
     """Return why an answer cannot be the trace from `box` to `truth` (0..1000), to be read after "it"; "" if it can.
 
     It must be one or two whole sentences without numbers, must not show that the truth is known, and must agree with
-    the boxes: claim nothing that they contradict, name one of the two largest errors, and leave alone a box that fits.
+    the boxes: claim nothing that they contradict, and name the largest error or the second one, if that is above the
+    teacher's tolerance. Of the true box alone may it say that it fits.
     """
     text = tidy(answer).lower().replace("’", "'")
     wrong, (said, rest) = problems(box, truth, most=len(protocol.PROBLEMS)), claims(text)

@@ -29,9 +29,8 @@ PROMPT = (
     "they have drawn is shown in red. For you alone, as [x1, y1, x2, y2] in thousandths of the image, x to the right "
     "and y down: the red box is {box}, and it should become {truth}. In one or two sentences, write what they should "
     "think on seeing the red box: what it covers, what is wrong with it, and what to do. Name the largest error, and "
-    "use only these words for errors and changes: {words}. Speak of the box as a whole, not of its edges. If its place "
-    "and its size are off by less than a tenth of the object's size, write: {fits} Write no digits, no coordinates, no "
-    "JSON, and nothing that shows that you know the box it should become."
+    "use only these words for errors and changes: {words}. Speak of the box as a whole, not of its edges. Write no "
+    "digits, no coordinates, no JSON, and nothing that shows that you know the box it should become."
 )
 AGAIN = " Your last answer was refused, for it {refused}. Write another one."
 
@@ -46,7 +45,7 @@ def first_accepted(image, expression: str, box, truth, profile, model: str, answ
     numbers = {name: str([round(v) for v in values]) for name, values in (("box", box), ("truth", truth))}
     words = "; ".join(f"{problem}: {advice}" for problem, advice in protocol.PROBLEMS.items())
     for attempt in range(profile.teacher_tries):
-        text = PROMPT.format(expression=expression, words=words, fits=protocol.TRACE_FITS, **numbers)
+        text = PROMPT.format(expression=expression, words=words, **numbers)
         text += AGAIN.format(refused=refused) if refused else ""
         values = [model, text, attempt, profile.teacher_tokens, profile.teacher_temperature, image.size]
         digest = hashlib.sha256(json.dumps(values).encode())

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from ivt_utils import harvest, protocol
 from ivt_utils.boxes import iou, parse_answer, snap, valid
-from ivt_utils.teacher import geometric_trace, problems
+from ivt_utils.teacher import fits, geometric_trace
 
 TRUTH = [100.0, 100.0, 300.0, 300.0]
 
@@ -66,16 +66,42 @@ def test_a_trajectory_starts_with_the_students_own_answer_and_corrects_it(box, t
     assert made["steps"][0] == own["steps"][0] and len(made["steps"]) == turns + 1
     line = harvest.straight_line(box, truth, turns, 10)
     for before, step, ahead in zip(made["steps"], made["steps"][1:], line, strict=False):
-        assert parse_answer(step["text"]) == step["box"] == (ahead if problems(before["box"], truth) else before["box"])
-        assert step["text"] == protocol.answer_text(step["box"], geometric_trace(before["box"], truth))
+        assert parse_answer(step["text"]) == step["box"] == ahead
+        stays = step["box"] == before["box"]
+        assert step["text"].startswith(protocol.TRACE_FITS) == stays  # it says "keep it" exactly when it keeps it
+        trace = protocol.TRACE_FITS if stays else geometric_trace(before["box"], truth)
+        assert step["text"] == protocol.answer_text(step["box"], trace)
 
 
-def test_a_box_that_fits_is_kept_with_and_without_words():
+@given(grid_boxes(), grid_boxes(), st.integers(1, 3))
+def test_the_variant_keeps_a_box_that_fits_and_says_so(box, truth, turns):
+    own = rollout(box, [float(v) for v in truth])
+    made = harvest.trajectory(own, turns, 10, keep=True)["steps"]
+    line = harvest.straight_line(box, truth, turns, 10)
+    for before, step, ahead in zip(made, made[1:], line, strict=False):
+        assert step["box"] == (before["box"] if fits(before["box"], truth) else ahead)
+        assert step["text"].startswith(protocol.TRACE_FITS) == (step["box"] == before["box"])
+
+
+def test_a_box_that_fits_is_kept_by_the_variant_alone_with_and_without_words():
+    def boxes(*arguments, **keep):
+        return [step["box"] for step in harvest.trajectory(*arguments, **keep)["steps"]]
+
     for teacher in (geometric_trace, None):
-        kept = harvest.trajectory(rollout((110, 110, 310, 310)), 2, 10, teacher)["steps"]
-        assert [step["box"] for step in kept] == [(110, 110, 310, 310)] * 3
-        moved = harvest.trajectory(rollout((180, 100, 380, 300)), 2, 10, teacher)["steps"]
-        assert [step["box"] for step in moved][1:] == [(140, 100, 340, 300), (100, 100, 300, 300)]
+        near, far = (110, 110, 310, 310), (180, 100, 380, 300)
+        assert boxes(rollout(near), 2, 10, teacher, keep=True) == [near] * 3
+        assert boxes(rollout(near), 2, 10, teacher)[-1] == (100, 100, 300, 300)
+        for keep in (False, True):
+            line = [(140, 100, 340, 300), (100, 100, 300, 300)]
+            assert boxes(rollout(far), 2, 10, teacher, keep=keep)[1:] == line
+
+
+def test_a_teacher_is_not_asked_about_a_box_that_stays():
+    def teacher(box, truth):
+        raise AssertionError("asked")
+
+    steps = harvest.trajectory(rollout((100, 100, 300, 300)), 2, 10, teacher)["steps"]
+    assert [step["text"] for step in steps[1:]] == ['It fits: keep it. {"bbox_2d": [100, 100, 300, 300]}'] * 2
 
 
 def test_a_trajectory_without_reasons_and_one_of_another_teacher():

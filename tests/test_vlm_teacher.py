@@ -264,7 +264,7 @@ def test_a_refused_answer_is_asked_again_with_the_reason(serve, rollouts, record
     assert budget(rollouts[:1], records, tmp_path)[2:5] == [2, 0, 0]
 
 
-LEFT, FAR, FIT = (100, 100, 200, 200), (500, 500, 900, 900), (102, 100, 201, 199)
+LEFT, FAR, FIT = (100, 100, 200, 200), (500, 500, 900, 900), (100, 100, 200, 200)
 TRUTH = (200, 100, 300, 200)  # LEFT has to move right
 
 
