@@ -31,7 +31,7 @@ def load_image(source) -> Image.Image:
         image.load()
     except FileNotFoundError:
         raise ImageError(f"There is no image at {source}.") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError):
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # Pillow has all four for a damaged file
         raise ImageError("The image cannot be read; it is truncated, too large or of no known kind.") from None
     width, height = image.size
     if min(width, height) < 8:
@@ -70,34 +70,46 @@ def closer_look(image: Image.Image, box, zoom: float) -> Image.Image:
     return image.resize(image.size, Image.Resampling.BICUBIC, box=to_pixels(view(box, zoom), *image.size))
 
 
-def trajectory_strip(records, rollouts, title: str = ""):
-    """Return a Matplotlib figure: one row a rollout, one picture a step, with the answer and the truth drawn."""
+def trajectory_strip(records, rollouts, title: str = "", style: str = "none"):
+    """Return a Matplotlib figure: one row a rollout, one picture a step, with the answer and the truth drawn on it.
+
+    `style` is how the loop draws boxes. Each picture is then what the student was shown before this answer: the image
+    with the answer of the step before in red. With `none` it is the bare image.
+    """
     import matplotlib.pyplot as plt
     from matplotlib.patches import Rectangle
+    from matplotlib.patheffects import withStroke
 
     from ivt_utils.metrics import iou_matrix
+
+    def edges(x1, y1, x2, y2, name):
+        look = {"color": COLORS[name], "ls": "--" if name == "truth" else "-", "lw": 2.2}
+        halo = [withStroke(linewidth=4, foreground="white")]  # so that it is seen on red, too
+        return Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, path_effects=halo, **look)
 
     images = {record["id"]: record["image"] for record in records}
     scores = iou_matrix(rollouts)
     columns = len(rollouts[0]["steps"])
     figure, axes = plt.subplots(len(rollouts), columns, figsize=(2.7 * columns, 3.0 * len(rollouts)), squeeze=False)
     for row, rollout in enumerate(rollouts):
-        image = images[rollout["id"]]
+        image, last = images[rollout["id"]], None
         for column, step in enumerate(rollout["steps"]):
             ax = axes[row][column]
-            ax.imshow(image)
-            for box, color, line in ((rollout["truth"], COLORS["truth"], "--"), (step["box"], COLORS["answer"], "-")):
+            ax.imshow(draw_box(image, last, style))
+            for box, name in ((step["box"], "answer"), (rollout["truth"], "truth")):
                 if box is not None:
-                    x1, y1, x2, y2 = to_pixels(box, *image.size)
-                    ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color=color, ls=line, lw=2.2))
+                    ax.add_patch(edges(*to_pixels(box, *image.size), name))
             state = f"IoU {scores[row, column]:.2f}" if step["box"] is not None else "no box in the answer"
             ax.set_title(f"step {column}: {state}", fontsize=9)
             ax.set_xticks([])
             ax.set_yticks([])
+            last = step["box"]
         axes[row][0].set_xlabel("“" + rollout["expression"] + "”", fontsize=9, loc="left")
-    handles = [Rectangle((0, 0), 1, 1, fill=False, color=COLORS["truth"], ls="--"),
-               Rectangle((0, 0), 1, 1, fill=False, color=COLORS["answer"])]  # fmt: skip
-    figure.legend(handles, ["ground truth", "answer"], loc="upper right", ncols=2, frameon=False, fontsize=9)
+    keys = {"ground truth": edges(0, 0, 1, 1, "truth"), "answer": edges(0, 0, 1, 1, "answer")}
+    if style != "none":
+        red = [value / 255 for value in OVERLAY]
+        keys["shown: the last answer"] = Rectangle((0, 0), 1, 1, fc=(*red, 0.3 * (style == "filled")), ec=red)
+    figure.legend(keys.values(), keys, loc="upper right", ncols=3, frameon=False, fontsize=9)
     figure.suptitle(title, x=0.02, ha="left", fontsize=11)
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.1 / len(rollouts)), h_pad=2.5)  # room for title and legend
     return figure

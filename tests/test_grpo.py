@@ -4,6 +4,7 @@ import io
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -11,6 +12,9 @@ from safetensors.torch import load_file
 
 from ivt_utils import grpo, protocol, student
 from ivt_utils.boxes import iou, snap
+from ivt_utils.datasets import load_split
+from ivt_utils.loop import evaluate
+from ivt_utils.metrics import iou_matrix
 from ivt_utils.render import draw_box, load_image
 
 BOX, OTHER, TRUTH = (100, 200, 300, 400), (500, 500, 700, 900), [100.0, 200.0, 300.0, 500.0]
@@ -342,7 +346,8 @@ def train(trainer_class, student_, records, folder, profile, script=script, **op
 def trained(processor, records, sft_policy, scripted_trainer, tiny_profile, tmp_path_factory):
     """Two steps from the SFT policy on, two of four prompts with two rollouts each."""
     folder = tmp_path_factory.mktemp("grpo") / "whole"
-    return train(scripted_trainer, with_policy(processor, sft_policy[0]), records, folder, tiny_profile)
+    policy = with_policy(processor, sft_policy[0])
+    return train(scripted_trainer, policy, records, folder, tiny_profile, probe=records[4:])
 
 
 def test_each_rollout_ends_where_it_should_and_its_reward_says_so(trained):
@@ -424,11 +429,28 @@ def test_the_log_has_a_row_a_step_with_all_that_the_course_plots(trained):
     assert first["reward"] == pytest.approx(sum(trained.step["rewards"]) / 4, abs=1e-4)
 
 
+def test_the_learning_curve_is_greedy_on_fixed_prompts_from_the_first_policy_to_the_last(
+    trained, processor, records, sft_policy, tiny_profile
+):
+    curve, asked = grpo.read_probe(trained.folder), records[4:]
+    assert curve["image_ids"] == [record["image_id"] for record in asked] and len(asked) == 2
+    assert [row["step"] for row in curve["rows"]] == [0, 1, 2]
+    for step, folder in ((0, sft_policy[0]), (2, trained.folder)):
+        answers = evaluate(with_policy(processor, folder), asked, tiny_profile)
+        assert np.allclose(iou_matrix(answers), curve["rows"][step]["ious"], atol=1e-6)
+
+
+def test_the_prompts_of_the_learning_curve_are_the_first_of_validation(tiny_profile):
+    val = load_split(tiny_profile, "val")
+    assert [r["id"] for r in grpo.probe_records(tiny_profile)] == [r["id"] for r in val][:3]
+
+
 def test_ctrl_c_and_the_same_call_again_end_on_the_same_adapter(
     trained, processor, records, sft_policy, scripted_trainer, tiny_profile, tmp_path, monkeypatch
 ):
     def once_more():
-        return train(scripted_trainer, with_policy(processor, sft_policy[0]), records, tmp_path, tiny_profile)
+        policy = with_policy(processor, sft_policy[0])
+        return train(scripted_trainer, policy, records, tmp_path, tiny_profile, probe=records[4:])
 
     monkeypatch.setattr(scripted_trainer, "stop", 1)
     with pytest.raises(KeyboardInterrupt):
@@ -439,6 +461,8 @@ def test_ctrl_c_and_the_same_call_again_end_on_the_same_adapter(
     assert all(torch.equal(reference[name], sft_policy[1][name]) for name in reference)
     saved, again = (load_file(f / "adapter_model.safetensors") for f in (trained.folder, tmp_path))
     assert all(torch.allclose(again[name], saved[name], atol=1e-6) for name in saved)
+    curves = [grpo.read_probe(folder)["rows"] for folder in (trained.folder, tmp_path)]
+    assert [row["step"] for row in curves[1]] == [0, 1, 2] and curves[0][:2] == curves[1][:2]
 
 
 def test_activations_may_be_checkpointed_and_rollouts_generated_by_the_group(

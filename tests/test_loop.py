@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from ivt_utils import loop, protocol
+from ivt_utils.artefacts import Run
 from ivt_utils.profiles import get_profile
 from ivt_utils.render import ImageError, draw_box
 
@@ -182,6 +183,43 @@ def test_the_answer_depends_on_the_image(tiny_student, records):
     with torch.inference_mode():
         logits = tiny_student.model(**inputs).logits[:, -1]
     assert (logits[0] - logits[1]).abs().max() > 1e-3
+
+
+# --- another second turn
+
+
+@pytest.mark.parametrize("style", ["filled", "outline", "none"])
+@pytest.mark.parametrize("words", ["feedback", "question"])
+def test_the_second_turn_has_the_words_and_the_picture_that_were_asked_for(
+    play, scripted, monkeypatch, records, words, style
+):
+    rollouts, _ = play(fine, turns=0)
+    asked = []
+
+    def generate(student, chats, *_):
+        asked.extend(list(chat) for chat in chats)
+        return [protocol.answer_text(BOXES[1])] * len(chats)
+
+    monkeypatch.setattr(loop, "generate", generate)
+    shown = [BOXES[2], None] * (len(records) // 2)
+    again = loop.answer_again("no student", records, rollouts, shown, style=style, words=words, batch_size=4)
+    for record, box, chat, rollout, first in zip(records, shown, asked, again, rollouts, strict=True):
+        picture = draw_box(record["image"], box, style)
+        feedback = protocol.feedback(picture, BOXES[0])
+        second = feedback if words == "feedback" else protocol.question(picture, record["expression"])
+        assert texts_of(chat)[:2] == texts_of([protocol.question(None, record["expression"]), chat[1]])
+        assert texts_of([chat[2]]) == texts_of([second])
+        assert images_of([chat[2]]) == images_of([second])
+        answered = {"text": protocol.answer_text(BOXES[1]), "box": BOXES[1], "shown": box}
+        assert rollout["steps"] == [first["steps"][0], answered]
+
+
+def test_the_short_loop_is_the_beginning_of_the_long_one(tiny_student, records, tiny_profile, tmp_path):
+    long, alone = (Run(replace(tiny_profile, long_turns=turns), 0, tmp_path / str(turns)) for turns in (3, 2))
+    short, same = (loop.both_lengths(run, "base_ivt", lambda: tiny_student, records) for run in (long, alone))
+    assert short == same and [len(rollout["steps"]) for rollout in short] == [3] * len(records)
+    assert [len(rollout["steps"]) for rollout in long.rollouts("base_ivt_long", None)] == [4] * len(records)
+    assert set(alone.stages()) == {"rollouts/base_ivt"}
 
 
 # --- from a box that somebody else gave

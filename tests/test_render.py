@@ -99,7 +99,7 @@ def test_a_truncated_picture_that_pillow_has_opened_is_one_sentence():
     assert "cannot be read" in sentence(caught)
 
 
-@pytest.mark.parametrize("content", [b"", b"\x00" * 100, b"GIF89a", b"<svg/>", b"{}"])
+@pytest.mark.parametrize("content", [b"", b"\x00" * 100, b"GIF89a", b"<svg/>", b"{}", b"P6\n4x0 30 255\n"])
 def test_what_is_no_image_is_one_sentence(content, tmp_path):
     (tmp_path / "file.jpg").write_bytes(content)
     for source in (content, tmp_path / "file.jpg"):
@@ -224,20 +224,40 @@ def test_an_unknown_style_is_one_sentence_with_the_choices(style, box, grey):
 # --- strips
 
 
-def test_a_strip_shows_each_step_of_each_rollout(records):
-    import matplotlib.pyplot as plt
-
-    rollouts = [
+@pytest.fixture
+def rollouts(records):
+    return [
         {**{k: r[k] for k in ("id", "image_id", "subset", "expression")}, "truth": r["bbox"],
          "steps": [{"text": "", "box": (0, 0, 500, 500)}, {"text": "", "box": None}, {"text": "", "box": (0, 0, 9, 9)}]}
         for r in records[:2]
     ]  # fmt: skip
-    figure = render.trajectory_strip(records, rollouts, "A title")
-    try:
-        titles = [ax.get_title() for ax in figure.axes]
-        assert len(titles) == 6 and titles[1] == titles[4] == "step 1: no box in the answer"
-        assert all(title.startswith(f"step {i % 3}") for i, title in enumerate(titles))
-        assert [len(ax.patches) for ax in figure.axes] == [2, 1, 2] * 2  # the truth, and the answer if there is one
-        assert records[0]["expression"] in figure.axes[0].get_xlabel()
-    finally:
-        plt.close(figure)
+
+
+@pytest.fixture
+def strip(records, rollouts):
+    """`strip(style)`: the figure, closed at the end."""
+    import matplotlib.pyplot as plt
+
+    yield lambda **style: render.trajectory_strip(records, rollouts, "A title", **style)
+    plt.close("all")
+
+
+def test_a_strip_shows_each_step_of_each_rollout(records, strip):
+    figure = strip()
+    titles = [ax.get_title() for ax in figure.axes]
+    assert len(titles) == 6 and titles[1] == titles[4] == "step 1: no box in the answer"
+    assert all(title.startswith(f"step {i % 3}") for i, title in enumerate(titles))
+    assert [len(ax.patches) for ax in figure.axes] == [2, 1, 2] * 2  # the truth, and the answer if there is one
+    assert records[0]["expression"] in figure.axes[0].get_xlabel()
+
+
+@pytest.mark.parametrize("style", render.STYLES)
+def test_a_strip_shows_what_the_student_was_shown_before_each_answer(style, records, rollouts, strip):
+    figure = strip(style=style)
+    shown = [ax.images[0].get_array() for ax in figure.axes]
+    for row, (record, rollout) in enumerate(zip(records, rollouts, strict=False)):
+        before = [None, *(step["box"] for step in rollout["steps"][:-1])]  # nothing is drawn on the first picture
+        for step, box in enumerate(before):
+            assert np.array_equal(shown[3 * row + step], render.draw_box(record["image"], box, style))
+    told = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert told == ["ground truth", "answer", "shown: the last answer"][: 2 + (style != "none")]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ivt_utils import stages
+from ivt_utils import controls, stages
 from ivt_utils.artefacts import ArtefactError
 
 GOOD, BAD = '{"bbox_2d": [10, 20, 30, 40]}', "10, 20, 30, 40"
@@ -33,4 +33,6 @@ def test_only_a_student_of_the_hub_is_looked_at_and_once(hub, tmp_path, tiny_pro
     for _ in range(2):
         stages.evaluation(run)
     assert looked == [tiny_profile.batch_size] * hub
-    assert set(run.stages()) == {"rollouts/base_ivt", "rollouts/base_ivt_bare", "rollouts/train_step0"}
+    second = {controls.second_turn_stage(*turn) for turn in controls.SECOND_TURNS}
+    wanted = {"base_ivt_long", "base_ivt", "base_ivt_bare", "train_step0", *second}
+    assert set(run.stages()) == {f"rollouts/{name}" for name in wanted}
