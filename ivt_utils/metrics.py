@@ -81,17 +81,18 @@ def parsed_matrix(rollouts) -> np.ndarray:
     return np.array([[step["box"] is not None for step in rollout["steps"]] for rollout in rollouts])
 
 
-def step_score(step: str, metric: str):
+def step_score(step: str | int, metric: str):
     """Return a function from an IoU matrix (n, T + 1) to one score a sample (n,).
 
-    `step`: "step0", "final" or "oracle" (the best step, chosen with the ground truth). `metric`: "acc50",
-    "acc70", "acc90" (1 where IoU >= threshold) or "miou".
+    `step`: "step0", "final", "oracle" (the best step, chosen with the ground truth) or the number of a step.
+    `metric`: "acc50", "acc70", "acc90" (1 where IoU >= threshold) or "miou".
     """
-    if step not in STEPS or metric not in (*THRESHOLDS, "miou"):
+    if not (isinstance(step, int) or step in STEPS) or metric not in (*THRESHOLDS, "miou"):
         raise ValueError(f"There is no {metric!r} of {step!r}: take acc50, acc70, acc90 or miou of {STEPS}.")
 
     def score(ious):
-        chosen = {"step0": ious[:, 0], "final": ious[:, -1], "oracle": ious.max(axis=1)}[step]
+        named = {"step0": ious[:, 0], "final": ious[:, -1], "oracle": ious.max(axis=1)}
+        chosen = ious[:, step] if isinstance(step, int) else named[step]
         return chosen if metric == "miou" else (chosen >= THRESHOLDS[metric]).astype(float)
 
     return score
@@ -276,6 +277,25 @@ def refinement(rollouts, seed: int, n_resamples: int) -> dict:
     images = [rollout["image_id"] for rollout in rollouts]
     counted = [np.where(group, score, 0.0) for score, group in zip(scores, groups, strict=True)]
     return dict(zip(parts, intervals(counted, groups, images, seed=seed, n_resamples=n_resamples), strict=True))
+
+
+def curve_gain(rows: list[dict], image_ids, seed: int, n_resamples: int) -> dict:
+    """Return what a learning curve gained: {"steps", "first", "last", "difference"}.
+
+    `rows`: {"step", "ious"} in the order of training, "ious" with the IoUs (0 to 1) of the answers to each prompt;
+    `image_ids`: one a prompt. "first" and "last" are the mean IoU of the final answers in the first and in the last
+    quarter of the rows, one row at least; "difference" is the cell of last - first, paired by prompt, n in prompts.
+    ValueError for fewer than two rows, or for rows that are not about these prompts.
+    """
+    finals = np.array([[answers[-1] for answers in row["ious"]] for row in rows], dtype=float)
+    if len(rows) < 2 or finals.shape != (len(rows), len(image_ids)) or not np.isfinite(finals).all():
+        raise ValueError("A learning curve needs two rows or more, each with the IoUs of every prompt.")
+    quarter = max(1, len(rows) // 4)
+    first, last = finals[:quarter].mean(axis=0), finals[-quarter:].mean(axis=0)
+    return {
+        "steps": [row["step"] for row in rows], "first": float(first.mean()), "last": float(last.mean()),
+        "difference": mean_interval(last - first, image_ids, seed=seed, n_resamples=n_resamples),
+    }  # fmt: skip
 
 
 def _same_box(rollout) -> bool:

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from ivt_utils import artefacts
+from ivt_utils.mirage import ADAPTERS
 from ivt_utils.results import METHODS, SINGLE, build_results, results_from, targets
 from ivt_utils.selection import ORACLE, best_rule
 
@@ -24,31 +25,30 @@ RESULT_COLUMNS = (
     ("miou", "mean IoU", 1, 3),
 )  # fmt: skip
 LOOP_COLUMNS = (
-    ("step0_acc50", "step 0 Acc@0.5 %", 100, 1), ("best_rule_acc50", "best rule Acc@0.5 %", 100, 1),
+    ("step0", "step 0 Acc@0.5 %", 100, 1), ("best_rule_acc50", "best rule Acc@0.5 %", 100, 1),
     ("oracle_acc50", "oracle Acc@0.5 %", 100, 1),
     ("degradation_per_step", "IoU lost per step", 1, 3), ("share_degrade", "degrade %", 100, 1),
     ("share_same_box", "box kept %", 100, 1),
 )  # fmt: skip
-FALL_COLUMNS = (
-    ("step0_parsed", "step 0 parses %", 100, 1), ("parsed", "final parses %", 100, 1),
-    ("lost_unparsed", "lost: no box %", 100, 1), ("lost_wrong_box", "lost: wrong box %", 100, 1),
-    ("gained", "gained %", 100, 1),
-)  # fmt: skip
+STEP_COLUMNS = tuple((f"step{t}", f"step {t}", 100, 1) for t in range(6))
 TABLES = (
     ("Result: the final step", RESULT_COLUMNS),
     ("What the loop did", LOOP_COLUMNS),
-    ("Where Acc@0.5 went: step 0 - lost + gained = final", FALL_COLUMNS),
+    ("Acc@0.5 % at each step", STEP_COLUMNS),
 )
 UNITS = {
     "share": (100, 1, " %"), "difference": (100, 1, " points"), "ratio": (1, 3, ""), "IoU": (1, 3, " IoU"),
 }  # fmt: skip
 NOT_RUN = {"value": None}
+SECOND_TURN_TITLE = "The second turn of the untrained student: what its words cost, and what the drawn box costs"
+STYLES = {"none": "bare image", "outline": "box outlined", "filled": "box filled"}
 CLOSER_NOTE = (
     "A closer look: first answer, sampled answers and closer look are those of one trained student, each seed's own; "
     "the one trained on the truth at first sight is another. Intervals are over test images, for these trainings."
 )
 NOTES = (
     "[low, high]: 95% bootstrap interval, resampled by image. -: does not apply.",
+    "(keep): SFT on trajectories in which a box that fits stays, not on the paper's straight line.",
     "degrade, box kept: samples whose final IoU is below step 0's; whose final box is the box of step 0.",
     "best rule: the label-free rule with the highest Acc@0.5 on validation samples, scored on test (notebook 6).",
     "oracle: the best step, chosen with the ground truth; what choosing could give at most, not a result.",
@@ -69,39 +69,45 @@ def table(results: dict, paper: dict) -> list[dict]:
     {column: cell}}. Paper cells have no interval but a "step", and value None where a number is not known.
     """
     rows = []
-    for name in [*METHODS, *(name for name in results["methods"] if name not in METHODS)]:
+    for name in [*_listed(results["methods"]), *(name for name in results["methods"] if name not in METHODS)]:
         row = {"method": name, "label": METHODS.get(name, name)}
         if name in paper["methods"]:
             answers = 1 if name in SINGLE else paper["refinements"] + 1
             known = {"source": "paper", "run": True, "answers": answers, "cells": paper["methods"][name]}
             rows.append(row | known)
-        rows.append(row | _our_row(results["methods"].get(name)))
+        rows.append(row | _our_row(name, results["methods"]))
     return rows
 
 
-def _our_row(ours: dict | None) -> dict:
+def _listed(methods: dict) -> list[str]:
+    """Return the names that a table lists: a long loop only where it was run, for not every profile has one."""
+    return [name for name in METHODS if name in methods or not name.endswith("_long")]
+
+
+def _our_row(name: str, methods: dict) -> dict:
+    ours = methods.get(name)
     return {"source": "ours", "run": ours is not None, "answers": ours and ours["answers_per_sample"],
-            "cells": _our_cells(ours) if ours else {}}  # fmt: skip
+            "cells": _our_cells(name, ours) if ours else {}}  # fmt: skip
 
 
 def scale_table(path: Path = SCALE) -> list[list[str]]:
     """Return the results of the profile `paper` as a grid of text, its head first: "not run" until somebody runs it."""
     found = artefacts.read_json(path) if path.exists() else {}
     methods = found["methods"] if found.get("profile") == "paper" else {}
-    rows = [{"method": name, "label": label} | _our_row(methods.get(name)) for name, label in METHODS.items()]
-    return _grid(rows, RESULT_COLUMNS)
+    rows = [{"method": name, "label": METHODS[name]} | _our_row(name, methods) for name in _listed(methods)]
+    grid = _grid(rows, RESULT_COLUMNS)
+    return grid if methods else [grid[0], ["not run: ivt run --profile paper", *["-"] * (len(grid[0]) - 1)]]
 
 
-def _our_cells(method: dict) -> dict:
+def _our_cells(name: str, method: dict) -> dict:
     found = method["metrics"]
     cells = dict(found["final"])
     if len(found["per_step"]) > 1:
-        cells["step0_acc50"] = found["per_step"][0]["acc50"]
+        cells |= {f"step{t}": step["acc50"] for t, step in enumerate(found["per_step"])}
         cells["oracle_acc50"] = found["oracle_best_step"]["acc50"]
-        cells["best_rule_acc50"] = best_rule(method["rules"])["acc50"] if method.get("rules") else NOT_RUN
-        cells["step0_parsed"] = found["per_step"][0]["parsed"]
+        if name in ADAPTERS or method.get("rules"):  # a method that notebook 6 asks
+            cells["best_rule_acc50"] = best_rule(method["rules"])["acc50"] if method.get("rules") else NOT_RUN
         cells |= {key: found[key] for key in ("degradation_per_step", "share_degrade", "share_same_box")}
-        cells |= found["fall"]
     return cells
 
 
@@ -116,11 +122,13 @@ def number(cell: dict, scale: float, digits: int) -> str:
 
 
 def _grid(rows, columns) -> list[list[str]]:
-    lines = [["method", "whose", "answers", *(column[1] for column in columns)]]
     if columns is not RESULT_COLUMNS:
         rows = [row for row in rows if row["method"] not in SINGLE]
-    if columns is FALL_COLUMNS:
-        rows = [row for row in rows if row["source"] == "ours"]
+    if columns is STEP_COLUMNS:  # a short loop is the beginning of the long one
+        names = {row["method"] for row in rows}
+        rows = [row for row in rows if row["source"] == "ours" and f"{row['method']}_long" not in names]
+        columns = [column for column in columns if any(column[0] in row["cells"] for row in rows)]
+    lines = [["method", "whose", "answers", *(column[1] for column in columns)]]
     for row in rows:
         line = [row["label"], row["source"], str(row["answers"] or "-")]
         for key, _, scale, digits in columns:
@@ -145,7 +153,7 @@ def aligned(grid: list[list[str]]) -> str:
 
 
 def to_text(rows) -> str:
-    """Return the rows for a terminal: results at the final step, what the loop did, where it fell, notes."""
+    """Return the rows for a terminal: results at the final step, what the loop did, its steps, notes."""
     parts = [f"{title}\n{aligned(_grid(rows, columns))}" for title, columns in TABLES]
     return "\n\n".join([*parts, "\n".join(NOTES)])
 
@@ -171,11 +179,15 @@ def summary(results: dict, paper: dict) -> str:
     for d in results["differences"]:
         scale, digits, unit = UNITS["difference" if d["metric"].endswith("acc50") else "ratio"]
         differences.append([d["name"], d["metric"], number(d, scale, digits) + unit, str(d["n"])])
+    for name, curve in results.get("learning_curve", {}).items():
+        gain, label = curve["difference"], f"{name}: learning curve, last quarter - first"
+        differences.append([label, "miou", number(gain, 1, 3), str(gain["n"])])
     head = f"Profile {results['profile']}, seed {results['seed']}, {results['n_test']} test samples"
     parts = [head, to_text(table(results, paper)), aligned(differences), aligned(_goals(results))]
     for name, method in results["methods"].items():
         for grid in mirage_tables(method):
             parts.append(f"{METHODS.get(name, name)}\n{aligned(grid)}")
+    parts += [f"{SECOND_TURN_TITLE}\n{aligned(second_turn_table(results.get('second_turn', [])))}"]
     parts += [aligned(closer_table(results["closer"])), CLOSER_NOTE]
     if results["profile"] != "paper":
         parts.append(f"{SCALE_TITLE}\n{aligned(scale_table())}")
@@ -186,12 +198,9 @@ def mirage_tables(method: dict) -> list[list[list[str]]]:
     """Return what notebook 6 tells of a method as grids of text, each with its head first; [] where it was not run."""
     if not method.get("rules"):
         return []
-    rest = [["measure", "value", "n"]]
-    for name in ("r", "auroc"):
-        cell = method["calibration"][name]
-        rest.append([f"verification: {name}", number(cell, 1, 3), cell["n"]])
-    rest += [[f"{name} (%)", number(cell, 100, 1), cell["n"]] for name, cell in method["refinement"].items()]
-    grids = rules_table(method["rules"]), controls_table(method["controls"]), rest
+    rest = [[f"{name} (%)", number(cell, 100, 1), cell["n"]] for name, cell in method["refinement"].items()]
+    grids = (rules_table(method["rules"]), controls_table(method["controls"]),
+             calibration_table(method["calibration"]), [["measure", "value", "n"], *rest])  # fmt: skip
     return [[[str(v) for v in line] for line in grid] for grid in grids]
 
 
@@ -203,12 +212,31 @@ def rules_table(rows: list[dict]) -> list[list]:
                      "-" if r["rule"] == ORACLE else f"{r['p']:.3f}".replace("0.000", "< 0.001")] for r in rows)]
 
 
+def calibration_table(rows: list[dict]) -> list[list]:
+    """Return `confidence.calibration` as a grid, its head first: one row a step."""
+    signals = {"fits": "verification", "likelihood": "likelihood"}
+    head = ["step", "right (%)", *(f"{said}: {name}" for said in signals.values() for name in ("AUROC", "r"))]
+    return [head, *([row["step"], number(row["right"], 100, 1),
+                     *(number(row[signal][name], 1, 3) for signal in signals for name in ("auroc", "r"))]
+                    for row in rows)]  # fmt: skip
+
+
 def controls_table(rows: list[dict]) -> list[list]:
     """Return `controls.control_rows` as a grid, its head first."""
     head = ["box shown", "its IoU with the truth", "next answer: Acc@0.5 (%)", "mean IoU",
             "IoU of next answer and box shown"]  # fmt: skip
     return [head, *([r["control"], number(r["shown"], 1, 3), number(r["acc50"], 100, 1), number(r["miou"], 1, 3),
                      number(r["follow"], 1, 3)] for r in rows)]  # fmt: skip
+
+
+def second_turn_table(rows: list[dict]) -> list[list[str]]:
+    """Return `controls.second_turn_rows` as a grid of text, its head first: for each wording Acc@0.5, then its loss."""
+    grid = [["after the first answer", *STYLES.values()]]
+    cells = {(row["words"], row["style"]): row for row in rows}
+    for words, said in (("feedback", "the feedback"), ("question", "the question again")) if rows else ():
+        for key, what in (("acc50", "Acc@0.5 %"), ("difference", "minus step 0, points")):
+            grid.append([f"{said}: {what}", *(number(cells[words, style][key], 100, 1) for style in STYLES)])
+    return grid if rows else [*grid, ["not run: notebook 1", *["-"] * len(STYLES)]]
 
 
 def closer_table(rows: list[dict]) -> list[list[str]]:
@@ -222,28 +250,30 @@ def closer_table(rows: list[dict]) -> list[list[str]]:
 
 
 def _goals(results: dict) -> list[list[str]]:
-    words = {True: "reached", False: "not reached", None: "not run"}
     grid = [["target", "", "measured", "n", "claim"]]
     for goal in targets(results):
         scale, digits, unit = UNITS[goal["unit"]]
         measured = "-" if goal["value"] is None else number(goal, scale, digits) + unit
-        grid.append([goal["key"], words[goal["reached"]], measured, str(goal["n"] or "-"), goal["claim"]])
+        grid.append([goal["key"], goal["verdict"] or "not run", measured, str(goal["n"] or "-"), goal["claim"]])
     return grid
 
 
 def iou_per_step(results: dict):
-    """Return a matplotlib Figure: mean IoU at each step of every method, 95% bands; its label: alt text."""
+    """Return a matplotlib Figure: mean IoU at each step of the base, SFT and SFT + GRPO; its label: alt text.
+
+    The long loop where there is one, which begins as the short one does. The bands are 95% intervals.
+    """
     figure, axes = _axes()
-    told = []
-    for number, (name, method) in enumerate(results["methods"].items()):
-        label, cells = METHODS.get(name, name), [step["miou"] for step in method["metrics"]["per_step"]]
+    methods, told = results["methods"], []
+    names = [f"{name}_long" if f"{name}_long" in methods else name for name in ("base_ivt", "sft_ivt", "sft_grpo_ivt")]
+    for name, colour, marker in zip(names, (COLOURS[0], COLOURS[1], COLOURS[4]), "os^", strict=True):
+        if name not in methods:
+            continue
+        label, cells = METHODS[name], [step["miou"] for step in methods[name]["metrics"]["per_step"]]
         values, steps = [cell["value"] for cell in cells], range(len(cells))
         told.append(f"{label} " + ", ".join(f"{value:.3f}" for value in values))
-        look = {"color": COLOURS[number % len(COLOURS)], "label": label}
-        if len(cells) == 1:
-            axes.axhline(values[0], linestyle=":", **look)
-            continue
-        axes.plot(steps, values, marker="os^Dv<>"[number % 7], **look)
+        look = {"color": colour, "label": label}
+        axes.plot(steps, values, marker=marker, **look)
         if all(cell["low"] is not None for cell in cells):
             low, high = ([cell[limit] for cell in cells] for limit in ("low", "high"))
             axes.fill_between(steps, low, high, color=look["color"], alpha=0.2, linewidth=0)
@@ -255,13 +285,13 @@ def iou_per_step(results: dict):
 
 
 def paper_and_ours(results: dict, paper: dict):
-    """Return a matplotlib Figure: Acc@0.5 of each method in the paper and here; its label: alt text.
+    """Return a matplotlib Figure: Acc@0.5 of the paper's methods, there and here; its label: alt text.
 
     Bars are results, ours with 95% intervals, the paper's hatched where the scored step is not stated.
     Diamonds are the best step of an oracle.
     """
     figure, axes = _axes()
-    rows = table(results, paper)
+    rows = [row for row in table(results, paper) if row["method"] in paper["methods"]]
     names, told = list(dict.fromkeys(row["method"] for row in rows)), []
     for row in rows:
         ours = row["source"] == "ours"
@@ -330,6 +360,8 @@ def write_table(readme: Path, results: dict, paper: dict) -> None:
     """Put the tables of `results` and its targets between the two table marks of a README."""
     head, *goals = _goals(results)
     content = f"{to_markdown(table(results, paper))}\n**Targets of the course**\n\n{markdown_table(head, goals)}\n"
+    head, *turns = second_turn_table(results.get("second_turn", []))
+    content += f"\n**{SECOND_TURN_TITLE}**\n\n{markdown_table(head, turns)}\n"
     head, *looks = closer_table(results["closer"])
     content += f"\n**A closer look: ours, not the paper's**\n\n{markdown_table(head, looks)}\n\n- {CLOSER_NOTE}\n"
     content += f"\n**{SCALE_TITLE}**\n\n{markdown_table(scale_table()[0], scale_table()[1:])}\n"

@@ -4,11 +4,12 @@ The final step is a method's result. Whatever was chosen with the ground truth h
 """
 
 import json
+import math
 from datetime import UTC, datetime
 from pathlib import Path
 
 from ivt_utils import closer, confidence, controls, metrics, selection
-from ivt_utils.artefacts import ArtefactError, checksum, read_json
+from ivt_utils.artefacts import ArtefactError, checksum, read_json, stage_key
 
 METHODS = {
     "base_single": "base, single shot",
@@ -17,8 +18,8 @@ METHODS = {
     "sft_ivt": "SFT + IVT",
     "sft_grpo_ivt": "SFT + GRPO + IVT",
     "grpo_single": "GRPO, single step, no IVT",
-    "sft_keep_ivt": "SFT that keeps what fits + IVT",
-    "sft_keep_grpo_ivt": "SFT that keeps what fits + GRPO + IVT",
+    "sft_keep_ivt": "SFT (keep) + IVT",
+    "sft_keep_grpo_ivt": "SFT (keep) + GRPO + IVT",
     "base_ivt_long": "base + IVT, long loop",
     "sft_ivt_long": "SFT + IVT, long loop",
     "sft_grpo_ivt_long": "SFT + GRPO + IVT, long loop",
@@ -36,20 +37,28 @@ COMPARISONS = (  # (a, its step, b, its step): a - b, paired
     ("sft_grpo_ivt", "final", "sft_ivt", "final"),
     ("sft_grpo_ivt", "final", "sft_grpo_ivt", "step0"),
     ("grpo_single", "final", "base_single", "final"),
+    ("sft_keep_ivt", "final", "base_single", "final"),
+    ("sft_keep_ivt", "final", "sft_keep_ivt", "step0"),
+    ("sft_keep_grpo_ivt", "final", "sft_keep_ivt", "final"),
+    ("sft_keep_grpo_ivt", "final", "sft_keep_grpo_ivt", "step0"),
 )
+MENDED = (  # (after GRPO, before it): what a step of the loop loses
+    ("sft_grpo_ivt", "sft_ivt"), ("sft_grpo_ivt_long", "sft_ivt_long"), ("sft_keep_grpo_ivt", "sft_keep_ivt"),
+)  # fmt: skip
+CURVES = ("grpo", "grpo_keep")  # the adapters whose learning curve is told
 STEP_NAMES = {"step0": "step 0", "final": "final", "oracle": "oracle best step"}
 
 
 def build_results(
     rollouts_by_method, *, profile_name, seed, n_resamples, wall_seconds, versions, commit, ablations=(), mirage=None,
-    looks=(),
+    looks=(), second_turn=(), curves=None,
 ) -> dict:  # fmt: skip
     """Return the content of results.json from the rollouts of each method, all about the same samples.
 
     Without "base_single", step 0 of "base_ivt" takes its place: the same greedy decoding. Equal input
     gives equal values; created, wall_seconds, commit and versions may differ. ValueError for bad rollouts.
     `mirage`: {method: what `mirage_from` returns} of the methods that notebook 6 has asked; `looks`: rows of
-    `closer.closer_rows`.
+    `closer.closer_rows`; `second_turn`: rows of `controls.second_turn_rows`; `curves`: what `curves_from` returns.
     """
     rollouts = dict(rollouts_by_method)
     if "base_single" not in rollouts and "base_ivt" in rollouts:
@@ -90,6 +99,8 @@ def build_results(
         "differences": list(_differences(rollouts, seed, n_resamples)),
         "ablations": [dict(row) for row in ablations],
         "closer": [dict(row) for row in looks],
+        "second_turn": [dict(row) for row in second_turn],
+        "learning_curve": dict(curves or {}),
     }
 
 
@@ -104,8 +115,9 @@ def _differences(rollouts, seed, n_resamples):
             cell = metrics.paired_difference(rollouts[a], rollouts[b], *scores, **chance)
             kind = f"oracle_{metric}" if "oracle" in (step_a, step_b) else metric
             yield {"name": f"{left} - {right}", "a": a, "b": b, "metric": kind, **cell, "seed": seed}
-    a, b = pair = ("sft_grpo_ivt", "sft_ivt")
-    if all(name in rollouts and len(rollouts[name][0]["steps"]) > 1 for name in pair):
+    for a, b in MENDED:
+        if not all(name in rollouts and len(rollouts[name][0]["steps"]) > 1 for name in (a, b)):
+            continue
         both = rollouts[a], rollouts[b], metrics.degradation
         for sign, metric, compare in (
             ("-", "degradation_per_step", metrics.paired_difference),
@@ -113,56 +125,103 @@ def _differences(rollouts, seed, n_resamples):
         ):
             name = f"{a} degradation {sign} {b} degradation"
             yield {"name": name, "a": a, "b": b, "metric": metric, **compare(*both, **chance), "seed": seed}
+    yield from _worst_step(rollouts.get("base_ivt"), rollouts.get("base_ivt_bare"), chance)
+
+
+def _worst_step(filled, bare, chance):
+    """Yield what the untrained loop loses at its worst step, and the share of it that the bare image loses there.
+
+    The worst step is one refinement for all samples: the one with the lowest Acc@0.5, which the truth tells.
+    """
+    if not filled or len(filled[0]["steps"]) < 2:
+        return
+    worst = 1 + int((metrics.iou_matrix(filled)[:, 1:] >= 0.5).mean(axis=0).argmin())
+    first, there = metrics.step_score("step0", "acc50"), metrics.step_score(worst, "acc50")
+    cell = metrics.paired_difference(filled, filled, there, first, **chance)
+    same = {"b": "base_ivt", "step": worst, "seed": chance["seed"]}
+    yield {"name": "base_ivt worst step - base_ivt step 0", "a": "base_ivt", "metric": "acc50", **same, **cell}
+    if bare and len(bare[0]["steps"]) > worst:
+        cell = metrics.paired_ratio(bare, filled, lambda ious: first(ious) - there(ious), **chance)
+        name = "base_ivt_bare loss / base_ivt loss at its worst step"
+        yield {"name": name, "a": "base_ivt_bare", "metric": "acc50_loss_ratio", **same, **cell}
+
+
+def verdict(cell: dict | None, least: float = -math.inf, most: float = math.inf, strict: bool = False) -> str | None:
+    """Return what the interval of a cell says of the claim that its value lies from `least` to `most`.
+
+    "reached" where the whole interval lies inside the claim, "not reached" where all of it lies outside, "open" where
+    it holds both or where there is no interval, None without a cell: not run. A limit of the interval that equals one
+    of the claim is inside, or outside where the claim is `strict` ("above 0").
+    """
+    if cell is None:
+        return None
+    if cell["low"] is None:
+        return "open"
+    slack = 1e-9 if strict else -1e-9  # whatever the last bit of a limit is
+    least, most = least + slack, most - slack
+    if least < cell["low"] and cell["high"] < most:
+        return "reached"
+    return "not reached" if cell["high"] <= least or most <= cell["low"] else "open"
 
 
 def targets(results: dict) -> list[dict]:
-    """Return the course's targets, each {"key", "claim", "unit", "value", "low", "high", "n", "reached"}.
+    """Return the course's targets, each {"key", "claim", "unit", "value", "low", "high", "n", "verdict"}.
 
-    `reached` compares the measured value with the claim (its interval, in (d) when SFT does not degrade), and
-    is None when a method that it needs was not run. `unit`: "share", "difference" of shares, "ratio", "IoU".
+    "verdict" is that of the function of this name, by the interval; None when a method that it needs was not run.
+    "unit": "share", "difference" of shares, "ratio", "IoU".
     """
-    methods = results["methods"]
+    methods = {name: found["metrics"] for name, found in results["methods"].items()}
     compared = {(d["name"], d["metric"]): d for d in results["differences"]}
 
-    def difference(name, metric):
+    def difference(name, metric="acc50"):
         return compared.get((name, metric))
 
-    def target(key, claim, unit, cell, holds):
-        limits = {name: cell[name] if cell else None for name in ("value", "low", "high", "n")}
-        reached = None if limits["value"] is None else holds(cell)
-        return {"key": key, "claim": claim, "unit": unit, **limits, "reached": reached}
+    def target(key, claim, unit, cell, *limits, **strict):
+        shown = {name: cell[name] if cell else None for name in ("value", "low", "high", "n")}
+        return {"key": key, "claim": claim, "unit": unit, **shown, "verdict": verdict(cell, *limits, **strict)}
 
-    slack = 1e-9  # a value on the limit counts, whatever its last bit
-    base = methods.get("base_single", {}).get("metrics", {}).get("final", {})
-    sft = methods.get("sft_ivt", {}).get("metrics", {}).get("degradation_per_step")
-    if sft and sft["value"] <= 0:
-        grpo = target(
-            "d", "SFT does not degrade; final mean IoU of SFT + GRPO above SFT's, interval above 0", "IoU",
-            difference("sft_grpo_ivt final - sft_ivt final", "miou"),
-            lambda c: c["low"] is not None and c["low"] > 0)  # fmt: skip
-    else:
-        grpo = target(
-            "d", "IoU lost per step by SFT + GRPO at most 1/5 of SFT's", "ratio",
-            difference("sft_grpo_ivt degradation / sft_ivt degradation", "degradation_ratio"),
-            lambda c: c["value"] <= 0.2 + slack)  # fmt: skip
+    fall = difference("base_ivt worst step - base_ivt step 0")
+    worst = f"worst step (step {fall['step']}, chosen with the truth)" if fall else "worst step"
+    parsed = [step["parsed"] for name in ("base_ivt", "base_ivt_long") if name in methods
+              for step in methods[name]["per_step"]]  # fmt: skip
+    base, sft, grpo = (methods.get(name, {}) for name in ("base_single", "sft_ivt", "sft_grpo_ivt"))
+    mended = difference("sft_grpo_ivt degradation / sft_ivt degradation", "degradation_ratio")
+    fifth = "IoU lost a step: SFT + GRPO at most a fifth of SFT's"
+    if mended and verdict(sft["degradation_per_step"], 0, strict=True) != "reached":
+        mended = mended | {"low": None, "high": None}
+        fifth += "; SFT's own loss is not above 0 by its interval, so there is nothing to mend"
+    curve = results.get("learning_curve", {}).get("grpo", {})
     gains = [row for row in results.get("closer", []) if row["name"] in closer.GAINS]
     shown = next((row["acc50"] for row in gains if row["seed"] == "mean" and row["name"] == closer.GAINS[1]), None)
-    above = all((row["acc50"]["low"] or 0) > 0 for row in gains)
+    each = {verdict(row["acc50"], 0, strict=True) for row in gains}
+    look = next((found for found in ("not reached", "open", "reached") if found in each), None)
     return [
-        target("a", "base + IVT, final: Acc@0.5 at least 20 points below single shot", "difference",
-               difference("base_ivt final - base_single", "acc50"), lambda c: c["value"] <= -0.2 + slack),
-        target("b", "SFT + IVT, oracle best step: Acc@0.5 at least 2.4 points above single shot",
-               "difference", difference("sft_ivt oracle best step - base_single", "oracle_acc50"),
-               lambda c: c["value"] >= 0.024 - slack),
-        target("c", "SFT + IVT, step 0: Acc@0.5 not below single shot", "difference",
-               difference("sft_ivt step 0 - base_single", "acc50"), lambda c: c["value"] >= -slack),
-        grpo,
-        target("e", "base, single shot: Acc@0.5 from 75 to 88 %", "share", base.get("acc50"),
-               lambda c: 0.75 - slack <= c["value"] <= 0.88 + slack),
-        target("f", "base, single shot: at least 99 % of the answers parse", "share", base.get("parsed"),
-               lambda c: c["value"] >= 0.99 - slack),
-        target("g", "a closer look (ours): last answer above single shot and above its own first one, every interval "
-               "above 0; shown: over the first one, mean of the seeds", "difference", shown, lambda c: above),
+        target("a", f"base + IVT at its {worst}: Acc@0.5 at least 20 points below step 0", "difference", fall,
+               -math.inf, -0.2),
+        target("b", "of that fall, the loop with the bare image loses less than a quarter", "ratio",
+               difference("base_ivt_bare loss / base_ivt loss at its worst step", "acc50_loss_ratio"),
+               -math.inf, 0.25, strict=True),
+        target("c", "the untrained loop, every step of the short and of the long one: at least 99 % of the answers "
+               "parse; shown: the lowest share", "share", min(parsed, key=lambda cell: cell["value"], default=None),
+               0.99),
+        target("d", "base, single shot: Acc@0.5 from 75 to 88 %", "share", base.get("final", {}).get("acc50"),
+               0.75, 0.88),
+        target("e", "SFT + IVT, oracle best step: Acc@0.5 at least 2.4 points above single shot", "difference",
+               difference("sft_ivt oracle best step - base_single", "oracle_acc50"), 0.024),
+        target("f", "SFT + IVT, step 0: Acc@0.5 not below single shot", "difference",
+               difference("sft_ivt step 0 - base_single"), 0),
+        target("g", fifth, "ratio", mended, -math.inf, 0.2),
+        target("h", "IoU lost a step in the long loop: SFT + GRPO less than SFT", "IoU",
+               difference("sft_grpo_ivt_long degradation - sft_ivt_long degradation", "degradation_per_step"),
+               -math.inf, 0, strict=True),
+        target("i", "SFT + GRPO + IVT: at least 50 % of the samples end with the IoU of step 0 (the paper: 64 %)",
+               "share", grpo.get("share_stay"), 0.5),
+        target("j", "learning curve of GRPO: mean IoU of the final answers in its last quarter above that in its first",
+               "IoU", curve.get("difference"), 0, strict=True),
+        target("k", "SFT + GRPO + IVT, final: Acc@0.5 at most one point below single shot", "difference",
+               difference("sft_grpo_ivt final - base_single"), -0.01),
+        target("l", "a closer look (ours): last answer above single shot and above its own first one, every interval "
+               "above 0; shown: over the first one, mean of the seeds", "difference", shown) | {"verdict": look},
     ]  # fmt: skip
 
 
@@ -189,13 +248,48 @@ def read_rollouts(path: Path) -> list[dict]:
 
 def read_stage(root: Path, name: str) -> list[dict] | None:
     """Return the rollouts of a stage of a run, None where it was not run; an ArtefactError for a damaged file."""
-    path, note = root / "rollouts" / f"{name}.jsonl", root / "stages.json"
-    if not path.exists():
-        return None
-    noted = read_json(note).get(f"rollouts/{name}", {}) if note.exists() else {}
-    if "sha256" in noted and noted["sha256"] != checksum(path):
-        raise ArtefactError(f"{path} is damaged (checksum); delete it and run its stage again.")
-    return read_rollouts(path)
+    path = root / "rollouts" / f"{name}.jsonl"
+    return read_rollouts(_intact(root, path, path)) if path.exists() else None
+
+
+def _intact(root: Path, made: Path, path: Path) -> Path:
+    """Return `path`, a file in what a stage has `made`; an ArtefactError where that has another checksum than noted."""
+    note, key = root / "stages.json", stage_key(made.relative_to(root).as_posix())
+    noted = read_json(note).get(key, {}) if note.exists() else {}
+    if "sha256" in noted and noted["sha256"] != checksum(made):
+        raise ArtefactError(f"{made} is damaged (checksum); delete it and run its stage again.")
+    return path
+
+
+def curves_from(root: Path, *, seed: int, n_resamples: int) -> dict[str, dict]:
+    """Return {adapter: `metrics.curve_gain` of its learning curve} of those in `CURVES` that a run has trained.
+
+    An adapter without a learning curve is left out. ArtefactError for a damaged one.
+    """
+    found = {}
+    for name in CURVES:
+        folder = root / "adapters" / name
+        if not (folder / "probe.json").exists():
+            continue
+        path = _intact(root, folder, folder / "probe.json")
+        try:
+            curve = read_json(path)
+            found[name] = metrics.curve_gain(curve["rows"], curve["image_ids"], seed, n_resamples)
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise ArtefactError(f"{path} is not a learning curve; delete its folder and run its stage again.") from None
+    return found
+
+
+def second_turn_from(root: Path, base: list[dict], *, seed: int, n_resamples: int) -> list[dict]:
+    """Return the rows of `controls.second_turn_rows` from the stages of notebook 1.
+
+    [] where one of them was not run, or was after other first answers than those of `base`.
+    """
+    answered = {turn: read_stage(root, controls.second_turn_stage(*turn)) for turn in controls.SECOND_TURNS}
+    first = _answers(metrics.first_steps(base))
+    if not all(found and _answers(metrics.first_steps(found)) == first for found in answered.values()):
+        return []
+    return controls.second_turn_rows(answered, seed=seed, n_resamples=n_resamples)
 
 
 def closer_from(root: Path, split: str = "test", *, seed: int, n_resamples: int) -> list[dict]:
@@ -231,7 +325,8 @@ def results_from(root: Path, *, versions, commit, names=tuple(METHODS)) -> dict:
 
     Profile, seed and number of resamples stand in run.json, wall seconds and checksums in stages.json, the ablations
     in tables/ablations.json, what the rules of notebook 6 need in rollouts/confidence_* and sampled_*, the closer looks
-    in rollouts/closer_test_*; the last four may be absent, and confidence in other answers than these is left out.
+    in rollouts/closer_test_*, the second turns in rollouts/second_*, the learning curves in adapters/<name>/probe.json;
+    only run.json and one method must be there, and what was asked after other answers than these is left out.
     ArtefactError for anything damaged.
     """
     root = Path(root)
@@ -254,5 +349,6 @@ def results_from(root: Path, *, versions, commit, names=tuple(METHODS)) -> dict:
         raise ArtefactError(f"{table} is not a list of rows; delete it and run notebook 05 again.")
     return build_results(
         found, **chance, wall_seconds=seconds, versions=versions, commit=commit, ablations=ablations, mirage=mirage,
-        looks=closer_from(root, **limits),
+        looks=closer_from(root, **limits), second_turn=second_turn_from(root, found.get("base_ivt", []), **limits),
+        curves=curves_from(root, **limits),
     )  # fmt: skip

@@ -85,3 +85,32 @@ def test_the_row_of_a_control_tells_what_was_shown_and_what_followed(rollouts):
     assert rows[0]["shown"]["value"] > 0.95 and rows[0]["shown"]["n"] == 6
     assert rows[0]["follow"]["value"] == pytest.approx(rows[0]["miou"]["value"], abs=0.02)
     assert rows[1]["shown"]["value"] is None and rows[1]["follow"]["value"] is None and rows[1]["acc50"]["value"] == 1
+
+
+def test_the_rows_of_the_second_turn_by_hand():
+    """Step 0 is right in three of four; the answer is the same, another right one, a wrong one, and none."""
+    truth, near, far = [0, 0, 100, 100], [0, 0, 100, 80], [500, 500, 600, 600]
+    pairs = [(truth, truth), (truth, near), (truth, far), (far, None)]
+    rollouts = [{"id": str(i), "image_id": str(i), "subset": "s", "truth": truth,
+                 "steps": [{"text": "", "box": box} for box in pair]} for i, pair in enumerate(pairs)]  # fmt: skip
+    still = [{**r, "steps": [r["steps"][0]] * 2} for r in rollouts]
+    rows = controls.second_turn_rows(
+        {("feedback", "filled"): rollouts, ("question", "none"): still}, seed=0, n_resamples=50)  # fmt: skip
+    assert [(row["words"], row["style"]) for row in rows] == [("feedback", "filled"), ("question", "none")]
+    moved, same = ({key: row[key]["value"] for key in ("acc50", "miou", "parsed", "same", "difference")}
+                   for row in rows)  # fmt: skip
+    assert moved == pytest.approx({"acc50": 0.5, "miou": 1.8 / 4, "parsed": 0.75, "same": 0.25, "difference": -0.25})
+    assert same == {"acc50": 0.75, "miou": 0.75, "parsed": 1, "same": 1, "difference": 0}
+    assert rows[1]["difference"] == {"value": 0, "low": 0, "high": 0, "n": 4}  # paired: equal in every resample
+
+
+def test_two_answers_without_a_box_are_not_the_same_box():
+    nothing = [{"id": str(i), "image_id": str(i), "subset": "s", "truth": [0, 0, 9, 9],
+                "steps": [{"text": "", "box": None}] * 2} for i in range(3)]  # fmt: skip
+    (row,) = controls.second_turn_rows({("feedback", "none"): nothing}, seed=0, n_resamples=50)
+    assert row["same"]["value"] == row["parsed"]["value"] == row["acc50"]["value"] == 0
+
+
+def test_each_second_turn_has_a_stage_of_its_own():
+    stages = [controls.second_turn_stage(*turn) for turn in controls.SECOND_TURNS]
+    assert len(set(stages)) == 6 and stages[0] == "second_feedback_none"

@@ -133,6 +133,39 @@ def test_paired_difference_by_hand():
     assert oracle["value"] == pytest.approx((3 - 1) / 3)
 
 
+def test_a_step_can_be_scored_by_its_number():
+    ious = np.array([[0.9, 0.2, 0.6], [0.4, 0.5, 0.1]])
+    assert metrics.step_score(1, "miou")(ious).tolist() == [0.2, 0.5]
+    assert metrics.step_score(1, "acc50")(ious).tolist() == [0, 1]
+
+
+def test_the_gain_of_a_learning_curve_by_hand():
+    """Nine rows: a quarter are two. Of each prompt only the final answer counts, and prompts share images."""
+    finals = [(0.2, 0.4), (0.4, 0.4), *[(0.0, 0.0)] * 5, (0.6, 0.4), (0.8, 0.8)]
+    rows = [{"step": 5 * i, "ious": [[0.9, value] for value in pair]} for i, pair in enumerate(finals)]
+    found = metrics.curve_gain(rows, ["a", "b"], 3, 200)
+    assert found["steps"] == [0, 5, 10, 15, 20, 25, 30, 35, 40]
+    assert (found["first"], found["last"]) == pytest.approx((0.35, 0.65))
+    cell = found["difference"]
+    assert (cell["value"], cell["low"], cell["high"], cell["n"]) == pytest.approx((0.3, 0.2, 0.4, 2))
+    one_image = metrics.curve_gain(rows[-3:], ["a", "a"], 3, 200)  # of three rows the first and the last
+    assert one_image["difference"] == {"value": pytest.approx(0.8), "low": None, "high": None, "n": 2}
+
+
+@pytest.mark.parametrize(
+    ("rows", "images"),
+    [
+        ([{"step": 0, "ious": [[0.5]]}], ["a"]),
+        ([{"step": 0, "ious": [[0.5]]}] * 2, ["a", "b"]),
+        ([{"step": 0, "ious": [[0.5]]}, {"step": 1, "ious": [[0.5], [0.5]]}], ["a"]),
+        ([{"step": 0, "ious": [[float("nan")]]}] * 2, ["a"]),
+    ],
+)
+def test_a_learning_curve_that_is_none_is_refused(rows, images):
+    with pytest.raises(ValueError):
+        metrics.curve_gain(rows, images, 0, 200)
+
+
 def test_paired_ratio_by_hand_and_where_it_has_no_meaning():
     gentle = [rollout(i, FULL, [0, 0, 100, 90], [0, 0, 100, 90]) for i in range(4)]
     steep = [rollout(i, FULL, HALF, HALF) for i in range(4)]
