@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent  # the project's folder
 DATA = ROOT / "data"
 REFERENCE = DATA / "reference"
 MANIFEST = "manifest.json"  # in a folder of data: the SHA-256 of its files
+ADAPTERS = ("sft", "sft_keep", "grpo", "grpo_keep", "grpo_single")  # that the reference ships
 LIBRARIES = ("torch", "torchvision", "transformers", "trl", "peft", "datasets", "accelerate", "numpy", "scipy",
              "pillow", "matplotlib", "papermill")  # fmt: skip
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -337,7 +338,7 @@ def read_jsonl(path: Path) -> list[dict]:
 
 def ship_reference(root: Path) -> Path:
     """Copy a finished micro run's artefacts to `data/reference/`, with their checksums, and return that folder."""
-    names = ["results.json", "run.json", "figures", "tables", "adapters/sft", "adapters/grpo", "adapters/grpo_single"]
+    names = ["results.json", "run.json", "figures", "tables", *(f"adapters/{name}" for name in ADAPTERS)]
     names += [f"rollouts/{path.name}" for path in sorted((root / "rollouts").glob("*.jsonl"))]
     sums = {}
     with replace_folder(REFERENCE) as folder:

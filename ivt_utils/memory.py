@@ -12,7 +12,7 @@ from ivt_utils.distributed import batch_share
 CONFIGURATIONS = {"Qwen/Qwen3-VL-2B-Instruct": "2b.json", "Qwen/Qwen3-VL-4B-Instruct": "4b.json"}  # in data/qwen3vl
 OVERHEAD = {"GPU": 1.0e9, "CPU": 0.8e9}  # bytes of CUDA's context, or of Python with its libraries
 # Tokens of text in a typical question, feedback and answer, with the marks of a chat
-WORDS = {"hub": (65, 35, 45), "micro": (20, 8, 20)}
+WORDS = {"hub": (65, 35, 45), "micro": (20, 29, 22)}
 PHOTO = (640, 480)  # pixels of a typical image: COCO's
 HEAD_TOKENS, HEAD_COLUMNS = 4096, 32768  # TRL computes the logits in tiles of this size
 

@@ -9,7 +9,6 @@ import shutil
 from collections import Counter
 
 from ivt_utils import memory, pace
-from ivt_utils.ablations import MOST_TURNS
 from ivt_utils.artefacts import ROOT
 from ivt_utils.controls import names
 from ivt_utils.download import sources
@@ -23,7 +22,7 @@ REACHED = 0.3  # the share of a card's bandwidth and FLOP/s that is reached
 TOKEN_SECONDS = 0.04  # a batch's next token takes at least this long: Python, and the launch of many small kernels
 USABLE = 0.9  # of a card's memory; the rest is lost between blocks
 KEPT = 934 / 2400  # the share of answers that the harvest keeps: the paper's
-TRAININGS = {"SFT": 1, "GRPO": 2, "ablations": 8}  # adapters that notebooks 3, 4 and 5 train
+TRAININGS = {"SFT": 2, "GRPO": 3, "ablations": 3}  # adapters that notebooks 3, 4 and 5 train
 SETTINGS = {"evaluation, harvest": "batch_size or max_pixels", "SFT": "sft_device_batch or max_pixels",
             "GRPO, rollouts": "grpo_device_batch, generations or max_pixels",
             "GRPO, learning": "grpo_device_batch or max_pixels"}  # fmt: skip
@@ -36,19 +35,22 @@ def answers(profile) -> list[tuple[str, str, int, list[int]]]:
     All that a student generates; rollouts are counted as if none ended early.
     """
     loop = list(range(1, profile.turns + 2))
-    long, sampled, control = list(range(1, MOST_TURNS + 2)), [1] * len(loop), [2] * len(names(profile.control_shifts))
+    long = list(range(1, max(profile.turns, profile.long_turns) + 2))
+    sampled, control = [1] * len(loop), [2] * len(names(profile.control_shifts))
     test, val, students = profile.test, min(profile.ablation_test, profile.val), len(ADAPTERS)
     group = profile.grpo_prompts * profile.generations
+    probes = (math.ceil(profile.grpo_steps / profile.probe_every) + 1) * min(profile.grpo_probe, profile.val)
     return [
-        ("01", "loop and bare image", test, 2 * loop),
+        ("01", "loop and bare image", test, [*long, *loop]),
+        ("01", "other second turns", test, 4 * [2]),
         ("02", "harvest", profile.train, [1]),
-        ("03", "SFT on test", test, loop),
+        ("03", "SFT on test", test, [*long, *loop]),
         ("04", "a group to look at", profile.generations, loop),
-        ("04", "GRPO rollouts", profile.grpo_steps * group, loop),
+        ("04", "GRPO rollouts", profile.grpo_steps * group, 2 * loop),
         ("04", "GRPO rollouts, one step", profile.grpo_steps * group, [1]),
-        ("04", "GRPO on test", test, [*loop, 1]),
-        ("05", "GRPO rollouts of the ablations", profile.ablation_grpo_steps * group, [*loop, *loop, 1]),
-        ("05", "ablations on val", val, [*(9 * loop), *long, 1]),
+        ("04", "GRPO's learning curve", probes, [*loop, *loop, 1]),
+        ("04", "GRPO on test", test, [*long, *loop, 1]),
+        ("05", "ablations on val", val, [*(6 * loop), *long]),
         ("06", "loop on val", students * val, loop),
         ("06", "sampled answers", students * (test + val), sampled),
         ("06", "controls", students * test, control),
@@ -103,13 +105,13 @@ def hours(profile, card) -> dict[str, float]:
         if "rollouts" not in stage:
             part = "ablations" if notebook == "05" else "evaluation, harvest"
             spoken[part] += generating(samples, profile.batch_size, each)
+    sft = profile.sft_epochs * learning(KEPT * profile.train, loop)
     found = {
         "evaluation, harvest": spoken["evaluation, harvest"],
-        "SFT": profile.sft_epochs * learning(KEPT * profile.train, loop),
-        "GRPO": grpo(profile.grpo_steps, loop) + grpo(profile.grpo_steps, 1),
-        "ablations": spoken["ablations"] + 5 * learning(profile.ablation_sft_steps * profile.sft_batch, loop)
-        + 2 * grpo(profile.ablation_grpo_steps, loop) + grpo(profile.ablation_grpo_steps, 1),
-    }  # fmt: skip
+        "SFT": TRAININGS["SFT"] * sft,
+        "GRPO": (TRAININGS["GRPO"] - 1) * grpo(profile.grpo_steps, loop) + grpo(profile.grpo_steps, 1),
+        "ablations": spoken["ablations"] + TRAININGS["ablations"] * sft,
+    }
     return {name: seconds / 3600 for name, seconds in found.items()}
 
 

@@ -101,10 +101,7 @@ class Profile:
     format_bonus: float = 0.1
     temperature: float = 0.7  # at 1 the micro student, unsure of its digits, loses a fifth of its IoU
     scale_rewards: str = "batch"  # advantages are divided by the spread of all generated together, or of the "group"
-    # ablations: much shorter trainings, and an evaluation on the first samples of the validation split
-    ablation_sft_steps: int = 140
-    ablation_grpo_steps: int = 15
-    ablation_test: int = 255
+    ablation_test: int = 255  # the first samples of the validation split, on which ablations are scored
     # the mirage: by which shares of its size a shown box is moved, and among which thresholds a stopping rule chooses
     control_shifts: tuple = (0.1, 0.25, 0.5)
     thresholds: tuple = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -133,18 +130,17 @@ _PAPER = Profile(
     name="paper", student="Qwen/Qwen3-VL-4B-Instruct", data="hub", train=2400, val=510, test=505, grid=1,
     long_turns=2, load_in_4bit=True, max_pixels=512 * 32 * 32, max_new_tokens=128, batch_size=8, sft_device_batch=2,
     grpo_device_batch=6, lora_rank=64, lora_alpha=128, sft_epochs=2, sft_lr=1e-4, sft_batch=16,
-    grpo_steps=300, grpo_prompts=4, grpo_lr=1e-5, temperature=1.0, scale_rewards="group", ablation_sft_steps=100,
-    ablation_grpo_steps=25, ablation_test=510,
+    grpo_steps=300, grpo_prompts=4, grpo_lr=1e-5, temperature=1.0, scale_rewards="group", ablation_test=510,
 )  # fmt: skip
 PROFILES = {
     "smoke": replace(
         _MICRO, name="smoke", train=48, val=24, test=24, batch_size=8, sft_epochs=1, grpo_steps=2, grpo_prompts=2,
-        ablation_sft_steps=2, ablation_grpo_steps=1, closer_steps=2, ablation_test=12, resamples=200, save_every=1,
+        grpo_probe=8, probe_every=1, closer_steps=2, ablation_test=12, resamples=200, save_every=1,
     ),
     "micro": _MICRO,
     "colab": replace(_PAPER, name="colab", student="Qwen/Qwen3-VL-2B-Instruct", train=600, val=128, test=128,
                      max_pixels=384 * 32 * 32, sft_device_batch=1, grpo_device_batch=2, grpo_steps=100,
-                     grpo_prompts=2, ablation_grpo_steps=10, ablation_test=128),
+                     grpo_prompts=2, ablation_test=128),
     "paper": _PAPER,
 }  # fmt: skip
 
@@ -161,8 +157,7 @@ def get_profile(name: str) -> Profile:
             raise ValueError(f"A dry run is for the profiles colab and paper; {real.name} runs as it is.")
         return replace(
             real, name=name, student=_MICRO.student, grid=_MICRO.grid, max_pixels=_MICRO.max_pixels, train=8, val=8,
-            test=8, sft_epochs=1, grpo_steps=1, ablation_sft_steps=1, ablation_grpo_steps=1, resamples=200,
-            save_every=1,
+            test=8, sft_epochs=1, grpo_steps=1, resamples=200, save_every=1,
         )  # fmt: skip
     if name not in PROFILES:
         raise ValueError(f"There is no profile {name!r}; choose one of {', '.join(PROFILES)}.")

@@ -93,8 +93,7 @@ def grpo(run) -> None:
 def ablations(run) -> None:
     """Notebook 5: every ablation, and the table of them."""
     train, val = load_split(run.profile, "train"), load_split(run.profile, "val")
-    first, start = read_jsonl(run.find("rollouts/train_step0.jsonl")), run.find("adapters/sft")
-    run.rows("ablations", lambda: run_ablations(run, train, val, first, start))
+    run.rows("ablations", lambda: run_ablations(run, train, val))
 
 
 def mirage(run) -> None:
