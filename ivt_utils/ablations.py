@@ -1,91 +1,91 @@
 """The ablations: what each choice of the recipe is worth, on the first validation samples, as paired differences.
 
-Trainings are shorter than the main run's, and all of the same number of steps (the profile says how many), so rows
-compare with a reference trained the same way, not with the main results. Nothing here touches the test split.
+The reference is the SFT student of the main run. A variant is trained as it was and for as many optimiser steps, with
+one choice changed. Nothing here touches the test split.
 """
 
-import random
+import math
 
 from ivt_utils import metrics
-from ivt_utils.grpo import prompts_dataset, train_grpo
-from ivt_utils.harvest import keep_errors, perturbed, trajectory
+from ivt_utils.artefacts import read_jsonl
+from ivt_utils.boxes import iou
+from ivt_utils.harvest import perturbed, trajectory
 from ivt_utils.loop import evaluate
+from ivt_utils.selection import sign_flip_p
 from ivt_utils.sft import train_sft, trajectories_dataset
 from ivt_utils.student import load_student
 from ivt_utils.teacher import geometric_trace
 
-MOST_TURNS = 4
+REFERENCE = "reference: the main SFT student"
+KEPT = "training: a box that fits is kept"  # notebook 3's variant, trained there
 
 
-def sft_variants(answers: list[dict], profile, seed: int) -> dict[str, list[dict]]:
-    """Return the training trajectories of each SFT variant; "reference" is the recipe of the paper."""
-    def build(errors, trace=geometric_trace):
-        return [trajectory(e, profile.turns, profile.grid, trace) for e in errors]
+def sft_variants(trajectories: list[dict], profile, seed: int) -> dict[str, list[dict]]:
+    """Return, by what is changed, the trajectories of each variant that is trained here, from those of the main run.
 
-    errors = keep_errors(answers, profile.harvest_max_iou)
-    shuffled = random.Random(seed).sample(errors, len(errors))
+    The distorted truths have the geometric teacher's traces, whatever teacher wrote those of the main run.
+    """
+    trace = geometric_trace if profile.trace else None
     return {
-        "reference": build(errors),
-        "perturbed ground truth": build([perturbed(e, seed, profile.grid) for e in errors]),
-        "no trace": build(errors, None),
-        "a quarter of the data": build(shuffled[: len(errors) // 4]),
-        "IoU filter 0.5": build(keep_errors(answers, 0.5)),
-    }
+        "training: errors that are distorted truths": [
+            trajectory(perturbed(t, seed, profile.grid), profile.turns, profile.grid, trace) for t in trajectories],
+        "training: no traces": [trajectory(t, profile.turns, profile.grid, None) for t in trajectories],
+        f"training: errors up to an IoU of {profile.ablation_max_iou}": [
+            t for t in trajectories if iou(t["steps"][0]["box"], t["truth"]) <= profile.ablation_max_iou],
+    }  # fmt: skip
 
 
-def run_ablations(run, train, val, answers: list[dict], sft_adapter) -> list[dict]:
-    """Return one row an ablation: a paired difference in final mean IoU, with n, seed and interval.
+def optimiser_steps(profile, trajectories: int) -> int:
+    """Return how many optimiser steps the main run's SFT takes on so many trajectories."""
+    return math.ceil(profile.sft_epochs * math.ceil(trajectories / profile.sft_batch))
 
-    Every training and every evaluation is a stage of `run`, so an interrupted call goes on where it stopped.
+
+def run_ablations(run, train, val) -> list[dict]:
+    """Return one row for the reference and one for each change, over the same samples.
+
+    A row: {"name" (what is changed), "acc50" and "miou" (cells of the final step), "value", "low", "high", "n" (its
+    final mean IoU minus the reference's, paired), "p" (of `selection.sign_flip_p`, not corrected), "seed"}. Rows
+    "training: ..." are students of their own, rows "loop: ..." the reference in another loop. Every training and every
+    evaluation is a stage of `run`, so an interrupted call goes on where it stopped.
     """
     profile, seed = run.profile, run.seed
-    val = val.select(range(min(profile.ablation_test, len(val))))
+    known, val = set(train["id"]), val.select(range(min(profile.ablation_test, len(val))))
+    trajectories = [t for t in read_jsonl(run.find("rollouts/trajectories.jsonl")) if t["id"] in known]
+    steps = optimiser_steps(profile, len(trajectories))
+    adapter, kept = run.find("adapters/sft"), run.find("adapters/sft_keep")
+    chance = {"seed": seed, "n_resamples": profile.resamples}
 
     def measured(name, adapter, **changes):
-        return run.rollouts(f"ablation_{name}", lambda: evaluate(
-            load_student(profile, adapter), val, profile, seed, f"ablation: {name}", **changes))  # fmt: skip
+        return run.rollouts(f"ablation_{_slug(name)}", lambda: evaluate(
+            load_student(profile, adapter), val, profile, seed, name, **changes))  # fmt: skip
 
-    def sft(name, trajectories):
+    def trained(name, variant):
         return run.adapter(f"ablation_{_slug(name)}", lambda folder: train_sft(
-            load_student(profile), trajectories_dataset(train, trajectories, profile.style), folder, profile, seed,
-            profile.ablation_sft_steps))  # fmt: skip
+            load_student(profile), trajectories_dataset(train, variant, profile.style), folder, profile, seed, steps,
+        ))  # fmt: skip
 
-    def grpo(name, **changes):
-        start = None if changes.get("turns") == 0 else sft_adapter
-        return run.adapter(f"ablation_{_slug(name)}", lambda folder: train_grpo(
-            load_student(profile, start, trainable=True), prompts, folder, profile, seed,
-            steps=profile.ablation_grpo_steps, **changes))  # fmt: skip
-
-    def row(ablation, variant, against, a, b):
-        score = metrics.step_score("final", "miou")
-        cell = metrics.paired_difference(a, b, score, seed=seed, n_resamples=profile.resamples)
-        return {"name": ablation, "variant": variant, "against": against, "metric": "final mean IoU", "seed": seed,
-                "answers": len(a[0]["steps"]), **cell}  # fmt: skip
-
-    rows, prompts = [], prompts_dataset(train)
-    variants = sft_variants(answers, profile, seed)
-    finals = {name: measured(_slug(name), sft(name, t)) for name, t in variants.items()}
-    groups = {"origin of the errors": ("perturbed ground truth",), "trace": ("no trace",),
-              "training size": ("a quarter of the data",), "IoU filter": ("IoU filter 0.5",)}  # fmt: skip
-    for ablation, names in groups.items():
-        rows += [row(ablation, name, "reference", finals[name], finals["reference"]) for name in names]
-
-    long = measured("turns", sft_adapter, turns=MOST_TURNS)
-    shown = metrics.first_steps(long, profile.turns + 1)
-    for turns in range(MOST_TURNS + 1):
+    long = measured("reference", adapter, turns=max(profile.turns, profile.long_turns))
+    reference = metrics.first_steps(long, profile.turns + 1)
+    found = {REFERENCE: reference}
+    for name, variant in sft_variants(trajectories, profile, seed).items():
+        found[name] = measured(name, trained(name, variant))
+    found[KEPT] = measured(KEPT, kept)
+    for turns in range(len(long[0]["steps"])):
         if turns != profile.turns:
-            part = metrics.first_steps(long, turns + 1)
-            rows.append(row("refinements T", f"T = {turns}", f"T = {profile.turns}", part, shown))
-    for style in ("outline", "none"):
-        rows.append(row("overlay (at test)", style, "filled", measured(style, sft_adapter, style=style), shown))
+            found[f"loop: T = {turns}"] = metrics.first_steps(long, turns + 1)
+    for name, style in (("loop: the box as an outline", "outline"), ("loop: no box is drawn", "none")):
+        found[name] = measured(name, adapter, style=style)
 
-    bonus = measured("grpo", grpo("grpo"))
-    rows.append(row("reward", "no format bonus", "format bonus",
-                    measured("grpo_no_bonus", grpo("grpo no bonus", format_bonus=0.0)), bonus))  # fmt: skip
-    single = measured("grpo_single", grpo("grpo single", turns=0), turns=0)
-    rows.append(row("single-step GRPO", "GRPO on one answer, no loop", "SFT + GRPO, final", single, bonus))
-    return rows
+    def row(name, rollouts):
+        images, ious = [r["image_id"] for r in rollouts], metrics.iou_matrix(rollouts)
+        right, score = metrics.step_score("final", "acc50"), metrics.step_score("final", "miou")
+        return {"name": name, "acc50": metrics.mean_interval(right(ious), images, **chance),
+                "miou": metrics.mean_interval(score(ious), images, **chance),
+                **metrics.paired_difference(rollouts, reference, score, **chance),
+                "p": sign_flip_p(rollouts, reference, score, **chance), "seed": seed}  # fmt: skip
+
+    return [row(name, rollouts) for name, rollouts in found.items()]
 
 
 def _slug(name: str) -> str:
-    return name.replace(" ", "_").replace(".", "")
+    return "_".join("".join(c if c.isalnum() else " " for c in name).split())

@@ -29,7 +29,7 @@ def claims(results: dict, paper: dict) -> list[list[str]]:
     slices, sft, grpo = paper["slices"], ours["sft_ivt"], ours["sft_grpo_ivt"]
     rules = [row for row in results["methods"]["sft_ivt"]["rules"] if row["rule"] not in (ORACLE, "step 0")]
     shown = {row["control"]: row["acc50"] for row in results["methods"]["sft_ivt"]["controls"]}
-    r = results["methods"]["sft_ivt"]["calibration"]["r"]
+    r = results["methods"]["sft_ivt"]["calibration"][0]["fits"]["r"]
     truth, random = shown[TRUTH], shown["random box"]
 
     def points(name, metric="acc50"):
@@ -56,8 +56,8 @@ def claims(results: dict, paper: dict) -> list[list[str]]:
          _cell(sft["share_degrade"], "share"), _sign(sft["share_degrade"], zero=0.5), 3),
         ("GRPO makes the loss per step smaller: GRPO's over SFT's",
          f"{_cell(steps[1], 'IoU')} over {_cell(steps[0], 'IoU')}", _cell(ratio, "ratio"), _sign(ratio, -1, 1), 4),
-        ("After GRPO most samples keep the box of step 0", _cell(theirs["sft_grpo_ivt"]["share_same_box"], "share"),
-         _cell(grpo["share_same_box"], "share"), _sign(grpo["share_same_box"], zero=0.5), 4),
+        ("After GRPO most samples keep the IoU of step 0", _cell(theirs["sft_grpo_ivt"]["share_stay"], "share"),
+         _cell(grpo["share_stay"], "share"), _sign(grpo["share_stay"], zero=0.5), 4),
         ("After GRPO the loop ends above a single shot", said("base_single", "sft_grpo_ivt"), _cell(level, "points"),
          _sign(level), 4),
         ("GRPO without the loop ends above a single shot", said("base_single", "grpo_single"), _cell(alone, "points"),

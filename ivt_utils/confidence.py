@@ -2,14 +2,12 @@
 
 The paper asks the model whether the drawn box fits. Our traces answer that question anyway: "It fits: keep it." or "It
 is ...". So the student's verification is the probability of the first against the second as its next words. A student
-that was never trained with traces has not learnt what they mean; its numbers are reported all the same.
+that was never trained with traces has not learnt what they mean.
 """
 
-import warnings
 from os.path import commonprefix
 
 import numpy as np
-from scipy.stats import DegenerateDataWarning, bootstrap, rankdata
 
 from ivt_utils import metrics, protocol
 from ivt_utils.datasets import numbered
@@ -17,6 +15,8 @@ from ivt_utils.distributed import each_batch
 from ivt_utils.hardware import memory_advice
 from ivt_utils.render import draw_box, load_image
 from ivt_utils.student import Student
+
+SIGNALS = ("fits", "likelihood")
 
 
 def with_confidence(
@@ -57,53 +57,60 @@ def with_confidence(
     return each_batch(ask, len(rollouts), batch_size, progress)
 
 
-def calibration(rollouts, *, bins: int = 10, seed: int, n_resamples: int) -> dict:
-    """Return how well "fits" tells a right box (IoU >= 0.5) from a wrong one, over all steps that have a box.
+def calibration(rollouts, *, seed: int, n_resamples: int) -> list[dict]:
+    """Return, for each step, how well "fits" and "likelihood" tell its right boxes (IoU >= 0.5) from its wrong ones.
 
-    "r": Pearson's correlation with correctness; "auroc": the chance that a right box has the higher "fits" (Mann and
-    Whitney); both cells with a 95% bootstrap interval by image, None where all boxes are right or all wrong. "bins":
-    for each tenth of "fits" its mean and the share that is right, cells; "n" counts steps.
+    A row: {"step", "right" (share of right boxes), "said" (mean of "fits"), "fits" and "likelihood", each {"r",
+    "auroc"}}, all cells of `metrics`. "r" is Pearson's correlation with correctness; "auroc" the chance that a right
+    box has the higher value (Mann and Whitney). "n" counts the step's boxes. A value is None where all boxes are right
+    or all wrong, and so are the limits where that happens in a resample. Steps are not pooled: see notebook 6.
     """
-    ious = metrics.iou_matrix(rollouts)
-    rows = [(step["fits"], value >= 0.5, rollout["image_id"]) for rollout, values in zip(rollouts, ious, strict=True)
-            for step, value in zip(rollout["steps"], values, strict=True) if step["box"]]  # fmt: skip
-    if not rows:
-        return {"bins": [], **dict.fromkeys(("r", "auroc"), {"value": None, "low": None, "high": None, "n": 0})}
-    said, right, images = (np.array(column) for column in zip(*rows, strict=True))
-    place = np.minimum((said * bins).astype(int), bins - 1)
-    within = [place == k for k in range(bins) if (place == k).any()]
-    shares = metrics.intervals([right & w for w in within], within, images, seed=seed, n_resamples=n_resamples)
-    found = {"bins": [{"fits": float(said[w].mean()), "right": share} for w, share in zip(within, shares, strict=True)]}
-    members = [np.flatnonzero(images == image) for image in np.unique(images)]
-    for name, score in (("r", _pearson), ("auroc", _auroc)):
-
-        def of_images(chosen, score=score):
-            at = np.concatenate([members[i] for i in chosen])
-            return score(said[at], right[at])
-
-        value, low, high = of_images(range(len(members))), np.nan, np.nan
-        if len(members) > 1 and not np.isnan(value):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DegenerateDataWarning)
-                low, high = bootstrap(
-                    (np.arange(len(members)),), of_images, vectorized=False, n_resamples=n_resamples,
-                    method="percentile", rng=np.random.default_rng(seed),
-                ).confidence_interval  # fmt: skip
-        limits = {"value": value, "low": low, "high": high}
-        found[name] = {k: None if np.isnan(v) else float(v) for k, v in limits.items()} | {"n": len(said)}
-    return found
+    rows, chance = [], {"seed": seed, "n_resamples": n_resamples}
+    for step, ious in enumerate(metrics.iou_matrix(rollouts).T):
+        has_box = np.array([r["steps"][step]["box"] is not None for r in rollouts])
+        right, images = (ious >= 0.5) & has_box, [r["image_id"] for r in rollouts]
+        fits, likelihood = (np.array([r["steps"][step][name] or 0.0 for r in rollouts]) for name in SIGNALS)
+        share, said = metrics.intervals([right, fits * has_box], [has_box] * 2, images, **chance)
+        told = {name: _tells(values[has_box], right[has_box], np.array(images)[has_box], **chance)
+                for name, values in zip(SIGNALS, (fits, likelihood), strict=True)}  # fmt: skip
+        rows.append({"step": step, "right": share, "said": said, **told})
+    return rows
 
 
-def _pearson(said, right) -> float:
-    varies = right.any() and not right.all() and np.ptp(said) > 0
-    return np.corrcoef(said, right)[0, 1] if varies else np.nan
+def _tells(values, right, images, *, seed: int, n_resamples: int) -> dict:
+    """Return the cells "r" and "auroc" of one signal at one step, from an array each."""
+    count = len(set(images))
+    image = np.unique(images, return_inverse=True)[1]
+    draws = np.random.default_rng(seed).integers(0, max(count, 1), (n_resamples, count))
+    # How often each box counts: once in the first row, in a resample as often as its image is drawn.
+    weights = np.array([np.ones(count), *(np.bincount(draw, minlength=count) for draw in draws)])[:, image]
+    cells = {}
+    for name, found in (("r", _pearson(values, right, weights)), ("auroc", _auroc(values, right, weights))):
+        low, high = np.percentile(found[1:], [2.5, 97.5]) if count > 1 else (np.nan, np.nan)
+        limits = {"value": found[0], "low": low, "high": high}
+        cells[name] = {key: None if np.isnan(v) else float(v) for key, v in limits.items()} | {"n": len(values)}
+    return cells
 
 
-def _auroc(said, right) -> float:
-    ones = right.sum()
-    if ones in (0, len(right)):
-        return np.nan
-    return (rankdata(said)[right].sum() - ones * (ones + 1) / 2) / (ones * (len(right) - ones))
+def _pearson(values, right, weights) -> np.ndarray:
+    """Return the correlation of values and booleans under each row of weights; NaN where one of them is constant."""
+    nothing = np.full(len(weights), np.nan)
+    if len(set(values)) < 2:
+        return nothing
+    x, total = values - values.mean(), weights.sum(axis=1)
+    share, mean = weights @ right / total, weights @ x / total
+    spread = (weights @ (x * x) / total - mean**2) * share * (1 - share)
+    together = weights @ (x * right) / total - mean * share
+    return np.divide(together, np.sqrt(spread.clip(min=0)), out=nothing, where=spread > 0)
+
+
+def _auroc(values, right, weights) -> np.ndarray:
+    """Return the chance that a right box has the higher value, under each row of weights; NaN without both kinds."""
+    ones, others = values[right][:, None], values[~right]
+    higher = (ones > others) + 0.5 * (ones == others)
+    weight, against = weights[:, right], weights[:, ~right]
+    with np.errstate(invalid="ignore"):
+        return ((weight @ higher) * against).sum(axis=1) / (weight.sum(axis=1) * against.sum(axis=1))
 
 
 def answer_likelihoods(student: Student, chats: list[list[dict]]) -> list[float]:

@@ -9,7 +9,8 @@ from ivt_utils.loop import answer_again, evaluate, sampled_answers
 from ivt_utils.metrics import first_steps
 from ivt_utils.student import load_student
 
-ADAPTERS = {"base_ivt": None, "sft_ivt": "sft", "sft_grpo_ivt": "grpo"}  # a method of `results`: its adapter
+# A method of `results`, and its adapter. The untrained student is not asked: it has never met `protocol.TRACE_FITS`.
+ADAPTERS = {"sft_ivt": "sft", "sft_keep_ivt": "sft_keep", "sft_grpo_ivt": "grpo"}
 
 
 def second_turns(run, student, test, base: list[dict], bare: list[dict]) -> dict[tuple[str, str], list[dict]]:
@@ -36,7 +37,7 @@ def measure(run, name: str, rollouts: list[dict], test, val) -> dict:
     step 0 and the answer after it. Thresholds come from the first samples of `val`, as many as ablations take.
     """
     profile, seed = run.profile, run.seed
-    adapter = ADAPTERS[name] and run.find(f"adapters/{ADAPTERS[name]}")
+    adapter = run.find(f"adapters/{ADAPTERS[name]}")
     student = None
 
     def loaded():

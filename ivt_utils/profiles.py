@@ -13,7 +13,7 @@ class StudentRecipe:
     text_layers: int = 5
     vision_width: int = 64
     vision_layers: int = 3
-    steps: int = 9_000  # stopped early on purpose: later, hardly an error is left to correct
+    steps: int = 9_250  # stopped early on purpose: later, hardly an error is left to correct
     vision_steps: int = 4_000  # the first steps train the vision tower alone, on what each image token shows
     vision_lr: float = 2e-3  # in those steps
     batch_size: int = 8  # small batches: learning is limited by steps, not by scenes
@@ -21,7 +21,7 @@ class StudentRecipe:
     betas: tuple = (0.9, 0.98)
     weight_decay: float = 0.01
     clip: float = 1.0
-    decay_from: int = 8_500  # the learning rate is constant up to this step,
+    decay_from: int = 9_000  # the learning rate is constant up to this step,
     decay_steps: int = 1_600  # then falls in a line, over so many steps,
     floor: float = 0.05  # to this share
     # the guides of training (pretrain.py): their weights, and where in the text model they stand
@@ -71,7 +71,7 @@ class Profile:
     turns: int = 2  # T: refinements after step 0 (paper)
     long_turns: int = 5  # T of a longer loop, in which a student that cannot keep a box drifts; at most `turns`: none
     style: str = "filled"  # how the box is drawn: filled, outline, none
-    max_new_tokens: int = 32  # of one answer
+    max_new_tokens: int = 40  # of one answer
     batch_size: int = 64  # samples generated at once
     # harvest: own step-0 predictions with an IoU in [0, this] become trajectories (paper)
     harvest_max_iou: float = 0.85
@@ -101,6 +101,7 @@ class Profile:
     format_bonus: float = 0.1
     temperature: float = 0.7  # at 1 the micro student, unsure of its digits, loses a fifth of its IoU
     scale_rewards: str = "batch"  # advantages are divided by the spread of all generated together, or of the "group"
+    ablation_max_iou: float = 0.5  # instead of `harvest_max_iou`, in one of the ablations
     ablation_test: int = 255  # the first samples of the validation split, on which ablations are scored
     # the mirage: by which shares of its size a shown box is moved, and among which thresholds a stopping rule chooses
     control_shifts: tuple = (0.1, 0.25, 0.5)

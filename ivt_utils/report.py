@@ -28,7 +28,7 @@ LOOP_COLUMNS = (
     ("step0", "step 0 Acc@0.5 %", 100, 1), ("best_rule_acc50", "best rule Acc@0.5 %", 100, 1),
     ("oracle_acc50", "oracle Acc@0.5 %", 100, 1),
     ("degradation_per_step", "IoU lost per step", 1, 3), ("share_degrade", "degrade %", 100, 1),
-    ("share_same_box", "box kept %", 100, 1),
+    ("share_stay", "IoU kept %", 100, 1),
 )  # fmt: skip
 STEP_COLUMNS = tuple((f"step{t}", f"step {t}", 100, 1) for t in range(6))
 TABLES = (
@@ -49,7 +49,7 @@ CLOSER_NOTE = (
 NOTES = (
     "[low, high]: 95% bootstrap interval, resampled by image. -: does not apply.",
     "(keep): SFT on trajectories in which a box that fits stays, not on the paper's straight line.",
-    "degrade, box kept: samples whose final IoU is below step 0's; whose final box is the box of step 0.",
+    "degrade, IoU kept: samples whose final IoU is below step 0's; whose final IoU is still step 0's.",
     "best rule: the label-free rule with the highest Acc@0.5 on validation samples, scored on test (notebook 6).",
     "oracle: the best step, chosen with the ground truth; what choosing could give at most, not a result.",
     "\u2020 The paper's v1, as far as it is known here, does not say which step it scored.",
@@ -107,7 +107,7 @@ def _our_cells(name: str, method: dict) -> dict:
         cells["oracle_acc50"] = found["oracle_best_step"]["acc50"]
         if name in ADAPTERS or method.get("rules"):  # a method that notebook 6 asks
             cells["best_rule_acc50"] = best_rule(method["rules"])["acc50"] if method.get("rules") else NOT_RUN
-        cells |= {key: found[key] for key in ("degradation_per_step", "share_degrade", "share_same_box")}
+        cells |= {key: found[key] for key in ("degradation_per_step", "share_degrade", "share_stay")}
     return cells
 
 

@@ -65,39 +65,77 @@ def test_a_batch_gives_the_numbers_of_each_chat_alone(tiny_student, records, rol
 # --- calibration
 
 
-def made_up(says, rights):
-    """One step a sample, two samples an image, with a box that is right or not."""
-    truth = [100, 100, 300, 300]
+def made_up(*steps):
+    """Two samples an image; each of `steps` is (what is said of each sample's box, whether that box is right)."""
+
+    def step(said, right):
+        box = (100, 100, 300, 300) if right else (600, 600, 700, 700)
+        return {"box": box, "fits": said, "likelihood": said - 1}
+
     return [
-        {"id": f"{i}", "image_id": f"{i // 2}", "subset": "s", "truth": truth,
-         "steps": [{"box": (100, 100, 300, 300) if right else (600, 600, 700, 700), "fits": said}]}
-        for i, (said, right) in enumerate(zip(says, rights, strict=True))
+        {"id": f"{i}", "image_id": f"{i // 2}", "subset": "s", "truth": [100, 100, 300, 300],
+         "steps": [step(says[i], rights[i]) for says, rights in steps]}
+        for i in range(len(steps[0][0]))
     ]  # fmt: skip
 
 
-def test_calibration_is_that_of_scipy_and_its_bins_count():
+def found(*steps, n_resamples=20):
+    return confidence.calibration(made_up(*steps), seed=0, n_resamples=n_resamples)
+
+
+def test_calibration_is_that_of_scipy_at_each_step():
     rng = np.random.default_rng(0)
-    said = rng.uniform(size=400)
-    right = rng.uniform(size=400) < said
-    found = confidence.calibration(made_up(said.tolist(), right), seed=0, n_resamples=200)
-    assert found["r"]["value"] == pytest.approx(pearsonr(said, right).statistic)
-    auroc = mannwhitneyu(said[right], said[~right]).statistic / (right.sum() * (~right).sum())
-    assert found["auroc"]["value"] == pytest.approx(auroc)
-    for name in ("r", "auroc"):
-        assert found[name]["low"] < found[name]["value"] < found[name]["high"] and found[name]["n"] == 400
-    assert sum(b["right"]["n"] for b in found["bins"]) == 400 and len(found["bins"]) == 10
-    for k, b in enumerate(found["bins"]):
-        assert k / 10 <= b["fits"] <= (k + 1) / 10 and b["right"]["low"] - 0.1 <= b["fits"] <= b["right"]["high"] + 0.1
+    steps = [(said, rng.uniform(size=400) < said) for said in rng.uniform(size=(2, 400)).round(2)]
+    rows = found(*steps, n_resamples=200)
+    assert [row["step"] for row in rows] == [0, 1]
+    for row, (said, right) in zip(rows, steps, strict=True):
+        assert row["right"]["value"] == pytest.approx(right.mean())
+        assert row["said"]["value"] == pytest.approx(said.mean())
+        auroc = mannwhitneyu(said[right], said[~right]).statistic / (right.sum() * (~right).sum())
+        for signal in confidence.SIGNALS:
+            assert row[signal]["r"]["value"] == pytest.approx(pearsonr(said, right).statistic)
+            assert row[signal]["auroc"]["value"] == pytest.approx(auroc)
+            for cell in row[signal].values():
+                assert cell["low"] < cell["value"] < cell["high"] and cell["n"] == 400
+
+
+def test_a_resample_counts_a_box_as_often_as_its_image_is_drawn():
+    rng = np.random.default_rng(1)
+    said = rng.uniform(size=40).round(1)
+    right, times = rng.uniform(size=40) < said, rng.integers(0, 3, 40)
+    again, theirs = np.repeat(said, times), np.repeat(right, times)
+    auroc = mannwhitneyu(again[theirs], again[~theirs]).statistic / (theirs.sum() * (~theirs).sum())
+    assert confidence._auroc(said, right, times[None])[0] == pytest.approx(auroc)
+    assert confidence._pearson(said, right, times[None])[0] == pytest.approx(pearsonr(again, theirs).statistic)
+
+
+def test_steps_that_each_know_something_would_know_nothing_together():
+    """Simpson's paradox: at step 1 fewer boxes are right, and the student is surer of all."""
+    first = [0.1] * 2 + [0.2] * 8, [False] * 2 + [True] * 8
+    second = [0.8] * 8 + [0.9] * 2, [False] * 8 + [True] * 2
+    rows = found(first, second)
+    pooled = found((first[0] + second[0], first[1] + second[1]))[0]
+    assert all(row["fits"]["auroc"]["value"] == 1 for row in rows) and pooled["fits"]["auroc"]["value"] < 0.5
 
 
 def test_calibration_of_students_that_are_always_right_or_always_as_sure():
-    always = confidence.calibration(made_up([0.2, 0.4, 0.6, 0.8], [True] * 4), seed=0, n_resamples=20)
-    assert always["r"]["value"] is None and always["auroc"] == {"value": None, "low": None, "high": None, "n": 4}
-    flat = confidence.calibration(made_up([0.5] * 8, [True, False] * 4), seed=0, n_resamples=20)
+    nothing = {"value": None, "low": None, "high": None, "n": 4}
+    always = found(([0.2, 0.4, 0.6, 0.8], [True] * 4))[0]
+    assert always["fits"] == always["likelihood"] == {"r": nothing, "auroc": nothing}
+    flat = found(([0.1] * 8, [True, False] * 4))[0]["fits"]
     assert flat["r"]["value"] is None and flat["auroc"]["value"] == 0.5
 
 
+def test_a_limit_is_not_given_where_a_resample_holds_one_kind_only():
+    cell = found(([0.2, 0.4, 0.6, 0.8], [False, False, True, True]))[0]["fits"]["r"]
+    assert cell["value"] > 0 and cell["low"] is cell["high"] is None
+
+
 def test_steps_without_a_box_say_nothing():
-    rollouts = made_up([0.1, 0.9, 0.5], [False, True, True])
-    rollouts[2]["steps"][0] = {"box": None, "fits": None}
-    assert confidence.calibration(rollouts, seed=0, n_resamples=20)["auroc"]["n"] == 2
+    rollouts = made_up(([0.1, 0.9, 0.5], [False, True, True]), ([0.1] * 3, [True] * 3))
+    for rollout, step in ((rollouts[2], 0), *((r, 1) for r in rollouts)):
+        rollout["steps"][step] = {"box": None, "fits": None, "likelihood": None}
+    rows = confidence.calibration(rollouts, seed=0, n_resamples=20)
+    assert rows[0]["fits"]["auroc"]["n"] == rows[0]["right"]["n"] == 2
+    assert rows[1]["right"]["value"] is rows[1]["likelihood"]["r"]["value"] is None
+    assert rows[1]["fits"]["auroc"]["n"] == rows[1]["said"]["n"] == 0

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from ivt_utils import selection
+from ivt_utils import metrics, selection
 
 TRUTH = [100, 100, 300, 300]
 A, NEAR_A, B = (100, 100, 300, 300), (110, 100, 310, 300), (600, 600, 900, 900)
@@ -109,6 +109,37 @@ def test_mcnemar_counts_the_samples_that_one_of_the_two_gets_right():
     b = [rollout([B], "2-0"), rollout([A], "3-0"), rollout([None], "1-0"), rollout([B], "4-0")]  # another order
     found = selection.mcnemar(a, b)
     assert (found["gained"], found["lost"]) == (2, 1) and found["p"] == pytest.approx(1.0)
+
+
+def test_the_rules_of_a_table_are_corrected_for_their_number():
+    rows, test = table()
+    for rule in rows[1:-1]:
+        others = [selection.exact_p(r["gained"], r["lost"]) for r in rows[1:-1]]
+        assert rule["p"] >= selection.exact_p(rule["gained"], rule["lost"])
+        assert rule["p"] in selection.holm(others)
+    assert rows[0]["p"] == 1.0
+
+
+def test_holms_correction_is_that_of_an_example():
+    """Of four: the smallest counts four times, the next one three times, and none comes before a smaller one."""
+    assert selection.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert selection.holm([0.6, 0.7]) == [1.0, 1.0] and selection.holm([]) == []
+
+
+def test_holms_correction_finds_something_in_five_of_a_hundred_tables_of_nothing():
+    tables = np.random.default_rng(0).uniform(size=(2000, 11))
+    assert np.mean([min(selection.holm(p)) < 0.05 for p in tables]) == pytest.approx(0.05, abs=0.015)
+
+
+def test_random_signs_give_the_p_value_of_a_fair_coin():
+    """Ten images, each with a gain of the same size: only the two tables with one sign throughout are as extreme."""
+    a = [rollout([A], f"{i}-0") for i in range(10)]
+    b = [rollout([B], f"{i}-0") for i in reversed(range(10))]
+    score, chance = metrics.step_score("final", "miou"), {"seed": 0, "n_resamples": 5000}
+    assert selection.sign_flip_p(a, b, score, **chance) == pytest.approx(2 / 2**10)
+    assert selection.sign_flip_p(a, a, score, **chance) == 1.0
+    twice = [[{**r, "id": f"{r['image_id']}-{k}"} for r in rollouts for k in range(2)] for rollouts in (a, b)]
+    assert selection.sign_flip_p(*twice, score, **chance) == pytest.approx(2 / 2**10)  # images count, not samples
 
 
 def test_the_smallest_difference_is_found_as_often_as_it_says():
