@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
+
+from ivt_utils.metrics import intervals
 from ivt_utils.report import COLOURS, markdown_table, number, save_figure
 
-__all__ = ["cell_text", "lines_figure", "markdown_table", "show"]
+__all__ = ["cell_text", "curves_figure", "lines_figure", "log_figure", "markdown_table", "show", "side"]
 
 MARKERS = "os^Dv<>"
 
@@ -36,6 +39,71 @@ def lines_figure(lines: dict[str, list[dict]], xlabel: str, ylabel: str):
     told = [f"{name} " + ", ".join(f"{c['value']:.3f}" for c in cells) for name, cells in lines.items()]
     figure.set_label(f"{ylabel} over {xlabel}. " + "; ".join(told) + ".")
     return figure
+
+
+def curves_figure(curves: dict[str, dict], *, seed: int, n_resamples: int):
+    """Return a figure: one panel for each of `curves` (`grpo.read_probe`), mean IoU over the steps of a training.
+
+    Each has a line for the first answer and one for the final answer. A band is the 95% interval of the change since
+    the line's first point, paired by prompt: so it has no width there. The figure's label is its alt text.
+    """
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(curves), figsize=(8, 3), sharey=True, squeeze=False, layout="constrained")
+    looks, told = {"first answer": (0, COLOURS[2], "s"), "final answer": (-1, COLOURS[0], "o")}, []
+    for ax, (name, curve) in zip(axes[0], curves.items(), strict=True):
+        at = [row["step"] for row in curve["rows"]]
+        for label, (answer, color, marker) in looks.items():
+            ious = np.array([[answers[answer] for answers in row["ious"]] for row in curve["rows"]])
+            changes, start = ious - ious[0], ious[0].mean()
+            cells = intervals(changes, np.ones_like(changes), curve["image_ids"], seed=seed, n_resamples=n_resamples)
+            ax.plot(at, ious.mean(axis=1), color=color, marker=marker, markersize=4, label=label)
+            if all(cell["low"] is not None for cell in cells):
+                low, high = ([start + cell[limit] for cell in cells] for limit in ("low", "high"))
+                ax.fill_between(at, low, high, color=color, alpha=0.2, lw=0)
+            told.append(f"{name}, {label}: from {start:.3f} to {ious[-1].mean():.3f}")
+        ax.set(xlabel="GRPO step", title=name)
+        ax.grid(axis="y", alpha=0.3)
+    axes[0, 0].set_ylabel("mean IoU of the probes (0 to 1)")
+    axes[0, 0].legend(frameon=False)
+    figure.set_label("Mean IoU of greedy answers to the same prompts over GRPO steps. " + "; ".join(told) + ".")
+    return figure
+
+
+def log_figure(log: list[dict], turns: int, window: int = 15):
+    """Return a figure of GRPO's log, with its label as alt text: rewards, IoU by step, groups, KL and entropy.
+
+    Thin lines are single steps, thick ones the running mean over `window` of them.
+    """
+    import matplotlib.pyplot as plt
+    from scipy.ndimage import uniform_filter1d
+
+    steps = {f"iou_step_{t}": f"step {t}" for t in range(turns + 1)}
+    panels = {
+        "reward": {"reward": "final IoU + bonus"},
+        "mean IoU of rollouts": steps,
+        "share": {"failed_rollouts": "failed rollouts", "equal_groups": "groups without variance"},
+        "nats": {"kl": "KL to SFT", "entropy": "entropy (nats a token)"},
+    }
+    figure, axes = plt.subplots(2, 2, figsize=(9, 5), layout="constrained", sharex=True)
+    for ax, (ylabel, lines) in zip(axes.flat, panels.items(), strict=True):
+        for (key, label), color in zip(lines.items(), COLOURS, strict=False):
+            values = np.array([row[key] for row in log], dtype=float)
+            ax.plot([row["step"] for row in log], values, color=color, alpha=0.3, lw=0.7)
+            thick = uniform_filter1d(values, window, mode="nearest")
+            ax.plot([row["step"] for row in log], thick, color=color, label=label)
+        ax.set(ylabel=ylabel, xlabel="GRPO step" if ax in axes[1] else None)
+        ax.legend(frameon=False, fontsize=8)
+    figure.set_label("Four panels over GRPO steps: reward, IoU per step; failed rollouts and groups without variance; "
+                     "KL and entropy.")  # fmt: skip
+    return figure
+
+
+def side(cell: dict, level: float = 0.0) -> str:
+    """Return where the interval of a cell lies: "above" the level, "below" it, or "open" where it holds both."""
+    if cell["low"] is None or cell["low"] <= level <= cell["high"]:
+        return "open"
+    return "above" if cell["low"] > level else "below"
 
 
 def cell_text(cell: dict, scale: float = 1) -> str:

@@ -5,8 +5,9 @@ refused, for it could contradict the boxes unseen.
 """
 
 import re
+from itertools import pairwise
 
-from ivt_utils import protocol
+from ivt_utils import metrics, protocol
 from ivt_utils.teacher import problems
 
 # What an answer may claim: word -> the problems of `protocol.PROBLEMS`, one of which the box must then have.
@@ -94,3 +95,62 @@ def objection(answer: str, box, truth) -> str:
         f"does not say that the box is {' or '.join(wrong[:2])}": wrong and not named & set(problems(box, truth)),
     }
     return next((reason for reason, holds in objections.items() if holds), "")
+
+
+# What is asked of a trace, which speaks of the box of the step before; of several problems the first one counts.
+TOLD = {
+    "true": "the problem named is true, however small",
+    "largest": "it is one of the two that the teacher would name",
+    "twice": "one problem is named twice",
+    "followed": "the box then changes as the trace says, however little",
+    "opposite": "the box then changes the opposite way",
+    "heeded": "the difference of these two",
+    "unmoved": "a problem is named, and the box stays all the same",
+    "kept": "the trace says to keep the box, and it stays",
+}
+
+
+def traces_told(rollouts: list[dict], *, seed: int, n_resamples: int) -> dict[str, dict]:
+    """Return how far the traces of a student's refinements hold: {key of `TOLD`: cell}, shares, n in traces.
+
+    All but "kept" are shares of the traces that name a problem. ValueError where no two steps in a row have a box.
+    """
+    rows, images = [], []
+    words = list(protocol.PROBLEMS)
+    for rollout in rollouts:
+        for shown, step in pairwise(rollout["steps"]):
+            before, after, truth = shown["box"], step["box"], rollout["truth"]
+            if not before or not after:
+                continue
+            named, found = re.findall("|".join(protocol.PROBLEMS), step["text"]), dict.fromkeys(TOLD)
+            moved = ways(before, after)
+            if named:
+                followed, opposite = named[0] in moved, words[words.index(named[0]) ^ 1] in moved
+                found |= {"largest": named[0] in problems(before, truth), "true": named[0] in ways(before, truth),
+                          "twice": len({*named}) < len(named), "followed": followed, "opposite": opposite,
+                          "heeded": followed - opposite, "unmoved": not moved}  # fmt: skip
+            elif protocol.TRACE_FITS in step["text"]:
+                found["kept"] = not moved
+            rows.append([found[kind] for kind in TOLD])
+            images.append(rollout["image_id"])
+    asked = [[value is not None for value in column] for column in zip(*rows, strict=True)]
+    scores = [[value or 0.0 for value in column] for column in zip(*rows, strict=True)]
+    return dict(zip(TOLD, metrics.intervals(scores, asked, images, seed=seed, n_resamples=n_resamples), strict=True))
+
+
+def says_and_does(rollouts: list[dict], *, seed: int, n_resamples: int) -> dict[str, dict]:
+    """Return cells of the last step: its trace "says" that the box fits; the box "does" stay; their "difference"."""
+    boxes = [[step["box"] for step in rollout["steps"][-2:]] for rollout in rollouts]
+    says = [protocol.TRACE_FITS in rollout["steps"][-1]["text"] for rollout in rollouts]
+    does = [last is not None and before is not None and list(before) == list(last) for before, last in boxes]
+    images = [rollout["image_id"] for rollout in rollouts]
+    more = [a - b for a, b in zip(says, does, strict=True)]
+    cells = metrics.intervals([says, does, more], [[1] * len(does)] * 3, images, seed=seed, n_resamples=n_resamples)
+    return dict(zip(("says", "does", "difference"), cells, strict=True))
+
+
+def ways(box, other) -> set[str]:
+    """Return in which ways a box differs from another, however little: words of `protocol.PROBLEMS`; both 0..1000."""
+    words = list(protocol.PROBLEMS)  # in pairs: where the centre lies, then the size
+    sizes = [(b[0] + b[2], b[1] + b[3], b[2] - b[0], b[3] - b[1]) for b in (box, other)]
+    return {words[2 * i + (a > b)] for i, (a, b) in enumerate(zip(*sizes, strict=True)) if a != b}
