@@ -69,19 +69,19 @@ def after_grpo(loss: dict, change: dict, long_change: dict | None, rise: dict, g
     minus the base student's single shot; `acts`: `trace_check.says_and_does` of it.
     """
     mend = {
-        "above": "After SFT a step of the loop lost IoU, so there was something to mend.",
-        "below": "After SFT a step of the loop gained IoU, so there was nothing to mend.",
-        "open": "After SFT a step of the loop showed no loss of IoU, so there was hardly anything to mend.",
+        "above": "With two refinements a step lost IoU after SFT, so there was something to mend.",
+        "below": "With two refinements a step gained IoU after SFT, so there was nothing to mend.",
+        "open": "With two refinements a step showed no loss of IoU after SFT, so there was hardly anything to mend.",
     }
     less = {
-        "above": "**After GRPO a step loses more.**",
-        "below": "**After GRPO a step loses less.**",
-        "open": "**After GRPO no change of that is shown.**",
+        "above": "After GRPO a step does worse there.",
+        "below": "After GRPO a step does better there.",
+        "open": "After GRPO no change of that is shown.",
     }
     long = {
-        "above": "Over the long loop a step loses more than before.",
-        "below": "Over the long loop a step loses less than before.",
-        "open": "Over the long loop no change is shown.",
+        "above": "**Over the long loop, in which it was trained, a step loses more than before.**",
+        "below": "**Over the long loop, in which it was trained, a step loses less than before.**",
+        "open": "**Over the long loop, in which it was trained, no change is shown.**",
     }
     curve = {
         "above": "The probes rise from the first quarter of the training to the last.",

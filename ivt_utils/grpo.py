@@ -130,7 +130,7 @@ def train_grpo(
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # the lock file keeps the version
     from trl import GRPOConfig, GRPOTrainer
 
-    turns = profile.turns if turns is None else turns
+    turns = profile.grpo_turns if turns is None else turns
     bonus = profile.format_bonus if format_bonus is None else format_bonus
     per_image = most_image_tokens(student, profile.max_pixels, load_image(dataset[0]["images"][0]))
     answer, group = profile.max_new_tokens, profile.generations

@@ -164,28 +164,31 @@ def memory(profile, per_image: int | None = None) -> dict[str, dict[str, int]]:
     """
     config, gpu = configuration(profile), on_gpu(profile)
     element, most = (2 if gpu else 4), per_image or most_image_tokens(config, profile.max_pixels)
-    answers, rank, rollouts = profile.turns + 1, profile.lora_rank, rollouts_at_once(profile)
+    rank, rollouts, longest = profile.lora_rank, rollouts_at_once(profile), max(profile.turns, profile.long_turns)
     learnt = batch_share(profile.grpo_prompts * profile.generations, profile.grpo_device_batch)
     adapter = 4 * lora_parameters(config, rank)
     fixed = {"weights": weight_bytes(config, gpu, element), "overhead": int(OVERHEAD["GPU" if gpu else "CPU"])}
     learns = {"LoRA": adapter, "gradients": adapter, "optimiser": 2 * adapter}
     question, feedback, answer = words(profile)
-    asked = answers * most + question + profile.turns * (feedback + profile.max_new_tokens)
-    taught = answers * (most + answer) + question + profile.turns * feedback
-    spoken = asked + profile.max_new_tokens
 
-    def pass_over(batch, tokens, scored):
-        return training_bytes(config, batch, answers, most, tokens, batch * (scored if gpu else tokens - 1), rank,
-                              element, checkpointing=gpu, fused=gpu)  # fmt: skip
+    def generating(batch, turns):
+        asked = (turns + 1) * most + question + turns * (feedback + profile.max_new_tokens)
+        return generation_bytes(config, batch, turns + 1, most, asked, profile.max_new_tokens, element)
+
+    def learning(batch, turns, answer, given):  # `given`: the tokens that the output head does not see on a GPU
+        tokens = (turns + 1) * (most + answer) + question + turns * feedback
+        scored = batch * (tokens - (given if gpu else 1))
+        return training_bytes(config, batch, turns + 1, most, tokens, scored, rank, element, gpu, gpu)
+
+    taught = (profile.turns + 1) * most + question + profile.turns * feedback  # what SFT only reads
 
     found = {
-        "evaluation, harvest": {"LoRA": adapter, **generation_bytes(
-            config, profile.batch_size, answers, most, asked, profile.max_new_tokens, element)},
-        "SFT": {**learns, **pass_over(profile.sft_device_batch or profile.sft_batch, taught, answers * answer)},
-        "GRPO, rollouts": {"LoRA": 2 * adapter, "optimiser": 2 * adapter, **generation_bytes(
-            config, rollouts, answers, most, asked, profile.max_new_tokens, element)},
-        "GRPO, learning": {**learns, "LoRA": 2 * adapter, **pass_over(
-            learnt["per_device_train_batch_size"], spoken, spoken - most - question)},
+        "evaluation, harvest": {"LoRA": adapter, **generating(profile.batch_size, longest)},
+        "SFT": {**learns, **learning(
+            profile.sft_device_batch or profile.sft_batch, profile.turns, answer, taught)},
+        "GRPO, rollouts": {"LoRA": 2 * adapter, "optimiser": 2 * adapter, **generating(rollouts, profile.grpo_turns)},
+        "GRPO, learning": {**learns, "LoRA": 2 * adapter, **learning(
+            learnt["per_device_train_batch_size"], profile.grpo_turns, profile.max_new_tokens, most + question)},
     }  # fmt: skip
     found["GRPO, learning"]["images"] = found["GRPO, rollouts"]["images"]  # those of all rollouts stay where they are
     return {name: fixed | parts for name, parts in found.items()}

@@ -36,6 +36,7 @@ def answers(profile) -> list[tuple[str, str, int, list[int]]]:
     """
     loop = list(range(1, profile.turns + 2))
     long = list(range(1, max(profile.turns, profile.long_turns) + 2))
+    tried = list(range(1, profile.grpo_turns + 2))
     sampled, control = [1] * len(loop), [2] * len(names(profile.control_shifts))
     test, val, students = profile.test, min(profile.ablation_test, profile.val), len(ADAPTERS)
     group = profile.grpo_prompts * profile.generations
@@ -45,10 +46,10 @@ def answers(profile) -> list[tuple[str, str, int, list[int]]]:
         ("01", "other second turns", test, 4 * [2]),
         ("02", "harvest", profile.train, [1]),
         ("03", "SFT on test", test, [*long, *loop]),
-        ("04", "a group to look at", profile.generations, loop),
-        ("04", "GRPO rollouts", profile.grpo_steps * group, 2 * loop),
+        ("04", "a group to look at", profile.generations, tried),
+        ("04", "GRPO rollouts", profile.grpo_steps * group, 2 * tried),
         ("04", "GRPO rollouts, one step", profile.grpo_steps * group, [1]),
-        ("04", "GRPO's learning curve", probes, [*loop, *loop, 1]),
+        ("04", "GRPO's learning curve", probes, [*tried, *tried, 1]),
         ("04", "GRPO on test", test, [*long, *loop, 1]),
         ("05", "ablations on val", val, [*(6 * loop), *long]),
         ("06", "loop on val", students * val, loop),
@@ -109,7 +110,8 @@ def hours(profile, card) -> dict[str, float]:
     found = {
         "evaluation, harvest": spoken["evaluation, harvest"],
         "SFT": TRAININGS["SFT"] * sft,
-        "GRPO": (TRAININGS["GRPO"] - 1) * grpo(profile.grpo_steps, loop) + grpo(profile.grpo_steps, 1),
+        "GRPO": (TRAININGS["GRPO"] - 1) * grpo(profile.grpo_steps, profile.grpo_turns + 1)
+        + grpo(profile.grpo_steps, 1),
         "ablations": spoken["ablations"] + TRAININGS["ablations"] * sft,
     }
     return {name: seconds / 3600 for name, seconds in found.items()}

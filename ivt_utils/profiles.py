@@ -85,11 +85,12 @@ class Profile:
     lora_rank: int = 32
     lora_alpha: int = 64
     # SFT
-    sft_epochs: float = 3
+    sft_epochs: float = 1.5
     sft_lr: float = 1.5e-3
     sft_batch: int = 4  # small batches here, too
     sft_device_batch: int = 0  # trajectories a device holds at once, the rest by accumulation; 0: all of its share
     # GRPO: the group size, the bonus and beta are the paper's
+    grpo_turns: int = 5  # refinements in a rollout: in the longer loop the micro student has something to lose
     grpo_steps: int = 100
     grpo_prompts: int = 4  # prompts a step, each with `generations` rollouts
     generations: int = 6
@@ -129,14 +130,15 @@ DRY_RUN = "-dry-run"  # "paper-dry-run": the paper's settings, walked through wi
 _MICRO = Profile(name="micro", student="data/student", data="synthetic", train=2400, val=510, test=505)
 _PAPER = Profile(
     name="paper", student="Qwen/Qwen3-VL-4B-Instruct", data="hub", train=2400, val=510, test=505, grid=1,
-    long_turns=2, load_in_4bit=True, max_pixels=512 * 32 * 32, max_new_tokens=128, batch_size=8, sft_device_batch=2,
-    grpo_device_batch=6, lora_rank=64, lora_alpha=128, sft_epochs=2, sft_lr=1e-4, sft_batch=16,
+    long_turns=2, grpo_turns=2, load_in_4bit=True, max_pixels=512 * 32 * 32, max_new_tokens=128, batch_size=8,
+    sft_device_batch=2, grpo_device_batch=6, lora_rank=64, lora_alpha=128, sft_epochs=2, sft_lr=1e-4, sft_batch=16,
     grpo_steps=300, grpo_prompts=4, grpo_lr=1e-5, temperature=1.0, scale_rewards="group", ablation_test=510,
 )  # fmt: skip
 PROFILES = {
     "smoke": replace(
         _MICRO, name="smoke", train=48, val=24, test=24, batch_size=8, sft_epochs=1, grpo_steps=2, grpo_prompts=2,
-        grpo_probe=8, probe_every=1, closer_steps=2, ablation_test=12, resamples=200, save_every=1,
+        long_turns=3, grpo_turns=3, grpo_probe=8, probe_every=1, closer_steps=2, ablation_test=12, resamples=200,
+        save_every=1,
     ),
     "micro": _MICRO,
     "colab": replace(_PAPER, name="colab", student="Qwen/Qwen3-VL-2B-Instruct", train=600, val=128, test=128,

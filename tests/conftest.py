@@ -121,7 +121,7 @@ def tiny_profile():
 
     return replace(
         get_profile("smoke"), lora_rank=4, lora_alpha=8, sft_batch=2, grpo_prompts=2, generations=2, grpo_steps=2,
-        grpo_lr=1e-2, save_every=1, grpo_probe=3, probe_every=1,
+        grpo_lr=1e-2, save_every=1, long_turns=3, grpo_turns=2, grpo_probe=3, probe_every=1,
     )  # fmt: skip
 
 

@@ -56,7 +56,8 @@ def rows(many):
 
 
 MICRO = memory.configuration(get_profile("micro"))
-PROFILE = replace(get_profile("smoke"), sft_batch=16, grpo_prompts=4, generations=4, save_every=100, batch_size=32)
+PROFILE = replace(get_profile("smoke"), sft_batch=16, grpo_prompts=4, generations=4, save_every=100, batch_size=32,
+                  long_turns=2, grpo_turns=2)
 
 
 def build(changes: dict | None = None) -> tuple[dict, object]:
