@@ -71,7 +71,7 @@ class Profile:
     turns: int = 2  # T: refinements after step 0 (paper)
     long_turns: int = 5  # T of a longer loop, in which a student that cannot keep a box drifts; at most `turns`: none
     style: str = "filled"  # how the box is drawn: filled, outline, none
-    max_new_tokens: int = 40  # of one answer
+    max_new_tokens: int = 32  # of one answer
     batch_size: int = 64  # samples generated at once
     # harvest: own step-0 predictions with an IoU in [0, this] become trajectories (paper)
     harvest_max_iou: float = 0.85

@@ -181,8 +181,9 @@ def load_student(profile, adapter: Path | str | None = None, trainable: bool = F
     """Return the profile's student, with a LoRA adapter when a folder is given (trainable only on request).
 
     On CUDA the model lies on this process's card, in the precision and with the attention that the card allows, and in
-    4 bits (NF4) where the profile says so; on a CPU it is whole, in float32. Raises ArtefactError when the shipped
-    student or the adapter is missing or damaged, a student of the Hub cannot be had, or the memory does not suffice.
+    4 bits (NF4) where the profile says so; on a CPU it is whole, in float32. A frozen adapter of the micro student
+    is merged into its weights. Raises ArtefactError when the shipped student or the adapter is missing or damaged, a
+    student of the Hub cannot be had, or the memory does not suffice.
     """
     import torch
     from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
@@ -217,6 +218,8 @@ def load_student(profile, adapter: Path | str | None = None, trainable: bool = F
             raise ArtefactError(f"There is no adapter in {adapter}; run the notebook that trains it.")
         model = PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
         model.peft_config["default"].base_model_name_or_path = str(name)
+        if local and not trainable:  # in full precision; without the detour, answers come sooner
+            model = model.merge_and_unload()
     model.eval()
     if model.dtype == torch.float16:
         check_finite(model, processor)

@@ -37,5 +37,5 @@ def test_the_sentences_name_the_side():
     assert "final step lies above step 0" in text and "the training has a price" in text
     acts = {"difference": CELLS["above"]}
     text = findings.after_grpo(CELLS["above"], CELLS["below"], None, CELLS["open"], CELLS["open"], acts)
-    assert "something to mend" in text and "loses less" in text and "more often than it keeps it" in text
+    assert "something to mend" in text and "does better there" in text and "more often than it keeps it" in text
     assert "long loop" not in text

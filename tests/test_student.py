@@ -131,12 +131,24 @@ def test_a_missing_adapter_is_one_sentence(shipped, tmp_path):
 def test_an_adapter_is_loaded_frozen_or_trainable(shipped, tmp_path):
     from peft import get_peft_model
 
-    base = student.load_student(shipped[1])
-    get_peft_model(base.model, student.lora(shipped[1])).save_pretrained(tmp_path / "adapter")
+    made = get_peft_model(student.load_student(shipped[1]).model, student.lora(shipped[1]))
+    with torch.no_grad():
+        for name, p in made.named_parameters():
+            if "lora_B" in name:
+                p.normal_(std=0.02, generator=torch.Generator().manual_seed(0))
+    made.save_pretrained(tmp_path / "adapter")
+    words, scores = torch.arange(5, 25)[None], {}
     for trainable in (False, True):
         model = student.load_student(shipped[1], tmp_path / "adapter", trainable=trainable).model
         learning = {name for name, p in model.named_parameters() if p.requires_grad}
         assert bool(learning) == trainable and all("lora_" in name for name in learning)
+        assert hasattr(model, "peft_config") == trainable  # a frozen adapter is merged, and says the same
+        with torch.inference_mode():
+            scores[trainable] = model(input_ids=words).logits
+    assert torch.allclose(scores[True], scores[False], atol=1e-3)
+    with torch.inference_mode():
+        untrained = student.load_student(shipped[1]).model(input_ids=words).logits
+    assert not torch.allclose(untrained, scores[False], atol=1e-1)
 
 
 def test_the_recipe_is_used_for_the_model(processor):
