@@ -8,7 +8,6 @@ import math
 
 from ivt_utils import metrics
 from ivt_utils.artefacts import read_jsonl
-from ivt_utils.boxes import iou
 from ivt_utils.harvest import perturbed, trajectory
 from ivt_utils.loop import evaluate
 from ivt_utils.selection import sign_flip_p
@@ -30,8 +29,6 @@ def sft_variants(trajectories: list[dict], profile, seed: int) -> dict[str, list
         "training: errors that are distorted truths": [
             trajectory(perturbed(t, seed, profile.grid), profile.turns, profile.grid, trace) for t in trajectories],
         "training: no traces": [trajectory(t, profile.turns, profile.grid, None) for t in trajectories],
-        f"training: errors up to an IoU of {profile.ablation_max_iou}": [
-            t for t in trajectories if iou(t["steps"][0]["box"], t["truth"]) <= profile.ablation_max_iou],
     }  # fmt: skip
 
 

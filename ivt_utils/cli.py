@@ -54,6 +54,13 @@ def main(argv: list[str] | None = None) -> int:
         raise
 
 
+def number_of_steps(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; each sets `command`, from the arguments to an exit code."""
     top = argparse.ArgumentParser(prog="ivt", description="The IVT course on the command line.")
@@ -78,7 +85,9 @@ def parser() -> argparse.ArgumentParser:
                      "nothing is trained, all notebooks run in a minute or two")  # fmt: skip
     run.add_argument("--notebooks", type=Path, metavar="DIR", help="another folder of notebooks")
     for name, told in NOTEBOOKS.items():
-        add(name, stage_command, f"the stages of {told}; also under `accelerate launch`", runs=True)
+        made = add(name, stage_command, f"the stages of {told}; also under `accelerate launch`", runs=True)
+        if name == "grpo":
+            made.add_argument("--steps", type=number_of_steps, help="optimiser steps, in place of the profile's grpo_steps")
     teach = add("teach", teach_command, "let a VLM write the traces of the harvest, before notebook 2", runs=True)
     teach.add_argument("--base-url", required=True, metavar="URL", help="an OpenAI-compatible endpoint, such as "
                        "http://localhost:8000/v1; its key, if it wants one, in OPENAI_API_KEY")  # fmt: skip
@@ -164,7 +173,7 @@ def stage_command(arguments) -> int:
     run = Run(profile, arguments.seed, run_dir)
     before = set(run.stages())
     try:
-        STAGES[arguments.stage](run)
+        STAGES[arguments.stage](run, **({"steps": arguments.steps} if arguments.stage == "grpo" else {}))
     except KeyboardInterrupt:  # Ctrl-C, or the launcher, which ends all processes when one has died
         raise KeyboardInterrupt(STOPPED if distributed.size() > 1 else ALONE) from None
     distributed.leave()

@@ -22,7 +22,7 @@ REACHED = 0.3  # the share of a card's bandwidth and FLOP/s that is reached
 TOKEN_SECONDS = 0.04  # a batch's next token takes at least this long: Python, and the launch of many small kernels
 USABLE = 0.9  # of a card's memory; the rest is lost between blocks
 KEPT = 934 / 2400  # the share of answers that the harvest keeps: the paper's
-TRAININGS = {"SFT": 2, "GRPO": 3, "ablations": 3}  # adapters that notebooks 3, 4 and 5 train
+TRAININGS = {"SFT": 2, "GRPO": 3, "ablations": 2}  # adapters that notebooks 3, 4 and 5 train
 SETTINGS = {"evaluation, harvest": "batch_size or max_pixels", "SFT": "sft_device_batch or max_pixels",
             "GRPO, rollouts": "grpo_device_batch, generations or max_pixels",
             "GRPO, learning": "grpo_device_batch or max_pixels"}  # fmt: skip
@@ -51,7 +51,7 @@ def answers(profile) -> list[tuple[str, str, int, list[int]]]:
         ("04", "GRPO rollouts, one step", profile.grpo_steps * group, [1]),
         ("04", "GRPO's learning curve", probes, [*tried, *tried, 1]),
         ("04", "GRPO on test", test, [*long, *loop, 1]),
-        ("05", "ablations on val", val, [*(6 * loop), *long]),
+        ("05", "ablations on val", val, [*(5 * loop), *long]),
         ("06", "loop on val", students * val, loop),
         ("06", "sampled answers", students * (test + val), sampled),
         ("06", "controls", students * test, control),

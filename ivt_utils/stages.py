@@ -73,15 +73,18 @@ def sft(run) -> None:
     _test(run, "sft_keep_ivt", kept)
 
 
-def grpo(run) -> None:
-    """Notebook 4: the adapters of GRPO, with and without the loop, and their answers on the test split."""
+def grpo(run, steps: int | None = None) -> None:
+    """Notebook 4: the adapters of GRPO, with and without the loop, and their answers on the test split.
+
+    `steps`: optimiser steps of each training, in place of the profile's; the reference is trained longer so.
+    """
     profile, test = run.profile, load_split(run.profile, "test")
     prompts, probe = prompts_dataset(load_split(profile, "train")), probe_records(profile)
 
     def trained(name, start, **changes):
         return run.adapter(name, lambda folder: train_grpo(
             load_student(profile, start and run.find(f"adapters/{start}"), trainable=bool(start)), prompts, folder,
-            profile, run.seed, probe=probe, **changes))  # fmt: skip
+            profile, run.seed, steps=steps, probe=probe, **changes))  # fmt: skip
 
     adapter, kept = trained("grpo", "sft"), trained("grpo_keep", "sft_keep")
     single = trained("grpo_single", None, turns=0)

@@ -24,7 +24,7 @@ def trajectories():
 
 
 def test_each_variant_changes_one_thing(trajectories, tiny_profile):
-    distorted, untold, filtered = ablations.sft_variants(trajectories, tiny_profile, 0).values()
+    distorted, untold = ablations.sft_variants(trajectories, tiny_profile, 0).values()
     for changed, own in zip(distorted, trajectories, strict=True):
         first, theirs = changed["steps"][0]["box"], own["steps"][0]["box"]
         assert first != tuple(theirs) and iou(first, TRUTH) == pytest.approx(iou(theirs, TRUTH), abs=0.06)
@@ -32,7 +32,6 @@ def test_each_variant_changes_one_thing(trajectories, tiny_profile):
     for changed, own in zip(untold, trajectories, strict=True):
         assert [step["box"] for step in changed["steps"]] == [step["box"] for step in own["steps"]]
         assert all(step["text"] == protocol.answer_text(step["box"]) for step in changed["steps"])
-    assert filtered == trajectories[5:]
 
 
 @pytest.mark.parametrize("epochs, count, steps", [(1, 8, 2), (1, 9, 3), (2, 9, 6), (0.5, 9, 2)])
