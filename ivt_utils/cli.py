@@ -87,8 +87,8 @@ def parser() -> argparse.ArgumentParser:
     for name, told in NOTEBOOKS.items():
         made = add(name, stage_command, f"the stages of {told}; also under `accelerate launch`", runs=True)
         if name == "grpo":
-            made.add_argument("--steps", type=number_of_steps, help="optimiser steps of each training, in place of the "
-                              "profile's grpo_steps")  # fmt: skip
+            made.add_argument("--steps", type=number_of_steps, help="optimiser steps in place of the profile's "
+                              "grpo_steps, but for the student that keeps what fits")  # fmt: skip
     teach = add("teach", teach_command, "let a VLM write the traces of the harvest, before notebook 2", runs=True)
     teach.add_argument("--base-url", required=True, metavar="URL", help="an OpenAI-compatible endpoint, such as "
                        "http://localhost:8000/v1; its key, if it wants one, in OPENAI_API_KEY")  # fmt: skip

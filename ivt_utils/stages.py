@@ -76,18 +76,19 @@ def sft(run) -> None:
 def grpo(run, steps: int | None = None) -> None:
     """Notebook 4: the adapters of GRPO, with and without the loop, and their answers on the test split.
 
-    `steps`: optimiser steps of each training, in place of the profile's; the reference is trained longer so.
+    `steps`: in place of the profile's, for the student of the straight line and the one without a loop; so the
+    reference is trained longer. The student that keeps what fits loses nothing in the loop: it has the profile's steps.
     """
     profile, test = run.profile, load_split(run.profile, "test")
     prompts, probe = prompts_dataset(load_split(profile, "train")), probe_records(profile)
 
-    def trained(name, start, **changes):
+    def trained(name, start, steps=None, **changes):
         return run.adapter(name, lambda folder: train_grpo(
             load_student(profile, start and run.find(f"adapters/{start}"), trainable=bool(start)), prompts, folder,
             profile, run.seed, steps=steps, probe=probe, **changes))  # fmt: skip
 
-    adapter, kept = trained("grpo", "sft"), trained("grpo_keep", "sft_keep")
-    single = trained("grpo_single", None, turns=0)
+    adapter, kept = trained("grpo", "sft", steps), trained("grpo_keep", "sft_keep")
+    single = trained("grpo_single", None, steps, turns=0)
     both_lengths(run, "sft_grpo_ivt", lambda: load_student(profile, adapter), test)
     _test(run, "sft_keep_grpo_ivt", kept)
     _test(run, "grpo_single", single, turns=0)

@@ -6,9 +6,11 @@ import time
 import nbformat
 import pytest
 
-from ivt_utils import cli
+from ivt_utils import artefacts, cli
 from ivt_utils.artefacts import ROOT
+from ivt_utils.controls import SECOND_TURNS, second_turn_stage
 from ivt_utils.course import find_notebooks
+from ivt_utils.mirage import ADAPTERS
 from ivt_utils.profiles import get_profile
 from ivt_utils.results import METHODS
 from ivt_utils.stages import STAGES as NOTEBOOK_STAGES
@@ -24,9 +26,11 @@ def test_the_course_runs_whole_and_in_time(smoke_run):
     assert all(m["n"] == get_profile("smoke").test for m in results["methods"].values())
     rules = results["methods"]["sft_ivt"]["rules"]
     assert len(rules) >= 8 and all(row["acc50"]["n"] == get_profile("smoke").test for row in rules)
-    for name in ("base_ivt", "sft_ivt", "sft_grpo_ivt"):
+    for name in ADAPTERS:
         method = results["methods"][name]
-        assert len(method["controls"]) == 8 and method["calibration"]["bins"] and "ccr" in method["refinement"]
+        assert len(method["controls"]) == 8 and "ccr" in method["refinement"]
+        assert [row["step"] for row in method["calibration"]] == [0, 1, 2]
+    assert len(results["second_turn"]) == 6 and set(results["learning_curve"]) == {"grpo", "grpo_keep"}
     assert len({row["name"] for row in results["ablations"]}) >= 7 and len(results["ablations"]) >= 8
     assert all(row["low"] <= row["value"] <= row["high"] and row["n"] for row in results["ablations"])
 
@@ -57,7 +61,8 @@ def test_the_stages_as_scripts_give_the_same_answers(smoke_run, tmp_path):
     for stage in ("eval", "sft", "grpo"):
         assert cli.main([stage, "--profile", "smoke", "--run-dir", str(again)]) == 0
     made = sorted(path.name for path in (again / "rollouts").glob("*.jsonl"))
-    notebooks = {"base_ivt", "base_ivt_bare", "train_step0", "trajectories", "sft_ivt", "sft_grpo_ivt", "grpo_single"}
+    notebooks = (METHODS.keys() - {"base_single"}) | {"train_step0", "trajectories", "trajectories_keep"}
+    notebooks |= {second_turn_stage(*turn) for turn in SECOND_TURNS}
     assert {f"{name}.jsonl" for name in notebooks} == set(made)
     for name in made:
         assert (again / "rollouts" / name).read_bytes() == (root / "rollouts" / name).read_bytes()
@@ -99,11 +104,11 @@ def test_the_dry_run_walks_through_the_papers_settings(tmp_path, capsys):
             "load_in_4bit", "data_seed")  # fmt: skip
     assert {name: values[name] for name in same} == {name: getattr(paper, name) for name in same}
     results = json.loads((root / "results.json").read_text())
-    assert set(METHODS) <= set(results["methods"])
+    assert {name for name in METHODS if not name.endswith("_long")} == set(results["methods"])  # it has no longer loop
     assert all(method["n"] == 8 for method in results["methods"].values())
     subsets = {row["subset"] for row in map(json.loads, (root / "rollouts" / "base_ivt.jsonl").open())}
     assert subsets == {"refcocog", "ref_adv_s", "ref_l4"}
-    for name in ("sft", "grpo", "grpo_single"):
+    for name in artefacts.ADAPTERS:
         assert json.loads((root / "adapters" / name / "adapter_config.json").read_text())["r"] == paper.lora_rank
     assert len(list((root / "notebooks").glob("0*.ipynb"))) == len(NOTEBOOKS)
     assert "using the reference result" not in (root / "notebooks" / NOTEBOOKS[3].name).read_text()
