@@ -95,7 +95,7 @@ class Profile:
     grpo_prompts: int = 4  # prompts a step, each with `generations` rollouts
     generations: int = 6
     grpo_device_batch: int = 0  # rollouts a device learns from at once; 0: all of its share
-    grpo_lr: float = 1.5e-3
+    grpo_lr: float = 4e-4
     grpo_probe: int = 128  # validation prompts that are answered greedily, for the learning curve,
     probe_every: int = 25  # every so many steps, and before the first and after the last
     beta: float = 0.04  # KL to the SFT policy
