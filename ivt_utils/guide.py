@@ -70,7 +70,8 @@ def keep_timings(run_dir: Path) -> Path:
     if any("seconds" not in noted for noted in stages.values()):
         raise ArtefactError(f"{run_dir} began with the reference results, so its trainings were not timed: take a run "
                             "of `make course`.")  # fmt: skip
-    spent = {key: noted["seconds"] for key, noted in stages.items()}
+    # A table's seconds hold those of the trainings and answers that it is made of.
+    spent = {key: noted["seconds"] for key, noted in stages.items() if not key.startswith("tables/")}
     looks = {key: seconds for key, seconds in spent.items() if "/closer_" in key}  # `ivt closer` makes them
     if seeds := sum(key.startswith("adapters/closer_seed") for key in looks):
         kept["closer"] = round(sum(looks.values()) / seeds, 1)
