@@ -15,6 +15,7 @@ from ivt_utils import book
 from ivt_utils.artefacts import REFERENCE, ROOT, read_json
 from ivt_utils.course import find_notebooks
 from ivt_utils.report import paper_results
+from ivt_utils.selection import ORACLE
 
 NOTEBOOKS = [path.stem for path in find_notebooks(ROOT / "notebooks")]
 START, EXPLORE, GLOSSARY = "docs/index.html", "docs/explore.html", "docs/glossary.html"
@@ -142,6 +143,32 @@ def test_the_claims_are_those_of_the_results():
     text = (ROOT / "docs" / "paper_and_us.md").read_text()
     block = text.split("<!-- claims -->\n")[1].split("<!-- /claims -->")[0]
     assert block == book.markdown_table(head, rows) + "\n" and len(rows) > 10
+
+
+def test_where_the_fall_comes_from_is_what_the_reference_says():
+    """The page, notebook 1 and the README say in words what these six differences of Acc@0.5 are."""
+    results = read_json(REFERENCE / "results.json")
+    cost = {(row["words"], row["style"]): row["difference"] for row in results["second_turn"]}
+    for words in ("feedback", "question"):
+        bare, outlined, filled = (cost[words, style]["value"] for style in ("none", "outline", "filled"))
+        assert bare > outlined > filled
+    assert cost["feedback", "filled"]["high"] < -0.1
+    assert abs(cost["feedback", "none"]["value"]) < -cost["feedback", "filled"]["value"] / 4
+    assert cost["feedback", "filled"]["high"] < cost["question", "filled"]["low"]  # the words make a drawn box worse
+
+
+def test_what_the_readme_says_of_sft_and_grpo_is_what_the_reference_says():
+    results = read_json(REFERENCE / "results.json")
+    found = {(row["name"], row["metric"]): row for row in results["differences"]}
+    final = found["sft_ivt final - sft_ivt step 0", "acc50"]
+    assert final["low"] < 0 < final["high"]  # the final step cannot be told from step 0
+    rules = [row for row in results["methods"]["sft_ivt"]["rules"] if row["rule"] not in (ORACLE, "step 0")]
+    assert all(row["difference"]["low"] <= 0 for row in rules)
+    lost = {name: results["methods"][name]["metrics"]["degradation_per_step"] for name in ("sft_ivt", "sft_ivt_long")}
+    assert lost["sft_ivt"]["high"] < 0 < lost["sft_ivt_long"]["low"]  # IoU is gained in two refinements, lost in more
+    assert found["sft_grpo_ivt_long degradation - sft_ivt_long degradation", "degradation_per_step"]["high"] < 0
+    assert results["learning_curve"]["grpo"]["difference"]["low"] > 0
+    assert results["methods"]["sft_grpo_ivt"]["metrics"]["share_stay"]["high"] < 0.5  # few keep their IoU
 
 
 @pytest.mark.parametrize(("low", "high", "said"), [(0.1, 0.2, "seen"), (-0.2, -0.1, "not seen"), (-0.1, 0.1, "open")])
