@@ -23,6 +23,8 @@ METHODS = {
     "base_ivt_long": "base + IVT, long loop",
     "sft_ivt_long": "SFT + IVT, long loop",
     "sft_grpo_ivt_long": "SFT + GRPO + IVT, long loop",
+    "sft_keep_ivt_long": "SFT (keep) + IVT, long loop",
+    "sft_keep_grpo_ivt_long": "SFT (keep) + GRPO + IVT, long loop",
 }
 SINGLE = ("base_single", "grpo_single")  # scored on step 0 alone
 COMPARISONS = (  # (a, its step, b, its step): a - b, paired
@@ -44,6 +46,7 @@ COMPARISONS = (  # (a, its step, b, its step): a - b, paired
 )
 MENDED = (  # (after GRPO, before it): what a step of the loop loses
     ("sft_grpo_ivt", "sft_ivt"), ("sft_grpo_ivt_long", "sft_ivt_long"), ("sft_keep_grpo_ivt", "sft_keep_ivt"),
+    ("sft_keep_grpo_ivt_long", "sft_keep_ivt_long"),
 )  # fmt: skip
 CURVES = ("grpo", "grpo_keep")  # the adapters whose learning curve is told
 STEP_NAMES = {"step0": "step 0", "final": "final", "oracle": "oracle best step"}

@@ -69,15 +69,15 @@ def sft(run) -> None:
         return run.adapter(name, lambda folder: train_sft(load_student(profile), dataset, folder, profile, run.seed))
 
     straight, kept, test = trained("sft", False), trained("sft_keep", True), load_split(profile, "test")
-    both_lengths(run, "sft_ivt", lambda: load_student(profile, straight), test)
-    _test(run, "sft_keep_ivt", kept)
+    for name, adapter in (("sft_ivt", straight), ("sft_keep_ivt", kept)):
+        both_lengths(run, name, lambda adapter=adapter: load_student(profile, adapter), test)
 
 
 def grpo(run, steps: int | None = None) -> None:
     """Notebook 4: the adapters of GRPO, with and without the loop, and their answers on the test split.
 
     `steps`: in place of the profile's, for the student of the straight line and the one without a loop; so the
-    reference is trained longer. The student that keeps what fits loses nothing in the loop: it has the profile's steps.
+    reference is trained longer. The student that keeps what fits learns fast: it has the profile's steps.
     """
     profile, test = run.profile, load_split(run.profile, "test")
     prompts, probe = prompts_dataset(load_split(profile, "train")), probe_records(profile)
@@ -89,8 +89,8 @@ def grpo(run, steps: int | None = None) -> None:
 
     adapter, kept = trained("grpo", "sft", steps), trained("grpo_keep", "sft_keep")
     single = trained("grpo_single", None, steps, turns=0)
-    both_lengths(run, "sft_grpo_ivt", lambda: load_student(profile, adapter), test)
-    _test(run, "sft_keep_grpo_ivt", kept)
+    for name, policy in (("sft_grpo_ivt", adapter), ("sft_keep_grpo_ivt", kept)):
+        both_lengths(run, name, lambda policy=policy: load_student(profile, policy), test)
     _test(run, "grpo_single", single, turns=0)
 
 
