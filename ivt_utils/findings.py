@@ -61,12 +61,15 @@ def after_sft(gains: dict[str, dict], variant: dict[str, dict], long_loss: dict)
     ))  # fmt: skip
 
 
-def after_grpo(loss: dict, change: dict, long_change: dict | None, rise: dict, gain: dict, acts: dict) -> str:
-    """Return what GRPO did to the student of the straight line.
+def after_grpo(
+    loss: dict, change: dict, long_change: dict | None, keep_change: dict | None, rise: dict, gain: dict, acts: dict,
+) -> str:
+    """Return what GRPO did to the student of the straight line, and to the one that keeps what fits.
 
     `loss`: the IoU that a step lost after SFT; `change`, `long_change`: how much more it loses after GRPO, in the short
-    and in the long loop (None: there is none); `rise`: of the probes, last quarter minus first; `gain`: its final step
-    minus the base student's single shot; `acts`: `trace_check.says_and_does` of it.
+    and in the long loop (None: there is none); `keep_change`: the latter for the student that keeps; `rise`: of the
+    probes, last quarter minus first; `gain`: its final step minus the base student's single shot; `acts`: what
+    `trace_check.says_and_does` says of it.
     """
     mend = {
         "above": "With two refinements a step lost IoU after SFT, so there was something to mend.",
@@ -82,6 +85,11 @@ def after_grpo(loss: dict, change: dict, long_change: dict | None, rise: dict, g
         "above": "**Over the long loop, in which it was trained, a step loses more than before.**",
         "below": "**Over the long loop, in which it was trained, a step loses less than before.**",
         "open": "**Over the long loop, in which it was trained, no change is shown.**",
+    }
+    keeps = {
+        "above": "The student that keeps what fits loses more there than before.",
+        "below": "**The student that keeps what fits loses less there than before.**",
+        "open": "For the student that keeps what fits no change is shown.",
     }
     curve = {
         "above": "The probes rise from the first quarter of the training to the last.",
@@ -99,6 +107,7 @@ def after_grpo(loss: dict, change: dict, long_change: dict | None, rise: dict, g
         "open": "At its last step the student says that its box fits about as often as it keeps it.",
     }
     return " ".join(filter(None, (
-        mend[side(loss)], less[side(change)], long_change and long[side(long_change)], curve[side(rise)],
+        mend[side(loss)], less[side(change)], long_change and long[side(long_change)],
+        keep_change and keeps[side(keep_change)], curve[side(rise)],
         shot[side(gain)], words[side(acts["difference"])],
     )))  # fmt: skip

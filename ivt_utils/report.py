@@ -48,7 +48,7 @@ CLOSER_NOTE = (
 )
 NOTES = (
     "[low, high]: 95% bootstrap interval, resampled by image. -: does not apply.",
-    "(keep): SFT on trajectories in which a box that fits stays, not on the paper's straight line.",
+    "(keep): SFT on trajectories in which a box that fits stays, not the paper's line. Long: five refinements.",
     "degrade, IoU kept: samples whose final IoU is below step 0's; whose final IoU is still step 0's.",
     "best rule: the label-free rule with the highest Acc@0.5 on validation samples, scored on test (notebook 6).",
     "oracle: the best step, chosen with the ground truth; what choosing could give at most, not a result.",

@@ -20,11 +20,11 @@ METHODS = {
     "grpo_single": "GRPO, single step, no IVT",
     "sft_keep_ivt": "SFT (keep) + IVT",
     "sft_keep_grpo_ivt": "SFT (keep) + GRPO + IVT",
-    "base_ivt_long": "base + IVT, long loop",
-    "sft_ivt_long": "SFT + IVT, long loop",
-    "sft_grpo_ivt_long": "SFT + GRPO + IVT, long loop",
-    "sft_keep_ivt_long": "SFT (keep) + IVT, long loop",
-    "sft_keep_grpo_ivt_long": "SFT (keep) + GRPO + IVT, long loop",
+    "base_ivt_long": "base + IVT, long",
+    "sft_ivt_long": "SFT + IVT, long",
+    "sft_grpo_ivt_long": "SFT + GRPO + IVT, long",
+    "sft_keep_ivt_long": "SFT (keep) + IVT, long",
+    "sft_keep_grpo_ivt_long": "SFT (keep) + GRPO + IVT, long",
 }
 SINGLE = ("base_single", "grpo_single")  # scored on step 0 alone
 COMPARISONS = (  # (a, its step, b, its step): a - b, paired
@@ -187,7 +187,8 @@ def targets(results: dict) -> list[dict]:
     worst = f"worst step (step {fall['step']}, chosen with the truth)" if fall else "worst step"
     parsed = [step["parsed"] for name in ("base_ivt", "base_ivt_long") if name in methods
               for step in methods[name]["per_step"]]  # fmt: skip
-    base, sft, grpo = (methods.get(name, {}) for name in ("base_single", "sft_ivt", "sft_grpo_ivt"))
+    names = "base_single", "sft_ivt", "sft_grpo_ivt", "sft_keep_grpo_ivt_long"
+    base, sft, grpo, keep = (methods.get(name, {}) for name in names)
     mended = difference("sft_grpo_ivt degradation / sft_ivt degradation", "degradation_ratio")
     fifth = "IoU lost a step: SFT + GRPO at most a fifth of SFT's"
     if mended and verdict(sft["degradation_per_step"], 0, strict=True) != "reached":
@@ -225,6 +226,11 @@ def targets(results: dict) -> list[dict]:
                difference("sft_grpo_ivt final - base_single"), -0.01),
         target("l", "a closer look (ours): last answer above single shot and above its own first one, every interval "
                "above 0; shown: over the first one, mean of the seeds", "difference", shown) | {"verdict": look},
+        target("m", "IoU lost a step in the long loop, GRPO from SFT that keeps what fits: at most a fifth of SFT's",
+               "ratio", difference("sft_keep_grpo_ivt_long degradation / sft_keep_ivt_long degradation",
+                                   "degradation_ratio"), -math.inf, 0.2),
+        target("n", "the same student: at least 50 % of the samples end the long loop with the IoU of step 0", "share",
+               keep.get("share_stay"), 0.5),
     ]  # fmt: skip
 
 

@@ -23,7 +23,8 @@ def test_every_interval_has_a_sentence_of_its_own():
     for a, b in product(CELLS, CELLS):
         gains = {what: CELLS[a if what.startswith("final") else b] for what in GAINS}
         after_sft.add(findings.after_sft(gains, gains, CELLS[a]))
-        after_grpo.add(findings.after_grpo(*[CELLS[a]] * 2, CELLS[b], CELLS[a], CELLS[b], {"difference": CELLS[b]}))
+        acts = {"difference": CELLS[b]}
+        after_grpo.add(findings.after_grpo(*[CELLS[a]] * 2, CELLS[b], CELLS[b], CELLS[a], CELLS[b], acts))
         true = {limit: value + 0.5 for limit, value in CELLS[a].items()}
         traces.add(findings.of_traces({"true": true | {"n": 9}, "heeded": CELLS[b]}))
     assert findings.of_traces({"true": {"n": 0}}) == "None of its traces names a problem."
@@ -36,6 +37,6 @@ def test_the_sentences_name_the_side():
     text = findings.after_sft(gains | {"final - step 0": CELLS["above"]}, gains, CELLS["above"])
     assert "final step lies above step 0" in text and "the training has a price" in text
     acts = {"difference": CELLS["above"]}
-    text = findings.after_grpo(CELLS["above"], CELLS["below"], None, CELLS["open"], CELLS["open"], acts)
+    text = findings.after_grpo(CELLS["above"], CELLS["below"], None, None, CELLS["open"], CELLS["open"], acts)
     assert "something to mend" in text and "does better there" in text and "more often than it keeps it" in text
     assert "long loop" not in text
