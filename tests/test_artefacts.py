@@ -261,7 +261,7 @@ def test_a_damaged_artefact_of_this_run_is_not_used(run, reference, relative):
 @pytest.fixture
 def finished(run):
     """A run with everything that becomes the reference."""
-    for name in ("sft", "grpo", "grpo_single"):
+    for name in artefacts.ADAPTERS:
         run.adapter(name, train)
     run.rows("ablations", lambda: [2])
     run.rollouts("base_ivt", lambda: ROWS)
