@@ -79,15 +79,16 @@ def grpo(run, steps: int | None = None) -> None:
     `steps`: in place of the profile's, for the student of the straight line and the one without a loop; so the
     reference is trained longer. The student that keeps what fits learns fast: it has the profile's steps.
     """
-    profile, test = run.profile, load_split(run.profile, "test")
-    prompts, probe = prompts_dataset(load_split(profile, "train")), probe_records(profile)
+    profile, straight, keeps = run.profile, run.find("adapters/sft"), run.find("adapters/sft_keep")
+    test, prompts = load_split(profile, "test"), prompts_dataset(load_split(profile, "train"))
+    probe = probe_records(profile)
 
     def trained(name, start, steps=None, **changes):
         return run.adapter(name, lambda folder: train_grpo(
-            load_student(profile, start and run.find(f"adapters/{start}"), trainable=bool(start)), prompts, folder,
-            profile, run.seed, steps=steps, probe=probe, **changes))  # fmt: skip
+            load_student(profile, start, trainable=bool(start)), prompts, folder, profile, run.seed, steps=steps,
+            probe=probe, **changes))  # fmt: skip
 
-    adapter, kept = trained("grpo", "sft", steps), trained("grpo_keep", "sft_keep")
+    adapter, kept = trained("grpo", straight, steps), trained("grpo_keep", keeps)
     single = trained("grpo_single", None, steps, turns=0)
     for name, policy in (("sft_grpo_ivt", adapter), ("sft_keep_grpo_ivt", kept)):
         both_lengths(run, name, lambda policy=policy: load_student(profile, policy), test)
