@@ -432,7 +432,7 @@ def test_figures_draw_the_values_they_claim(built):
     assert lines["SFT + IVT, long"] == pytest.approx([0.8, 0.9, 0.5, 0.5, 0.5, 0])
     assert len(axes.collections) == 3  # one band each
     assert axes.get_xlabel() and "IoU" in axes.get_ylabel()
-    assert "SFT + IVT, long loop 0.800, 0.900, 0.500" in figure.get_label()
+    assert "SFT + IVT, long 0.800, 0.900, 0.500" in figure.get_label()
     short = results.build_results({name: all_methods()[name] for name in ("base_ivt", "sft_ivt")}, **SETTINGS)
     assert [line.get_label() for line in report.iou_per_step(short).axes[0].lines] == [
         "base + IVT, no training", "SFT + IVT"]  # fmt: skip
