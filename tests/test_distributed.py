@@ -13,7 +13,7 @@ import yaml
 from safetensors.torch import load_file
 
 from ivt_utils import cli, distributed
-from ivt_utils.artefacts import ROOT, ArtefactError, Run, read_jsonl
+from ivt_utils.artefacts import ADAPTERS, ROOT, ArtefactError, Run, read_jsonl
 from ivt_utils.profiles import get_profile
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -155,7 +155,7 @@ def test_two_processes_give_the_answers_of_one(pair, smoke_run):
 def test_two_processes_train_and_answer_and_process_0_speaks(pair):
     root, said = pair
     adapters = {path.name for path in (root / "adapters").iterdir()}
-    assert adapters == {"sft", "grpo", "grpo_single"}
+    assert adapters == {*ADAPTERS}
     for name in ("sft_ivt", "sft_grpo_ivt", "grpo_single"):
         rows = Run(get_profile("smoke"), 0, root).rollouts(name, lambda: pytest.fail("the stage is not there"))
         assert len(rows) == get_profile("smoke").test
@@ -192,7 +192,8 @@ def test_a_killed_process_ends_the_run_clearly_and_the_same_command_ends_on_the_
     checkpoint = max(int(path.parent.name.split("-")[1]) for path in training.glob("checkpoint-*/trainer_state.json"))
 
     out = finish(launch("sft", root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
-    assert "training:   0%" not in out and f" {checkpoint}/7" in out.split("training:")[1]  # it did not begin anew
+    start = out.split("training:")[1]  # the first of two trainings
+    assert not start.startswith("   0%") and f" {checkpoint}/7" in start  # it did not begin anew
     again, unbroken = (load_file(r / "adapters" / "sft" / "adapter_model.safetensors") for r in (root, whole))
     assert again.keys() == unbroken.keys()
     assert all((again[name] - unbroken[name]).abs().max() < 1e-6 for name in again)
