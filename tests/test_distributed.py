@@ -193,7 +193,7 @@ def test_a_killed_process_ends_the_run_clearly_and_the_same_command_ends_on_the_
 
     out = finish(launch("sft", root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
     start = out.split("training:")[1]  # the first of two trainings
-    assert not start.startswith("   0%") and f" {checkpoint}/7" in start  # it did not begin anew
+    assert not start.startswith("   0%") and f" {checkpoint}/" in start  # it did not begin anew
     again, unbroken = (load_file(r / "adapters" / "sft" / "adapter_model.safetensors") for r in (root, whole))
     assert again.keys() == unbroken.keys()
     assert all((again[name] - unbroken[name]).abs().max() < 1e-6 for name in again)
