@@ -8,6 +8,7 @@ import math
 
 from ivt_utils import metrics
 from ivt_utils.artefacts import read_jsonl
+from ivt_utils.datasets import first
 from ivt_utils.harvest import perturbed, trajectory
 from ivt_utils.loop import evaluate
 from ivt_utils.selection import sign_flip_p
@@ -46,7 +47,7 @@ def run_ablations(run, train, val) -> list[dict]:
     evaluation is a stage of `run`, so an interrupted call goes on where it stopped.
     """
     profile, seed = run.profile, run.seed
-    known, val = set(train["id"]), val.select(range(min(profile.ablation_test, len(val))))
+    known, val = set(train["id"]), first(val, profile.ablation_test)
     trajectories = [t for t in read_jsonl(run.find("rollouts/trajectories.jsonl")) if t["id"] in known]
     steps = optimiser_steps(profile, len(trajectories))
     adapter, kept = run.find("adapters/sft"), run.find("adapters/sft_keep")

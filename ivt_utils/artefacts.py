@@ -24,6 +24,7 @@ DATA = ROOT / "data"
 REFERENCE = DATA / "reference"
 MANIFEST = "manifest.json"  # in a folder of data: the SHA-256 of its files
 ADAPTERS = ("sft", "sft_keep", "grpo", "grpo_keep", "grpo_single")  # that the reference ships
+PROBE = "probe.json"  # in the folder of an adapter: its learning curve (`grpo.read_probe`)
 LIBRARIES = ("torch", "torchvision", "transformers", "trl", "peft", "datasets", "accelerate", "numpy", "scipy",
              "pillow", "matplotlib", "papermill")  # fmt: skip
 FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -11,6 +11,7 @@ from ivt_utils.artefacts import REFERENCE, ROOT, read_json
 from ivt_utils.controls import TRUTH
 from ivt_utils.datasets import BENCHMARK
 from ivt_utils.exercises import LESSONS
+from ivt_utils.figures import side
 from ivt_utils.metrics import iou_matrix
 from ivt_utils.report import markdown_table, number, paper_results, write_between
 from ivt_utils.results import METHODS, read_rollouts
@@ -94,10 +95,7 @@ def _way(cells: dict) -> str:
 
 def _sign(cell: dict, sign: int = 1, zero: float = 0) -> str:
     """Return whether the interval lies on the claimed side of `zero`, on the other one, or on both (or is missing)."""
-    if cell["low"] is None:
-        return OPEN
-    ends = sorted(sign * (cell[limit] - zero) for limit in ("low", "high"))
-    return SEEN if ends[0] > 0 else NOT_SEEN if ends[1] < 0 else OPEN
+    return {"open": OPEN, "above" if sign > 0 else "below": SEEN}.get(side(cell, zero), NOT_SEEN)
 
 
 def write_pages(folder: Path = ROOT / "docs") -> Path:

@@ -42,7 +42,12 @@ def load_split(profile: Profile, split: str, folder: Path | None = None):
                             f"run: ivt data --profile {profile.name}")  # fmt: skip
     intact(path, f"make it anew with: ivt data --profile {profile.name}" if from_hub else None)
     rows = Dataset(parquet.read_table(path))
-    return rows.select(range(min(getattr(profile, split), len(rows))))
+    return first(rows, getattr(profile, split))
+
+
+def first(records, count: int):
+    """Return the first records, as many as `count`; all of them where there are no more."""
+    return records.select(range(min(count, len(records))))
 
 
 def sizes(profile: Profile) -> dict[str, int]:

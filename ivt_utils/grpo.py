@@ -9,16 +9,15 @@ import os
 from pathlib import Path
 
 from ivt_utils import distributed, hardware, protocol
-from ivt_utils.artefacts import read_json, write_text
+from ivt_utils.artefacts import PROBE, read_json, write_text
 from ivt_utils.boxes import format_answer, iou, parse_answer, valid
-from ivt_utils.datasets import load_split
+from ivt_utils.datasets import first, load_split
 from ivt_utils.loop import evaluate
 from ivt_utils.metrics import iou_matrix
 from ivt_utils.render import draw_box, load_image
 from ivt_utils.sft import finish, trainer_options
 from ivt_utils.student import Student, lora
 
-PROBE = "probe.json"
 BOX_TOKENS = 20  # an answer of so many tokens may hold one box, and each is shown
 
 def make_environment(style: str = "filled"):
@@ -188,8 +187,7 @@ def _probing(student: Student, records, folder: Path, profile, turns: int):
 
 def probe_records(profile):
     """Return the prompts of the learning curve: the first ones of the validation split."""
-    records = load_split(profile, "val")
-    return records.select(range(min(profile.grpo_probe, len(records))))
+    return first(load_split(profile, "val"), profile.grpo_probe)
 
 
 def read_probe(folder: Path) -> dict:

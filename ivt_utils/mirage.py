@@ -5,6 +5,7 @@ With the stages there, tables and figures need no model.
 
 from ivt_utils import confidence, controls, selection
 from ivt_utils.artefacts import ArtefactError
+from ivt_utils.datasets import first
 from ivt_utils.loop import answer_again, evaluate, sampled_answers
 from ivt_utils.metrics import first_steps
 from ivt_utils.student import load_student
@@ -59,7 +60,7 @@ def measure(run, name: str, rollouts: list[dict], test, val) -> dict:
             loaded(), test, rollouts, boxes, style=profile.style, batch_size=profile.batch_size,
             max_new_tokens=profile.max_new_tokens, progress=f"control: {label}"))  # fmt: skip
 
-    val = val.select(range(min(profile.ablation_test, len(val))))
+    val = first(val, profile.ablation_test)
     confident = asked(name, test, lambda: rollouts)
     on_val = asked(f"{name}_val", val, lambda: evaluate(loaded(), val, profile, seed, f"val: {name}"))
     if [r["steps"][-1]["text"] for r in confident] != [r["steps"][-1]["text"] for r in rollouts]:

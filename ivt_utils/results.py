@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ivt_utils import closer, confidence, controls, metrics, selection
-from ivt_utils.artefacts import ArtefactError, checksum, read_json, stage_key
+from ivt_utils.artefacts import PROBE, ArtefactError, checksum, read_json, stage_key
 
 METHODS = {
     "base_single": "base, single shot",
@@ -278,9 +278,9 @@ def curves_from(root: Path, *, seed: int, n_resamples: int) -> dict[str, dict]:
     found = {}
     for name in CURVES:
         folder = root / "adapters" / name
-        if not (folder / "probe.json").exists():
+        if not (folder / PROBE).exists():
             continue
-        path = _intact(root, folder, folder / "probe.json")
+        path = _intact(root, folder, folder / PROBE)
         try:
             curve = read_json(path)
             found[name] = metrics.curve_gain(curve["rows"], curve["image_ids"], seed, n_resamples)

@@ -6,7 +6,7 @@ finished. What an earlier one would have made is made here too, or taken from wh
 
 from ivt_utils.ablations import run_ablations
 from ivt_utils.artefacts import ArtefactError, read_jsonl
-from ivt_utils.datasets import load_split
+from ivt_utils.datasets import first, load_split
 from ivt_utils.grpo import probe_records, prompts_dataset, train_grpo
 from ivt_utils.harvest import keep_errors, trajectory
 from ivt_utils.loop import both_lengths, evaluate
@@ -21,7 +21,7 @@ def evaluation(run) -> None:
     profile, test = run.profile, load_split(run.profile, "test")
     student = load_student(profile)
     if profile.hub_student and "rollouts/base_ivt" not in run.stages():
-        first_look(student, test.select(range(min(profile.batch_size, len(test)))), profile)
+        first_look(student, first(test, profile.batch_size), profile)
     base = both_lengths(run, "base_ivt", lambda: student, test)
     bare = run.rollouts("base_ivt_bare", lambda: evaluate(student, test, profile, run.seed, "bare image", style="none"))
     second_turns(run, student, test, base, bare)
