@@ -20,6 +20,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from ivt_utils.artefacts import ROOT
 from ivt_utils.metrics import iou_matrix
+from ivt_utils.profiles import get_profile
 from ivt_utils.widgets import WIDGET
 
 SHOTS = ROOT / "build" / "screenshots"
@@ -198,7 +199,6 @@ def focused(page, script: str):
 @pytest.fixture(scope="module")
 def truths():
     from ivt_utils.datasets import load_split
-    from ivt_utils.profiles import get_profile
 
     return load_split(get_profile("smoke"), "test")["bbox"]
 
@@ -274,9 +274,13 @@ def test_the_group_viewer_follows_each_of_its_controls(page):
 def test_the_stop_rule_follows_each_of_its_controls(page):
     shoot(page, RULE, "stop_rule")
     assert "chosen with the ground truth" in alt(page, RULE)
-    before, after = change(page, RULE, cell(page, RULE).get_by_role("slider").first, "ArrowRight")
-    assert "agree” at 0.80" in before and "agree” at 0.90" in after
-    assert "first enough” at 0.90" in change(page, RULE, cell(page, RULE).locator("select"), "ArrowDown")[1]
+    slider = cell(page, RULE).get_by_role("slider").first
+    step = 1 if slider.get_attribute("aria-valuenow") == slider.get_attribute("aria-valuemin") else -1
+    pair = change(page, RULE, slider, "ArrowRight" if step == 1 else "ArrowLeft")
+    before, after = (re.search(r"agree” at (\d\.\d\d)", text)[1] for text in pair)
+    thresholds = [f"{value:.2f}" for value in get_profile("smoke").thresholds]
+    assert thresholds.index(after) == thresholds.index(before) + step
+    assert f"first enough” at {after}" in change(page, RULE, cell(page, RULE).locator("select"), "ArrowDown")[1]
     shoot(page, RULE, "stop_rule_changed")
 
 
