@@ -55,10 +55,15 @@ def measure(run, name: str, rollouts: list[dict], test, val) -> dict:
         return run.rollouts(f"sampled_{stage}", lambda: sampled_answers(
             loaded(), records, profile, seed, f"sampled: {stage}"))  # fmt: skip
 
+    def answered(label, boxes):
+        if label == controls.OWN:  # the loop has shown it already
+            pairs = [(rollout, *rollout["steps"][:2]) for rollout in rollouts]
+            return [{**rollout, "steps": [own, {**again, "shown": own["box"]}]} for rollout, own, again in pairs]
+        return answer_again(loaded(), test, rollouts, boxes, style=profile.style, batch_size=profile.batch_size,
+                            max_new_tokens=profile.max_new_tokens, progress=f"control: {label}")  # fmt: skip
+
     def control(label, boxes):
-        return run.rollouts(controls.stage(name, label), lambda: answer_again(
-            loaded(), test, rollouts, boxes, style=profile.style, batch_size=profile.batch_size,
-            max_new_tokens=profile.max_new_tokens, progress=f"control: {label}"))  # fmt: skip
+        return run.rollouts(controls.stage(name, label), lambda: answered(label, boxes))
 
     val = first(val, profile.ablation_test)
     confident = asked(name, test, lambda: rollouts)

@@ -37,7 +37,7 @@ def answers(profile) -> list[tuple[str, str, int, list[int]]]:
     loop = list(range(1, profile.turns + 2))
     long = list(range(1, max(profile.turns, profile.long_turns) + 2))
     tried = list(range(1, profile.grpo_turns + 2))
-    sampled, control = [1] * len(loop), [2] * len(names(profile.control_shifts))
+    sampled, control = [1] * len(loop), [2] * (len(names(profile.control_shifts)) - 1)  # the own box: the loop
     test, val, students = profile.test, min(profile.ablation_test, profile.val), len(ADAPTERS)
     group = profile.grpo_prompts * profile.generations
     probes = (math.ceil(profile.grpo_steps / profile.probe_every) + 1) * min(profile.grpo_probe, profile.val)

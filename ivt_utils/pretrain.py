@@ -45,7 +45,7 @@ def train_student(out: Path, seed: int = 0, scratch: Path | None = None, steps: 
     if (scratch / "state.json").exists():
         state = _load_checkpoint(scratch, model, optimizer)
         print(f"Continuing from step {state['step']} in {scratch}.")
-    print(f"Training the micro student: {steps} steps of {recipe.batch_size} chats, about half an hour on two cores.")
+    print(f"Training the micro student: {steps} steps of {recipe.batch_size} chats, about 40 minutes on one core.")
     recent = deque(state["recent"], maxlen=recipe.window)
     ids = processor.tokenizer.convert_tokens_to_ids
     names = torch.tensor(ids([f" {w}" for w in (*scenes.COLORS, *scenes.SHAPES)]))
