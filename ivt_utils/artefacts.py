@@ -301,6 +301,11 @@ class Run:
         return shipped
 
 
+def seed_folder(root: Path, seed: int) -> Path:
+    """Return where the run in `root` keeps the run of another seed (`stages.seeds`)."""
+    return root / "seeds" / str(seed)
+
+
 def find_reference(relative: str) -> Path:
     """Return a reference result, such as "adapters/sft"; an ArtefactError when its checksum is not the noted one."""
     path = REFERENCE / relative
@@ -338,9 +343,16 @@ def read_jsonl(path: Path) -> list[dict]:
 
 
 def ship_reference(root: Path) -> Path:
-    """Copy a finished micro run's artefacts to `data/reference/`, with their checksums, and return that folder."""
+    """Copy a finished micro run's artefacts to `data/reference/`, with their checksums, and return that folder.
+
+    Of what is only counted, the controls, the closer looks and the other seeds, the boxes are shipped without the words
+    that came with them; of a seed's short loop nothing, for it is the beginning of the long one.
+    """
     names = ["results.json", "run.json", "figures", "tables", *(f"adapters/{name}" for name in ADAPTERS)]
     names += [f"rollouts/{path.name}" for path in sorted((root / "rollouts").glob("*.jsonl"))]
+    of_seeds = {path.relative_to(root).as_posix() for path in seed_folder(root, 0).parent.glob("*/rollouts/*.jsonl")}
+    longs = {name.replace("_long.jsonl", ".jsonl") for name in of_seeds if name.endswith("_long.jsonl")}
+    names += sorted(name for name in of_seeds - longs if Path(name).name.startswith(("sft_", "grpo_")))
     sums = {}
     with replace_folder(REFERENCE) as folder:
         for name in names:
@@ -348,11 +360,20 @@ def ship_reference(root: Path) -> Path:
             if not source.exists():
                 raise ArtefactError(f"{source} is missing: finish the run before it becomes the reference.")
             target.parent.mkdir(parents=True, exist_ok=True)
-            (shutil.copytree if source.is_dir() else shutil.copyfile)(source, target)
+            if name in of_seeds or name.startswith(("rollouts/control_", "rollouts/closer_")):
+                rows = [json.dumps(_without_words(row)) + "\n" for row in read_jsonl(source)]
+                target.write_text("".join(rows), encoding="utf-8")
+            else:
+                (shutil.copytree if source.is_dir() else shutil.copyfile)(source, target)
             for part in sorted(target.glob("*")) if name in ("figures", "tables") else [target]:
                 sums[stage_key(part.relative_to(folder).as_posix())] = {"sha256": checksum(part)}
         write_text(folder / "stages.json", json.dumps(sums, indent=1, sort_keys=True))
     return REFERENCE
+
+
+def _without_words(rollout: dict) -> dict:
+    steps = [{key: value for key, value in step.items() if key != "text"} for step in rollout["steps"]]
+    return {key: value for key, value in rollout.items() if key != "expression"} | {"steps": steps}
 
 
 def stage_key(relative: str) -> str:

@@ -102,8 +102,14 @@ def parser() -> argparse.ArgumentParser:
     )
     report.set_defaults(command=report_command)
 
-    closer = add("closer", closer_command, "train and score the closer look, our own recipe, on several seeds")
-    closer.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="default 0 1 2")
+    several = add("seeds", seeds_command, "train SFT, GRPO and the closer look with several seeds, and score them")
+    several.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], metavar="N", help="default 0 to 4")
+    several.add_argument("--steps", type=number_of_steps, help="as in ivt grpo")
+    several.add_argument("--run-dir", type=Path, help="where results go (default runs/PROFILE); that run is seed 0")
+    several.set_defaults(seed=0)
+
+    closer = add("closer", closer_command, "train and score the closer look, our own recipe")
+    closer.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="default 0")
     closer.add_argument("--split", choices=("val", "test"), default="test", help="choose values on val (default test)")
     closer.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="try another zoom, looks or "
                         "closer_steps, in a --run-dir of its own")  # fmt: skip
@@ -243,6 +249,22 @@ def report_command(arguments) -> int:
     from .report import report_from
 
     report_from(arguments.run_dir.resolve())
+    return 0
+
+
+def seeds_command(arguments) -> int:
+    """Return 0 after training and scoring every method with each seed, and printing the report."""
+    from .artefacts import Run
+    from .report import report_from
+    from .stages import seeds
+
+    profile, run_dir = _begin(arguments)
+    numbers = sorted(set(arguments.seeds))
+    print(f"Profile {profile.name}, {len(numbers)} seed(s): each trains SFT twice, GRPO thrice and the closer look "
+          "twice, about the notebooks 3 and 4 of `ivt plan`; what is finished is reused. "
+          f"Results go to {run_dir}.")  # fmt: skip
+    seeds(Run(profile, 0, run_dir), numbers, arguments.steps)
+    report_from(run_dir)
     return 0
 
 

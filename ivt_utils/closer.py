@@ -110,8 +110,9 @@ def closer_rows(answers: dict[str, list[dict]], *, seed: int, n_resamples: int) 
     """Return the table of what `run_closer` left: a row for each method and comparison, of each seed and of their mean.
 
     `answers`: its rollouts, named "untrained", "seed0", "first0", "sampled0" ... A row: {"name", "seed" (or "mean": of
-    each sample's score over the seeds), "answers" (a sample; None in a comparison "a - b"), "acc50", "miou": cells of
-    `metrics`, paired by sample in a comparison}. The intervals are over test images, for these trainings.
+    each sample's score over the seeds), "seeds" (whose scores these are), "answers" (a sample; None in a comparison "a
+    - b"), "acc50", "miou": cells of `metrics`, paired by sample in a comparison}. The intervals of a seed's rows are
+    over test images, for that training; those of the mean are of `metrics.over_seeds`.
     `seed` and `n_resamples` are the bootstrap's. [] before any seed is whole.
     """
     seeds = sorted(int(name[4:]) for name in answers if name.startswith("seed") and name[4:].isdigit())
@@ -133,15 +134,16 @@ def closer_rows(answers: dict[str, list[dict]], *, seed: int, n_resamples: int) 
     given = {BASE: 1, FIRST: 1, CLOSER: looks, SAMPLED: len(sampled[0]["steps"]), TAUGHT: 1, UNTRAINED: looks}
     images = [rollout["image_id"] for rollout in untrained]
     for label, numbers in [*((number, [number]) for number in seeds), ("mean", seeds)]:
-        means = {
-            metric: {name: np.mean([score(ious[number][name]) for number in numbers], axis=0) for name in given}
+        scores = {
+            metric: {name: np.array([score(ious[number][name]) for number in numbers]) for name in given}
             for metric, score in (("acc50", lambda v: (v >= 0.5).astype(float)), ("miou", lambda v: v))
         }
         for a, b in [*((name, None) for name in given), *COMPARISONS]:
-            cells = {
-                metric: metrics.mean_interval(of[a] - of[b] if b else of[a], images, seed=seed, n_resamples=n_resamples)
-                for metric, of in means.items()
-            }
+            cells = {}
+            for metric, of in scores.items():
+                gains = of[a] - of[b] if b else of[a]
+                alone = metrics.mean_interval(gains[0], images, seed=seed, n_resamples=n_resamples)
+                cells[metric] = metrics.over_seeds(gains, images) if len(gains) > 1 else alone
             name = f"{a} - {b}" if b else a
-            rows.append({"name": name, "seed": label, "answers": None if b else given[a], **cells})
+            rows.append({"name": name, "seed": label, "seeds": numbers, "answers": None if b else given[a], **cells})
     return rows

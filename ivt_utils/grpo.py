@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from ivt_utils import distributed, hardware, protocol
-from ivt_utils.artefacts import PROBE, read_json, write_text
+from ivt_utils.artefacts import PROBE, ArtefactError, read_json, write_text
 from ivt_utils.boxes import format_answer, iou, parse_answer, valid
 from ivt_utils.datasets import first, load_split
 from ivt_utils.loop import evaluate
@@ -166,6 +166,8 @@ def _probing(student: Student, records, folder: Path, profile, turns: int):
         def on_train_begin(self, args, state, control, model=None, **_):
             if state.global_step == 0:
                 self.answer(model, 0)
+            elif distributed.rank() == 0:
+                read_probe(folder)
 
         def on_step_end(self, args, state, control, model=None, **_):
             if state.global_step % profile.probe_every == 0 or state.global_step == state.max_steps:
@@ -193,9 +195,12 @@ def probe_records(profile):
 def read_probe(folder: Path) -> dict:
     """Return the learning curve of a training with `probe`: {"image_ids": one a record, "rows": [{"step", "ious"}]}.
 
-    "ious" has one list a record, with the IoU of each of its answers, 0 to 1.
+    "ious" has one list a record, with the IoU of each of its answers, 0 to 1. ArtefactError where it is not there.
     """
-    return read_json(folder / PROBE)
+    path, remedy = folder / PROBE, f"delete {folder} and run again."
+    if not path.exists():
+        raise ArtefactError(f"{path} is missing, the learning curve of this training; {remedy}")
+    return read_json(path, remedy)
 
 
 def image_tokens(student: Student, image) -> int:

@@ -10,7 +10,7 @@ n in samples. The value is None for an empty slice; the limits are None where to
 import warnings
 
 import numpy as np
-from scipy.stats import DegenerateDataWarning, bootstrap
+from scipy.stats import DegenerateDataWarning, bootstrap, t
 
 from ivt_utils.boxes import valid
 
@@ -169,15 +169,53 @@ def _pair(rollouts_a, rollouts_b):
     return [a[name] for name in names], [b[name] for name in names]
 
 
-def paired_difference(rollouts_a, rollouts_b, score, score_b=None, *, seed: int, n_resamples: int) -> dict:
-    """Return the cell of the mean of a's score minus b's, paired by id and resampled by image.
+def paired_scores(rollouts_a, rollouts_b, score, score_b=None) -> tuple[np.ndarray, list[str]]:
+    """Return a's score minus b's, one a sample in the order of the ids, and the image of each sample.
 
     `score` takes an IoU matrix (n, T + 1) to (n,), as `step_score` and `degradation` do; `score_b` when b is
     scored otherwise. T may differ. ValueError when the lists are not about the same samples.
     """
     a, b = _pair(rollouts_a, rollouts_b)
     gains = score(iou_matrix(a)) - (score_b or score)(iou_matrix(b))
-    return mean_interval(gains, [rollout["image_id"] for rollout in a], seed=seed, n_resamples=n_resamples)
+    return gains, [rollout["image_id"] for rollout in a]
+
+
+def paired_difference(rollouts_a, rollouts_b, score, score_b=None, *, seed: int, n_resamples: int) -> dict:
+    """Return the cell of the mean of `paired_scores`, resampled by image."""
+    return mean_interval(*paired_scores(rollouts_a, rollouts_b, score, score_b), seed=seed, n_resamples=n_resamples)
+
+
+def over_seeds(scores, image_ids) -> dict:
+    """Return the cell of the mean score over several trainings, with an interval for new images and new trainings.
+
+    `scores`: shape (S, n), one row a training, S > 1. A mixed model with two crossed random effects, the training and
+    the image: the samples of an image share its luck, and so do all answers of one training. Its variance comes from
+    the mean squares (method of moments), and the limits from Student's t with Satterthwaite's degrees of freedom.
+    A bootstrap would draw five trainings again from the same five, which makes its intervals too short. The limits
+    are None with one image.
+    """
+    scores = np.asarray(scores, dtype=float)
+    trainings, n = scores.shape
+    if trainings < 2:
+        raise ValueError("An interval over seeds needs two trainings or more.")
+    _, image = np.unique(np.asarray(image_ids), return_inverse=True)
+    images, mean = int(image.max()) + 1, scores.mean()
+    cell = {"value": float(mean), "low": None, "high": None, "n": n}
+    if images < 2:
+        return cell
+    # What each image adds to the mean (the linear part of a ratio estimate, for images hold unequal numbers of samples)
+    parts = np.array([np.bincount(image, row - mean, images) for row in scores]) * images / n
+    rows, columns = parts.mean(axis=1, keepdims=True), parts.mean(axis=0, keepdims=True)
+    freedom = np.array([trainings - 1, images - 1, (trainings - 1) * (images - 1)])
+    squares = images * (rows**2).sum(), trainings * (columns**2).sum(), ((parts - rows - columns) ** 2).sum()
+    of_seeds, of_images, rest = np.array(squares) / freedom
+    terms = np.array([max(of_seeds, rest), max(of_images, rest), -rest])
+    total = terms.sum()
+    if total > 0:
+        half = t.ppf(0.975, total**2 / (terms**2 / freedom).sum()) * np.sqrt(total / (trainings * images))
+    else:
+        half = 0.0
+    return cell | {"low": float(mean - half), "high": float(mean + half)}
 
 
 def paired_ratio(rollouts_a, rollouts_b, score, *, seed: int, n_resamples: int) -> dict:

@@ -46,7 +46,7 @@ def answers(profile) -> list[tuple[str, str, int, list[int]]]:
         ("01", "other second turns", test, 4 * [2]),
         ("02", "harvest", profile.train, [1]),
         ("03", "SFT on test", test, 2 * long),
-        ("04", "a group to look at", profile.generations, tried),
+        ("04", "groups to look at", 4 * profile.generations, tried),
         ("04", "GRPO rollouts", profile.grpo_steps * group, 2 * tried),
         ("04", "GRPO rollouts, one step", profile.grpo_steps * group, [1]),
         ("04", "GRPO's learning curve", probes, [*tried, *tried, 1]),

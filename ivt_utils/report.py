@@ -44,8 +44,15 @@ SECOND_TURN_TITLE = "The second turn of the untrained student: what its words co
 STYLES = {"none": "bare image", "outline": "box outlined", "filled": "box filled"}
 CLOSER_NOTE = (
     "A closer look: first answer, sampled answers and closer look are those of one trained student, each seed's own; "
-    "the one trained on the truth at first sight is another. Intervals are over test images, for these trainings."
+    "the one trained on the truth at first sight is another. The intervals of one seed are over test images, for that "
+    "training; those of the mean hold new images and new trainings."
 )
+SEEDS_TITLE = "Several trainings: mean [95% interval for new images and new trainings], lowest to highest seed"
+SEEDS_COLUMNS = (
+    ("step0_acc50", "step 0 Acc@0.5 %", 100, 1), ("acc50", "final Acc@0.5 %", 100, 1),
+    ("oracle_acc50", "oracle Acc@0.5 %", 100, 1), ("miou", "final mean IoU", 1, 3),
+    ("degradation_per_step", "IoU lost per step", 1, 3), ("share_stay", "IoU kept %", 100, 1),
+)  # fmt: skip
 NOTES = (
     "[low, high]: 95% bootstrap interval, resampled by image. -: does not apply.",
     "(keep): SFT on trajectories in which a box that fits stays, not the paper's line. Long: five refinements.",
@@ -183,7 +190,8 @@ def summary(results: dict, paper: dict) -> str:
         gain, label = curve["difference"], f"{name}: learning curve, last quarter - first"
         differences.append([label, "miou", number(gain, 1, 3), str(gain["n"])])
     head = f"Profile {results['profile']}, seed {results['seed']}, {results['n_test']} test samples"
-    parts = [head, to_text(table(results, paper)), aligned(differences), aligned(_goals(results))]
+    seeds = [f"{SEEDS_TITLE}\n{aligned(grid)}" for grid in seeds_tables(results["seeds"])]
+    parts = [head, *seeds, to_text(table(results, paper)), aligned(differences), aligned(_goals(results))]
     for name, method in results["methods"].items():
         for grid in mirage_tables(method):
             parts.append(f"{METHODS.get(name, name)}\n{aligned(grid)}")
@@ -249,31 +257,65 @@ def closer_table(rows: list[dict]) -> list[list[str]]:
     return grid if rows else [*grid, ["not run: ivt closer", *["-"] * 5]]
 
 
+def seeds_tables(rows: list[dict]) -> list[list[list[str]]]:
+    """Return `results.seed_rows` as two grids of text, heads first: the methods, and the differences; [] without rows.
+
+    Each cell: the mean over the seeds, its interval, and the lowest and highest seed.
+    """
+    if not rows:
+        return []
+
+    def told(row, scale, digits):
+        if row is None:
+            return "-"
+        low, high = (limit(row["seeds"].values()) * scale for limit in (min, max))
+        return f"{number(row, scale, digits)}, {low:.{digits}f} to {high:.{digits}f}"
+
+    levels = _seeded({"seeds": rows})
+    methods = [["method", "seeds", *(column[1] for column in SEEDS_COLUMNS)]]
+    for name in dict.fromkeys(name for name, _ in levels):
+        seeds = str(len(levels[name, "acc50"]["seeds"]))
+        cells = [told(levels.get((name, key)), scale, digits) for key, _, scale, digits in SEEDS_COLUMNS]
+        methods.append([METHODS[name], seeds, *cells])
+    differences = [["paired difference", "score", "value", "seeds", "samples"]]
+    for row in rows:
+        if row["b"] is not None:
+            scale, digits, unit = UNITS["difference" if row["metric"].endswith("acc50") else "ratio"]
+            value = told(row, scale, digits) + unit
+            differences.append([row["name"], row["metric"], value, str(len(row["seeds"])), str(row["n"])])
+    return [methods, differences]
+
+
 def _goals(results: dict) -> list[list[str]]:
-    grid = [["target", "", "measured", "n", "claim"]]
+    grid = [["target", "", "measured", "n", "seeds", "claim"]]
     for goal in targets(results):
         scale, digits, unit = UNITS[goal["unit"]]
         measured = "-" if goal["value"] is None else number(goal, scale, digits) + unit
-        grid.append([goal["key"], goal["verdict"] or "not run", measured, str(goal["n"] or "-"), goal["claim"]])
+        counts = (str(goal[name] or "-") for name in ("n", "trainings"))
+        grid.append([goal["key"], goal["verdict"] or "not run", measured, *counts, goal["claim"]])
     return grid
 
 
 def iou_per_step(results: dict):
     """Return a matplotlib Figure: mean IoU at each step of the base, SFT and SFT + GRPO; its label: alt text.
 
-    The long loop where there is one, which begins as the short one does. The bands are 95% intervals.
+    The long loop where there is one, which begins as the short one does. The bands are 95% intervals. Of several
+    trainings it is their mean, and each is a dot.
     """
     figure, axes = _axes()
-    methods, told = results["methods"], []
+    methods, seeded, told = results["methods"], _seeded(results), []
     names = [f"{name}_long" if f"{name}_long" in methods else name for name in ("base_ivt", "sft_ivt", "sft_grpo_ivt")]
     for name, colour, marker in zip(names, (COLOURS[0], COLOURS[1], COLOURS[4]), "os^", strict=True):
         if name not in methods:
             continue
-        label, cells = METHODS[name], [step["miou"] for step in methods[name]["metrics"]["per_step"]]
+        per_step = enumerate(methods[name]["metrics"]["per_step"])
+        label, cells = METHODS[name], [seeded.get((name, f"step{t}_miou"), step["miou"]) for t, step in per_step]
         values, steps = [cell["value"] for cell in cells], range(len(cells))
         told.append(f"{label} " + ", ".join(f"{value:.3f}" for value in values))
         look = {"color": colour, "label": label}
         axes.plot(steps, values, marker=marker, **look)
+        for step, cell in enumerate(cells):
+            _dots(axes, step, cell, 1, colour)
         if all(cell["low"] is not None for cell in cells):
             low, high = ([cell[limit] for cell in cells] for limit in ("low", "high"))
             axes.fill_between(steps, low, high, color=look["color"], alpha=0.2, linewidth=0)
@@ -288,9 +330,10 @@ def paper_and_ours(results: dict, paper: dict):
     """Return a matplotlib Figure: Acc@0.5 of the paper's methods, there and here; its label: alt text.
 
     Bars are results, ours with 95% intervals, the paper's hatched where the scored step is not stated.
-    Diamonds are the best step of an oracle.
+    Diamonds are the best step of an oracle. Of several trainings it is their mean, and each is a dot.
     """
     figure, axes = _axes()
+    seeded = _seeded(results)
     rows = [row for row in table(results, paper) if row["method"] in paper["methods"]]
     names, told = list(dict.fromkeys(row["method"] for row in rows)), []
     for row in rows:
@@ -298,6 +341,8 @@ def paper_and_ours(results: dict, paper: dict):
         place = names.index(row["method"]) + (0.2 if ours else -0.2)
         for key in ("acc50", "oracle_acc50"):
             cell = row["cells"].get(key)
+            if ours:
+                cell = seeded.get((row["method"], key), cell)
             if cell is None or cell["value"] is None:
                 if key == "acc50":
                     words = "not known" if not ours else "not run" if not row["run"] else ""
@@ -313,12 +358,24 @@ def paper_and_ours(results: dict, paper: dict):
             axes.bar(place, value, 0.38, label=row["source"] + ", step not stated" * vague, **look)
             if cell.get("low") is not None:
                 axes.plot([place, place], [100 * cell["low"], 100 * cell["high"]], color="black", linewidth=3)
+            _dots(axes, place + 0.1, cell, 100, "black")
     axes.set_xticks(range(len(names)), [METHODS.get(n, n) for n in names], rotation=20, ha="right")
     axes.set(xlabel="method", ylabel="Acc@0.5 (% of test samples)", ylim=(0, 105))
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize="small")
     figure.set_label("Acc@0.5 in percent. " + "; ".join(told) + ".")
     return figure
+
+
+def _seeded(results: dict) -> dict[tuple[str, str], dict]:
+    """Return the levels of `results.seed_rows` by method and metric."""
+    return {(row["a"], row["metric"]): row for row in results["seeds"] if row["b"] is None}
+
+
+def _dots(axes, place: float, cell: dict, scale: float, colour: str) -> None:
+    """Draw each seed of a cell over several trainings as a dot."""
+    for value in cell.get("seeds", {}).values():
+        axes.plot(place, scale * value, "o", color=colour, markersize=3, markerfacecolor="white")
 
 
 def _axes():
@@ -359,7 +416,9 @@ def report_from(root: Path, *, names=tuple(METHODS), versions=None, commit=None,
 def write_table(readme: Path, results: dict, paper: dict) -> None:
     """Put the tables of `results` and its targets between the two table marks of a README."""
     head, *goals = _goals(results)
-    content = f"{to_markdown(table(results, paper))}\n**Targets of the course**\n\n{markdown_table(head, goals)}\n"
+    content = "".join(f"**{SEEDS_TITLE}**\n\n{markdown_table(grid[0], grid[1:])}\n\n"
+                      for grid in seeds_tables(results["seeds"]))  # fmt: skip
+    content += f"{to_markdown(table(results, paper))}\n**Targets of the course**\n\n{markdown_table(head, goals)}\n"
     head, *turns = second_turn_table(results.get("second_turn", []))
     content += f"\n**{SECOND_TURN_TITLE}**\n\n{markdown_table(head, turns)}\n"
     head, *looks = closer_table(results["closer"])

@@ -8,8 +8,10 @@ import math
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
+
 from ivt_utils import closer, confidence, controls, metrics, selection
-from ivt_utils.artefacts import PROBE, ArtefactError, checksum, read_json, stage_key
+from ivt_utils.artefacts import PROBE, ArtefactError, checksum, read_json, seed_folder, stage_key
 
 METHODS = {
     "base_single": "base, single shot",
@@ -49,19 +51,25 @@ MENDED = (  # (after GRPO, before it): what a step of the loop loses
     ("sft_keep_grpo_ivt_long", "sft_keep_ivt_long"),
 )  # fmt: skip
 CURVES = ("grpo", "grpo_keep")  # the adapters whose learning curve is told
+TRAINED = (  # the methods that `stages.seeds` trains with each seed; a short loop is the beginning of the long one
+    "sft_ivt", "sft_grpo_ivt", "grpo_single", "sft_keep_ivt", "sft_keep_grpo_ivt",
+    "sft_ivt_long", "sft_grpo_ivt_long", "sft_keep_ivt_long", "sft_keep_grpo_ivt_long",
+)  # fmt: skip
+ROW = ("name", "a", "b", "metric")  # what tells a row of `seed_rows` from the others
 STEP_NAMES = {"step0": "step 0", "final": "final", "oracle": "oracle best step"}
 
 
 def build_results(
     rollouts_by_method, *, profile_name, seed, n_resamples, wall_seconds, versions, commit, ablations=(), mirage=None,
-    looks=(), second_turn=(), curves=None,
+    looks=(), second_turn=(), curves=None, seeds=None,
 ) -> dict:  # fmt: skip
     """Return the content of results.json from the rollouts of each method, all about the same samples.
 
     Without "base_single", step 0 of "base_ivt" takes its place: the same greedy decoding. Equal input
     gives equal values; created, wall_seconds, commit and versions may differ. ValueError for bad rollouts.
     `mirage`: {method: what `mirage_from` returns} of the methods that notebook 6 has asked; `looks`: rows of
-    `closer.closer_rows`; `second_turn`: rows of `controls.second_turn_rows`; `curves`: what `curves_from` returns.
+    `closer.closer_rows`; `second_turn`: rows of `controls.second_turn_rows`; `curves`: what `curves_from` returns;
+    `seeds`: {seed: {method: rollouts}} of other trainings of the methods in `TRAINED`.
     """
     rollouts = dict(rollouts_by_method)
     if "base_single" not in rollouts and "base_ivt" in rollouts:
@@ -104,31 +112,86 @@ def build_results(
         "closer": [dict(row) for row in looks],
         "second_turn": [dict(row) for row in second_turn],
         "learning_curve": dict(curves or {}),
+        "seeds": seed_rows({seed: rollouts, **(seeds or {})}, rollouts),
     }
+
+
+def _compared(known: dict[str, list[dict]]):
+    """Yield {"name", "a", "b", "metric"} and the scores of a and b for each difference between rollouts in `known`."""
+    for a, step_a, b, step_b in COMPARISONS:
+        if a not in known or b not in known:
+            continue
+        left, right = (n if n in SINGLE else f"{n} {STEP_NAMES[s]}" for n, s in ((a, step_a), (b, step_b)))
+        for metric in ("acc50", "miou"):
+            kind = f"oracle_{metric}" if "oracle" in (step_a, step_b) else metric
+            scores = metrics.step_score(step_a, metric), metrics.step_score(step_b, metric)
+            yield {"name": f"{left} - {right}", "a": a, "b": b, "metric": kind}, *scores
+    for a, b in _mended(known):
+        same = {"a": a, "b": b, "metric": "degradation_per_step"}
+        yield {"name": f"{a} degradation - {b} degradation", **same}, metrics.degradation, metrics.degradation
+        yield {"name": f"{a} degradation - a fifth of {b} degradation", **same}, metrics.degradation, _fifth
+
+
+def _mended(known: dict[str, list[dict]]) -> list[tuple[str, str]]:
+    loops = {name for name, rollouts in known.items() if len(rollouts[0]["steps"]) > 1}
+    return [pair for pair in MENDED if loops.issuperset(pair)]
+
+
+def _fifth(ious):
+    return metrics.degradation(ious) / 5
 
 
 def _differences(rollouts, seed, n_resamples):
     chance = {"seed": seed, "n_resamples": n_resamples}
-    for a, step_a, b, step_b in COMPARISONS:
-        if a not in rollouts or b not in rollouts:
-            continue
-        left, right = (n if n in SINGLE else f"{n} {STEP_NAMES[s]}" for n, s in ((a, step_a), (b, step_b)))
-        for metric in ("acc50", "miou"):
-            scores = metrics.step_score(step_a, metric), metrics.step_score(step_b, metric)
-            cell = metrics.paired_difference(rollouts[a], rollouts[b], *scores, **chance)
-            kind = f"oracle_{metric}" if "oracle" in (step_a, step_b) else metric
-            yield {"name": f"{left} - {right}", "a": a, "b": b, "metric": kind, **cell, "seed": seed}
-    for a, b in MENDED:
-        if not all(name in rollouts and len(rollouts[name][0]["steps"]) > 1 for name in (a, b)):
-            continue
-        both = rollouts[a], rollouts[b], metrics.degradation
-        for sign, metric, compare in (
-            ("-", "degradation_per_step", metrics.paired_difference),
-            ("/", "degradation_ratio", metrics.paired_ratio),
-        ):
-            name = f"{a} degradation {sign} {b} degradation"
-            yield {"name": name, "a": a, "b": b, "metric": metric, **compare(*both, **chance), "seed": seed}
+    for told, *scores in _compared(rollouts):
+        cell = metrics.paired_difference(rollouts[told["a"]], rollouts[told["b"]], *scores, **chance)
+        yield told | cell | {"seed": seed}
+    for a, b in _mended(rollouts):
+        told = {"name": f"{a} degradation / {b} degradation", "a": a, "b": b, "metric": "degradation_ratio"}
+        cell = metrics.paired_ratio(rollouts[a], rollouts[b], metrics.degradation, **chance)
+        yield told | cell | {"seed": seed}
     yield from _worst_step(rollouts.get("base_ivt"), rollouts.get("base_ivt_bare"), chance)
+
+
+def seed_rows(trained: dict[int, dict[str, list[dict]]], untrained: dict[str, list[dict]]) -> list[dict]:
+    """Return what several trainings say together: a row for each score of a method and for each difference.
+
+    `trained`: {seed: {method: rollouts}}; a method counts with the seeds that have it, [] where those are fewer than
+    two. `untrained`: rollouts of the methods that no seed changes. A row: {"name", "a", "b" (None: a level), "metric",
+    the cell of `metrics.over_seeds`, "seeds": {seed: mean}}. Levels have the name of their method, and the metrics
+    "step0_acc50", "acc50", "oracle_acc50", "miou", "step0_miou", "step1_miou" ..., and with refinements
+    "degradation_per_step" and "share_stay".
+    """
+    scored = {}  # row's key: [(seed, scores, images)]
+    for seed, found in trained.items():
+        found = {name: found[name] for name in TRAINED if name in found}
+        known = {name: items for name, items in untrained.items() if name not in TRAINED} | found
+        for name, items in found.items():
+            items = sorted(items, key=lambda rollout: rollout["id"])
+            ious, images = metrics.iou_matrix(items), [rollout["image_id"] for rollout in items]
+            for metric, scores in _levels(ious).items():
+                scored.setdefault((name, name, None, metric), []).append((seed, scores, images))
+        for told, *scores in _compared(known):
+            if told["a"] in TRAINED:
+                pair = metrics.paired_scores(known[told["a"]], known[told["b"]], *scores)
+                scored.setdefault(tuple(told[key] for key in ROW), []).append((seed, *pair))
+    return [
+        dict(zip(ROW, key, strict=True))
+        | metrics.over_seeds([scores for _, scores, _ in each], each[0][2])
+        | {"seeds": {str(seed): float(scores.mean()) for seed, scores, _ in each}}
+        for key, each in scored.items() if len(each) > 1
+    ]  # fmt: skip
+
+
+def _levels(ious) -> dict[str, np.ndarray]:
+    levels = {"step0_acc50": ("step0", "acc50"), "acc50": ("final", "acc50"), "oracle_acc50": ("oracle", "acc50"),
+              "miou": ("final", "miou")}  # fmt: skip
+    levels |= {f"step{t}_miou": (t, "miou") for t in range(ious.shape[1])}
+    levels = {name: metrics.step_score(*which)(ious) for name, which in levels.items()}
+    if ious.shape[1] > 1:
+        levels["degradation_per_step"] = metrics.degradation(ious)
+        levels["share_stay"] = (abs(ious[:, -1] - ious[:, 0]) <= metrics.SAME).astype(float)
+    return levels
 
 
 def _worst_step(filled, bare, chance):
@@ -168,36 +231,42 @@ def verdict(cell: dict | None, least: float = -math.inf, most: float = math.inf,
 
 
 def targets(results: dict) -> list[dict]:
-    """Return the course's targets, each {"key", "claim", "unit", "value", "low", "high", "n", "verdict"}.
+    """Return the course's targets, each {"key", "claim", "unit", "value", "low", "high", "n", "trainings", "verdict"}.
 
     "verdict" is that of the function of this name, by the interval; None when a method that it needs was not run.
+    "trainings": over how many seeds the interval speaks, where several were trained; None: one training, or none.
     "unit": "share", "difference" of shares, "ratio", "IoU".
     """
     methods = {name: found["metrics"] for name, found in results["methods"].items()}
     compared = {(d["name"], d["metric"]): d for d in results["differences"]}
+    seeded = {(row["name"], row["metric"]): row for row in results.get("seeds", [])}
 
     def difference(name, metric="acc50"):
-        return compared.get((name, metric))
+        return seeded.get((name, metric)) or compared.get((name, metric))
+
+    def level(name, metric):
+        return seeded.get((name, metric)) or methods.get(name, {}).get(metric)
 
     def target(key, claim, unit, cell, *limits, **strict):
         shown = {name: cell[name] if cell else None for name in ("value", "low", "high", "n")}
-        return {"key": key, "claim": claim, "unit": unit, **shown, "verdict": verdict(cell, *limits, **strict)}
+        trainings = len(cell["seeds"]) if cell and "seeds" in cell else None
+        return {"key": key, "claim": claim, "unit": unit, **shown, "trainings": trainings,
+                "verdict": verdict(cell, *limits, **strict)}  # fmt: skip
 
     fall = difference("base_ivt worst step - base_ivt step 0")
     worst = f"worst step (step {fall['step']}, chosen with the truth)" if fall else "worst step"
     parsed = [step["parsed"] for name in ("base_ivt", "base_ivt_long") if name in methods
               for step in methods[name]["per_step"]]  # fmt: skip
-    names = "base_single", "sft_ivt", "sft_grpo_ivt", "sft_keep_grpo_ivt_long"
-    base, sft, grpo, keep = (methods.get(name, {}) for name in names)
-    mended = difference("sft_grpo_ivt degradation / sft_ivt degradation", "degradation_ratio")
-    fifth = "IoU lost a step: SFT + GRPO at most a fifth of SFT's"
-    if mended and verdict(sft["degradation_per_step"], 0, strict=True) != "reached":
+    part = " degradation - a fifth of "
+    mended = difference(f"sft_grpo_ivt{part}sft_ivt degradation", "degradation_per_step")
+    fifth = "IoU lost a step: SFT + GRPO's minus a fifth of SFT's, at most 0"
+    if mended and verdict(level("sft_ivt", "degradation_per_step"), 0, strict=True) != "reached":
         mended = mended | {"low": None, "high": None}
         fifth += "; SFT's own loss is not above 0 by its interval, so there is nothing to mend"
     curve = results.get("learning_curve", {}).get("grpo", {})
-    gains = [row for row in results.get("closer", []) if row["name"] in closer.GAINS]
-    shown = next((row["acc50"] for row in gains if row["seed"] == "mean" and row["name"] == closer.GAINS[1]), None)
-    each = {verdict(row["acc50"], 0, strict=True) for row in gains}
+    gains = {row["name"]: row for row in results.get("closer", []) if row["seed"] == "mean"}
+    gains = [gains[name]["acc50"] | {"seeds": gains[name]["seeds"]} for name in closer.GAINS if name in gains]
+    each = {verdict(cell, 0, strict=True) for cell in gains}
     look = next((found for found in ("not reached", "open", "reached") if found in each), None)
     return [
         target("a", f"base + IVT at its {worst}: Acc@0.5 at least 20 points below step 0", "difference", fall,
@@ -208,29 +277,29 @@ def targets(results: dict) -> list[dict]:
         target("c", "the untrained loop, every step of the short and of the long one: at least 99 % of the answers "
                "parse; shown: the lowest share", "share", min(parsed, key=lambda cell: cell["value"], default=None),
                0.99),
-        target("d", "base, single shot: Acc@0.5 from 75 to 88 %", "share", base.get("final", {}).get("acc50"),
-               0.75, 0.88),
+        target("d", "base, single shot: Acc@0.5 from 75 to 88 %", "share",
+               methods.get("base_single", {}).get("final", {}).get("acc50"), 0.75, 0.88),
         target("e", "SFT + IVT, oracle best step: Acc@0.5 at least 2.4 points above single shot", "difference",
                difference("sft_ivt oracle best step - base_single", "oracle_acc50"), 0.024),
         target("f", "SFT + IVT, step 0: Acc@0.5 not below single shot", "difference",
                difference("sft_ivt step 0 - base_single"), 0),
-        target("g", fifth, "ratio", mended, -math.inf, 0.2),
+        target("g", fifth, "IoU", mended, -math.inf, 0),
         target("h", "IoU lost a step in the long loop: SFT + GRPO less than SFT", "IoU",
                difference("sft_grpo_ivt_long degradation - sft_ivt_long degradation", "degradation_per_step"),
                -math.inf, 0, strict=True),
         target("i", "SFT + GRPO + IVT: at least 50 % of the samples end with the IoU of step 0 (the paper: 64 %)",
-               "share", grpo.get("share_stay"), 0.5),
+               "share", level("sft_grpo_ivt", "share_stay"), 0.5),
         target("j", "learning curve of GRPO: mean IoU of the final answers in its last quarter above that in its first",
                "IoU", curve.get("difference"), 0, strict=True),
         target("k", "SFT + GRPO + IVT, final: Acc@0.5 at most one point below single shot", "difference",
                difference("sft_grpo_ivt final - base_single"), -0.01),
-        target("l", "a closer look (ours): last answer above single shot and above its own first one, every interval "
-               "above 0; shown: over the first one, mean of the seeds", "difference", shown) | {"verdict": look},
-        target("m", "IoU lost a step in the long loop, GRPO from SFT that keeps what fits: at most a fifth of SFT's",
-               "ratio", difference("sft_keep_grpo_ivt_long degradation / sft_keep_ivt_long degradation",
-                                   "degradation_ratio"), -math.inf, 0.2),
+        target("l", "a closer look (ours): last answer above single shot and above its own first one; shown: over the "
+               "first one", "difference", gains[-1] if gains else None) | {"verdict": look},
+        target("m", "IoU lost a step in the long loop, GRPO from SFT that keeps what fits: minus a fifth of SFT's, at "
+               "most 0", "IoU", difference(f"sft_keep_grpo_ivt_long{part}sft_keep_ivt_long degradation",
+                                           "degradation_per_step"), -math.inf, 0),
         target("n", "the same student: at least 50 % of the samples end the long loop with the IoU of step 0", "share",
-               keep.get("share_stay"), 0.5),
+               level("sft_keep_grpo_ivt_long", "share_stay"), 0.5),
     ]  # fmt: skip
 
 
@@ -301,6 +370,28 @@ def second_turn_from(root: Path, base: list[dict], *, seed: int, n_resamples: in
     return controls.second_turn_rows(answered, seed=seed, n_resamples=n_resamples)
 
 
+def seeds_from(root: Path, known: dict[str, list[dict]]) -> dict[int, dict[str, list[dict]]]:
+    """Return {seed: {method: rollouts}} of the runs that `stages.seeds` left in a run with the rollouts `known`.
+
+    A short loop that is not there is taken from the long one. ArtefactError where a file is damaged or about other
+    samples.
+    """
+    found = {}
+    for folder in sorted(seed_folder(root, 0).parent.glob("[0-9]*"), key=lambda folder: int(folder.name)):
+        found[int(folder.name)] = rollouts = {}
+        for name in TRAINED:
+            answers, long = read_stage(folder, name), read_stage(folder, f"{name}_long")
+            if answers is None and long is not None and name in known:
+                answers = metrics.first_steps(long, len(known[name][0]["steps"]))
+            if answers is None:
+                continue
+            if any({r["id"] for r in answers} != {r["id"] for r in items} for items in known.values()):
+                raise ArtefactError(f"{folder} has answers to other samples than {root}; delete it and run ivt seeds "
+                                    "again.")  # fmt: skip
+            rollouts[name] = answers
+    return found
+
+
 def closer_from(root: Path, split: str = "test", *, seed: int, n_resamples: int) -> list[dict]:
     """Return the rows of `closer.closer_rows` from what `closer.run_closer` left in a run; [] where it left nothing."""
     start = f"closer_{split}_"
@@ -359,5 +450,5 @@ def results_from(root: Path, *, versions, commit, names=tuple(METHODS)) -> dict:
     return build_results(
         found, **chance, wall_seconds=seconds, versions=versions, commit=commit, ablations=ablations, mirage=mirage,
         looks=closer_from(root, **limits), second_turn=second_turn_from(root, found.get("base_ivt", []), **limits),
-        curves=curves_from(root, **limits),
+        curves=curves_from(root, **limits), seeds=seeds_from(root, found),
     )  # fmt: skip

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from ivt_utils import distributed, hardware, protocol
-from ivt_utils.artefacts import read_json, write_text
+from ivt_utils.artefacts import ArtefactError, read_json, write_text
 from ivt_utils.datasets import numbered
 from ivt_utils.render import draw_box, load_image
 from ivt_utils.student import Student, lora
@@ -72,7 +72,7 @@ def finish(trainer, folder: Path, student_name: str, exact: dict | None = None) 
     All processes train; process 0 writes. The adapter is trained in float32: TRL rounds that of a 4-bit model to
     bfloat16, where small steps would be lost. `exact`: its weights {name: tensor} as they were before the rounding.
     """
-    from transformers import PrinterCallback
+    from transformers import PrinterCallback, TrainerState
 
     trainer.remove_callback(PrinterCallback)  # it would print every row of the log
     if distributed.rank() == 0:
@@ -80,7 +80,18 @@ def finish(trainer, folder: Path, student_name: str, exact: dict | None = None) 
     for name, weight in trainer.model.named_parameters():
         if weight.requires_grad:
             weight.data = (exact or {}).get(name, weight.data).float()
-    trainer.train(resume_from_checkpoint=distributed.agree(last_checkpoint(folder)))
+    checkpoint, complete = distributed.agree(last_checkpoint(folder)), False
+    if checkpoint:
+        state, asked = TrainerState.load_from_json(str(Path(checkpoint, "trainer_state.json"))), trainer.args.max_steps
+        if asked > 0 and state.max_steps != asked:
+            raise ArtefactError(f"{folder} holds a training of {state.max_steps} steps that was interrupted, and now "
+                                f"{asked} are asked for: finish it with as many, or delete that folder.")  # fmt: skip
+        complete = state.global_step >= state.max_steps  # only the adapter was not written yet
+    if complete:
+        trainer._load_from_checkpoint(checkpoint)
+        trainer.state = state
+    else:
+        trainer.train(resume_from_checkpoint=checkpoint)
     log = [row for row in trainer.state.log_history if "loss" in row]
     if distributed.rank() == 0:
         trainer.model.save_pretrained(str(folder), selected_adapters=["default"], save_embedding_layers=False)

@@ -5,13 +5,14 @@ finished. What an earlier one would have made is made here too, or taken from wh
 """
 
 from ivt_utils.ablations import run_ablations
-from ivt_utils.artefacts import ArtefactError, read_jsonl
+from ivt_utils.artefacts import ArtefactError, Run, read_jsonl, seed_folder
+from ivt_utils.closer import run_closer
 from ivt_utils.datasets import first, load_split
 from ivt_utils.grpo import probe_records, prompts_dataset, train_grpo
 from ivt_utils.harvest import keep_errors, trajectory
 from ivt_utils.loop import both_lengths, evaluate
 from ivt_utils.mirage import ADAPTERS, measure, second_turns
-from ivt_utils.sft import train_sft, trajectories_dataset
+from ivt_utils.sft import read_log, train_sft, trajectories_dataset
 from ivt_utils.student import load_student
 from ivt_utils.teacher import geometric_trace
 
@@ -84,6 +85,10 @@ def grpo(run, steps: int | None = None) -> None:
     probe = probe_records(profile)
 
     def trained(name, start, steps=None, **changes):
+        done = len(read_log(run.root / "adapters" / name)) if f"adapters/{name}" in run.stages() else steps
+        if steps and done != steps:
+            raise ArtefactError(f"{run.root} has adapters/{name} already, after {done} steps and not {steps}: leave "
+                                "out --steps, or name another --run-dir.")  # fmt: skip
         return run.adapter(name, lambda folder: train_grpo(
             load_student(profile, start, trainable=bool(start)), prompts, folder, profile, run.seed, steps=steps,
             probe=probe, **changes))  # fmt: skip
@@ -93,6 +98,20 @@ def grpo(run, steps: int | None = None) -> None:
     for name, policy in (("sft_grpo_ivt", adapter), ("sft_keep_grpo_ivt", kept)):
         both_lengths(run, name, lambda policy=policy: load_student(profile, policy), test)
     _test(run, "grpo_single", single, turns=0)
+
+
+def seeds(run, numbers, steps: int | None = None) -> None:
+    """Train the students of notebooks 3 and 4 and the closer look with several seeds, and score them on the test split.
+
+    The seed of `run` is the run itself; each other one gets a run of its own in `seed_folder`. `steps`: as in `grpo`.
+    """
+    evaluation(run)  # the untrained student, whom no seed changes
+    for number in numbers:
+        own = run if number == run.seed else Run(run.profile, number, seed_folder(run.root, number))
+        print(f"Seed {number}: SFT, GRPO and their answers, in {own.root}.", flush=True)
+        sft(own)
+        grpo(own, steps)
+    run_closer(run, numbers, load_split(run.profile, "train"), load_split(run.profile, "test"))
 
 
 def ablations(run) -> None:

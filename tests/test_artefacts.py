@@ -280,6 +280,23 @@ def test_a_finished_run_becomes_the_reference(finished, reference, tmp_path, cap
     assert not [path for path in files(reference) if "checkpoint" in path or "training" in path]
 
 
+def test_of_what_is_only_counted_the_boxes_are_shipped(finished, reference):
+    asked = {"id": "a", "expression": "the star", "steps": [{"text": "It fits.", "box": [1, 2, 3, 4], "shown": None}]}
+    finished.rollouts("control_sft_ivt_no_box", lambda: [asked])
+    finished.rollouts("sft_ivt", lambda: [asked])
+    seed = Run(finished.profile, 3, artefacts.seed_folder(finished.root, 3))
+    for name in ("sft_ivt", "sft_ivt_long", "grpo_single", "train_step0"):
+        seed.rollouts(name, lambda: [asked])
+    artefacts.ship_reference(finished.root)
+    boxes = [{"id": "a", "steps": [{"box": [1, 2, 3, 4], "shown": None}]}]
+    assert artefacts.read_jsonl(reference / "rollouts" / "control_sft_ivt_no_box.jsonl") == boxes
+    assert artefacts.read_jsonl(reference / "rollouts" / "sft_ivt.jsonl") == [asked]
+    shipped = sorted(path.name for path in (reference / "seeds" / "3").rglob("*.*"))
+    assert shipped == ["grpo_single.jsonl", "sft_ivt_long.jsonl"]  # the short loop is the beginning of the long one
+    assert artefacts.read_jsonl(reference / "seeds" / "3" / "rollouts" / "sft_ivt_long.jsonl") == boxes
+    assert "seeds/3/rollouts/grpo_single" in artefacts.read_json(reference / "stages.json")
+
+
 @pytest.mark.parametrize("missing", ["results.json", "adapters/grpo"])
 def test_an_unfinished_run_does_not_become_the_reference(finished, reference, missing):
     before = {path: (reference / path).read_bytes() for path in files(reference)}

@@ -143,8 +143,9 @@ def test_the_table_has_each_seed_and_their_mean():
     assert acc["closer look", 0] == 1 and acc["closer look", 1] == 0.75 and acc["closer look", "mean"] == 0.875
     assert acc["closer look - base, single shot", "mean"] == pytest.approx(0.375)
     assert acc["closer look - first answer", 1] == 0.25 and acc[closer.SAMPLED, 0] == 0.75
-    cell = found["closer look - first answer", "mean"]["acc50"]
-    assert 0 < cell["low"] < cell["value"] < cell["high"] and cell["n"] == 40
+    cell, alone = (found["closer look - first answer", seed]["acc50"] for seed in ("mean", 0))
+    assert cell["low"] < alone["low"] < cell["value"] < cell["high"] and cell["n"] == 40  # two trainings say little
+    assert found["closer look", "mean"]["seeds"] == [0, 1] and found["closer look", 1]["seeds"] == [1]
     assert acc[closer.TAUGHT, "mean"] == 0.75 and acc["closer look, untrained - base, single shot", 0] == 0.25
     assert [acc["closer look - closer look, untrained", seed] for seed in (0, 1)] == [0.25, 0]
     assert found["closer look", 0]["answers"] == 2 and found[closer.SAMPLED, 0]["answers"] == 3

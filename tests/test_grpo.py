@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ivt_utils import grpo, protocol, student
+from ivt_utils.artefacts import ArtefactError
 from ivt_utils.boxes import iou, snap
 from ivt_utils.datasets import load_split
 from ivt_utils.loop import evaluate
@@ -457,6 +458,11 @@ def test_ctrl_c_and_the_same_call_again_end_on_the_same_adapter(
         once_more()
     assert (tmp_path / "checkpoint-1").is_dir() and not (tmp_path / "adapter_model.safetensors").exists()
     monkeypatch.setattr(scripted_trainer, "stop", None)
+    kept = (tmp_path / grpo.PROBE).read_text()
+    (tmp_path / grpo.PROBE).unlink()
+    with pytest.raises(ArtefactError, match=f"delete {tmp_path} and run again"):
+        once_more()
+    (tmp_path / grpo.PROBE).write_text(kept)
     reference = adapter_of(once_more().trainer.model, "ref")
     assert all(torch.equal(reference[name], sft_policy[1][name]) for name in reference)
     saved, again = (load_file(f / "adapter_model.safetensors") for f in (trained.folder, tmp_path))

@@ -423,3 +423,36 @@ def test_refinement_of_a_student_that_never_moves():
              "steps": [{"box": (0, 0, side, 1000)}] * 3} for i, side in enumerate((300, 700, 1000))]  # fmt: skip
     found = {name: cell["value"] for name, cell in metrics.refinement(kept, **FAST).items()}
     assert found["nsri"] == found["worsen"] == found["ccr"] == 0 and found["follow"] == found["inherited_error"] == 1
+
+
+# --- several trainings
+
+
+def test_an_interval_over_seeds_covers_new_trainings_and_new_images():
+    """At 95 %, where a bootstrap over the images alone is too sure; the luck of training and image is drawn anew."""
+    rng, images, inside, alone = np.random.default_rng(0), 60, 0, 0
+    for _ in range(300):
+        of_image = np.repeat(np.arange(images), rng.integers(1, 4, images))
+        of_pair = rng.normal(0, 0.15, (5, images)) + rng.normal(0, 0.3, images)
+        scores = 0.1 + rng.normal(0, 0.05, (5, 1)) + of_pair[:, of_image] + rng.normal(0, 0.3, (5, len(of_image)))
+        cell = metrics.over_seeds(scores, of_image)
+        inside += cell["low"] <= 0.1 <= cell["high"]
+        cell = metrics.mean_interval(scores.mean(axis=0), of_image, seed=0, n_resamples=100)
+        alone += cell["low"] <= 0.1 <= cell["high"]
+    assert 0.92 <= inside / 300 <= 0.98 and alone / 300 < 0.9
+
+
+def test_equal_trainings_have_the_interval_of_one():
+    rng = np.random.default_rng(1)
+    scores, images = rng.random(200), np.repeat(np.arange(100), 2)
+    cell = metrics.over_seeds([scores] * 5, images)
+    one = metrics.mean_interval(scores, images, seed=0, n_resamples=2000)
+    assert cell["value"] == pytest.approx(scores.mean()) and cell["n"] == 200
+    assert [cell["low"], cell["high"]] == pytest.approx([one["low"], one["high"]], abs=0.005)
+
+
+def test_seeds_that_all_agree_and_a_single_image():
+    assert metrics.over_seeds([[1, 1], [1, 1]], ["a", "b"]) == {"value": 1.0, "low": 1.0, "high": 1.0, "n": 2}
+    assert metrics.over_seeds([[1, 0], [1, 1]], ["a", "a"]) == {"value": 0.75, "low": None, "high": None, "n": 2}
+    with pytest.raises(ValueError, match="two trainings"):
+        metrics.over_seeds([[1, 0]], ["a", "b"])

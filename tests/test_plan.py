@@ -353,7 +353,7 @@ def test_the_answers_of_a_run_are_those_that_its_stages_ask_for(asked):
     planned = {}
     for notebook, stage, samples, each in plan.answers(profile):
         # only notebook 4 shows the first, and a training of GRPO, which is not run here, makes the second
-        if "rollouts" not in stage and stage not in ("a group to look at", "GRPO's learning curve"):
+        if "rollouts" not in stage and stage not in ("groups to look at", "GRPO's learning curve"):
             planned[notebook] = planned.get(notebook, 0) + samples * len(each) * profile.max_new_tokens
     assert counts["eval"] == planned["01"] + planned["02"]
     assert [counts[k] for k in ("sft", "grpo", "ablations", "mirage")] == [planned[f"0{n}"] for n in range(3, 7)]

@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ivt_utils import protocol, sft, student
+from ivt_utils.artefacts import ArtefactError
 from ivt_utils.harvest import trajectory
 from ivt_utils.render import draw_box, load_image
 
@@ -179,19 +180,21 @@ def stub():
     noted = []
     state = SimpleNamespace(log_history=[{"loss": 1.0, "step": 1}, {"train_runtime": 2.0}])
     trainer = SimpleNamespace(
-        noted=noted, state=state, model=SimpleNamespace(save_pretrained=save, named_parameters=list),
+        noted=noted, state=state, args=SimpleNamespace(max_steps=-1),
+        model=SimpleNamespace(save_pretrained=save, named_parameters=list),
         train=lambda resume_from_checkpoint: noted.append(resume_from_checkpoint),
         add_callback=lambda _: None, remove_callback=lambda _: None,
     )  # fmt: skip
     return trainer
 
 
-def checkpoint(folder, step, whole=True):
+def checkpoint(folder, step, whole=True, of=99):
     path = folder / f"checkpoint-{step}"
     path.mkdir()
     (path / "adapter_model.safetensors").write_text("")
     if whole:
-        (path / "trainer_state.json").write_text("{}")  # the trainer writes it last
+        state = {"global_step": step, "max_steps": of}
+        (path / "trainer_state.json").write_text(json.dumps(state))  # the trainer writes it last
     return str(path)
 
 
@@ -213,6 +216,21 @@ def test_a_checkpoint_that_a_kill_left_half_written_is_not_used(stub, tmp_path):
     checkpoint(tmp_path, 40, whole=False)
     sft.finish(stub, tmp_path, "data/student")
     assert [str(where) for where in stub.noted] == [last]
+
+
+def test_an_interrupted_training_goes_on_with_as_many_steps_only(stub, tmp_path):
+    checkpoint(tmp_path, 20, of=100)
+    stub.args.max_steps = 30
+    with pytest.raises(ArtefactError, match="holds a training of 100 steps that was interrupted, and now 30"):
+        sft.finish(stub, tmp_path, "data/student")
+    assert not stub.noted and not (tmp_path / sft.LOG).exists()
+
+
+def test_a_training_that_lacks_its_adapter_alone_is_not_trained_again(stub, tmp_path):
+    last = checkpoint(tmp_path, 30, of=30)
+    stub._load_from_checkpoint = stub.noted.append
+    sft.finish(stub, tmp_path, "data/student")
+    assert stub.noted == [last] and stub.state.global_step == 30
 
 
 def test_a_half_written_first_checkpoint_is_as_good_as_none(stub, tmp_path):

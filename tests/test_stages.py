@@ -3,7 +3,7 @@
 import pytest
 
 from ivt_utils import controls, stages
-from ivt_utils.artefacts import ArtefactError
+from ivt_utils.artefacts import ArtefactError, Run, seed_folder
 
 GOOD, BAD = '{"bbox_2d": [10, 20, 30, 40]}', "10, 20, 30, 40"
 
@@ -23,8 +23,6 @@ def test_a_student_that_answers_in_another_form_stops_at_once_with_one_sentence(
 
 @pytest.mark.parametrize("hub", [True, False])
 def test_only_a_student_of_the_hub_is_looked_at_and_once(hub, tmp_path, tiny_profile, monkeypatch, scripted):
-    from ivt_utils.artefacts import Run
-
     looked = []
     monkeypatch.setattr(type(tiny_profile), "hub_student", property(lambda self: hub))
     monkeypatch.setattr(stages, "load_student", lambda profile: scripted(lambda turn, i: GOOD))
@@ -36,3 +34,22 @@ def test_only_a_student_of_the_hub_is_looked_at_and_once(hub, tmp_path, tiny_pro
     second = {controls.second_turn_stage(*turn) for turn in controls.SECOND_TURNS}
     wanted = {"base_ivt_long", "base_ivt", "base_ivt_bare", "train_step0", *second}
     assert set(run.stages()) == {f"rollouts/{name}" for name in wanted}
+
+
+def test_each_seed_has_a_run_of_its_own_and_the_runs_own_seed_is_the_run(tiny_profile, tmp_path, monkeypatch):
+    called, run = [], Run(tiny_profile, 0, tmp_path)
+    monkeypatch.setattr(stages, "evaluation", lambda run: called.append("eval"))
+    monkeypatch.setattr(stages, "sft", lambda run: called.append(("sft", run.seed, run.root)))
+    monkeypatch.setattr(stages, "grpo", lambda run, steps: called.append(("grpo", run.seed, steps)))
+    monkeypatch.setattr(stages, "run_closer", lambda run, seeds, *splits: called.append(("closer", seeds, len(splits))))
+    stages.seeds(run, [0, 2], steps=7)
+    own = ("sft", 0, tmp_path), ("grpo", 0, 7)
+    assert called == ["eval", *own, ("sft", 2, seed_folder(tmp_path, 2)), ("grpo", 2, 7), ("closer", [0, 2], 2)]
+
+
+def test_a_finished_training_of_other_steps_is_not_taken_for_the_one_asked_for(tiny_profile, tmp_path, monkeypatch):
+    run = Run(tiny_profile, 0, tmp_path)
+    for name in ("sft", "sft_keep", "grpo"):
+        run.adapter(name, lambda folder: (folder / "training_log.json").write_text('[{"loss": 0}, {"loss": 0}]'))
+    with pytest.raises(ArtefactError, match="adapters/grpo already, after 2 steps and not 7: leave out --steps"):
+        stages.grpo(run, 7)
