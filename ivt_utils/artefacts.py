@@ -345,29 +345,32 @@ def read_jsonl(path: Path) -> list[dict]:
 def ship_reference(root: Path) -> Path:
     """Copy a finished micro run's artefacts to `data/reference/`, with their checksums, and return that folder.
 
-    Of what is only counted, the controls, the closer looks and the other seeds, the boxes are shipped without the words
-    that came with them; of a seed's short loop nothing, for it is the beginning of the long one.
+    Of what is only counted, the controls, the sampled answers and the other seeds, the boxes are shipped without the
+    words that came with them; of a seed's short loop nothing, for it is the beginning of the long one.
     """
     names = ["results.json", "run.json", "figures", "tables", *(f"adapters/{name}" for name in ADAPTERS)]
     names += [f"rollouts/{path.name}" for path in sorted((root / "rollouts").glob("*.jsonl"))]
     of_seeds = {path.relative_to(root).as_posix() for path in seed_folder(root, 0).parent.glob("*/rollouts/*.jsonl")}
     longs = {name.replace("_long.jsonl", ".jsonl") for name in of_seeds if name.endswith("_long.jsonl")}
     names += sorted(name for name in of_seeds - longs if Path(name).name.startswith(("sft_", "grpo_")))
-    sums = {}
     with replace_folder(REFERENCE) as folder:
+        notes = {}
         for name in names:
             source, target = root / name, folder / name
             if not source.exists():
                 raise ArtefactError(f"{source} is missing: finish the run before it becomes the reference.")
             target.parent.mkdir(parents=True, exist_ok=True)
-            if name in of_seeds or name.startswith(("rollouts/control_", "rollouts/closer_")):
+            if name in of_seeds or name.startswith("rollouts/control_") or "sampled" in name:
                 rows = [json.dumps(_without_words(row)) + "\n" for row in read_jsonl(source)]
                 target.write_text("".join(rows), encoding="utf-8")
             else:
                 (shutil.copytree if source.is_dir() else shutil.copyfile)(source, target)
+            place = target.parent.parent if name in of_seeds else folder
             for part in sorted(target.glob("*")) if name in ("figures", "tables") else [target]:
-                sums[stage_key(part.relative_to(folder).as_posix())] = {"sha256": checksum(part)}
-        write_text(folder / "stages.json", json.dumps(sums, indent=1, sort_keys=True))
+                key = stage_key(part.relative_to(place).as_posix())
+                notes.setdefault(place, {})[key] = {"sha256": checksum(part)}
+        for place, sums in notes.items():
+            write_text(place / "stages.json", json.dumps(sums, indent=1, sort_keys=True))
     return REFERENCE
 
 

@@ -80,7 +80,8 @@ def control_rows(answered: dict[str, list[dict]], *, seed: int, n_resamples: int
     """Return one row a control from its rollouts (`loop.answer_again`): what was shown, and the answer after it.
 
     A row: {"control", and cells of `metrics`: "shown" (IoU of the shown box with the truth), "acc50" and "miou" of the
-    answer, "follow" (IoU of answer and shown box)}; without a shown box two of them have the value None.
+    answer, "follow" (IoU of answer and shown box), "difference" (Acc@0.5 minus that after the own box, paired)}. The
+    value of "shown" and "follow" is None without a shown box.
     """
     chance, rows = {"seed": seed, "n_resamples": n_resamples}, []
     for name, rollouts in answered.items():
@@ -89,7 +90,9 @@ def control_rows(answered: dict[str, list[dict]], *, seed: int, n_resamples: int
         shown, follow = (np.array(column) for column in zip(*map(dose, rollouts), strict=True))
         parts = [shown * drawn, ious >= 0.5, ious, follow * drawn]
         cells = metrics.intervals(parts, [drawn, drawn | True, drawn | True, drawn], images, **chance)
-        rows.append({"control": name, **dict(zip(("shown", "acc50", "miou", "follow"), cells, strict=True))})
+        gain = metrics.paired_difference(rollouts, answered[OWN], metrics.step_score("final", "acc50"), **chance)
+        rows.append({"control": name, **dict(zip(("shown", "acc50", "miou", "follow"), cells, strict=True)),
+                     "difference": gain})  # fmt: skip
     return rows
 
 

@@ -24,19 +24,24 @@ def show(figure, path: Path, alt: str) -> None:
     display(Image(filename=str(path), metadata={"alt": alt}, width=int(figure.get_figwidth() * 85)))
 
 
-def lines_figure(lines: dict[str, list[dict]], xlabel: str, ylabel: str):
-    """Return a figure: one line a name through cells {"value", "low", "high"}, with 95% bands; its label: alt text."""
+def lines_figure(lines: dict[str, list[dict]], xlabel: str, ylabel: str, scale: int = 1):
+    """Return a figure: one line a name through cells {"value", "low", "high"}, with 95% bands; its label: alt text.
+
+    Shares are shown in percent with `scale` 100.
+    """
     import matplotlib.pyplot as plt
 
     figure, ax = plt.subplots(figsize=(6.5, 3.4), layout="constrained")
+    told = []
     for (name, cells), color, marker in zip(lines.items(), COLOURS, MARKERS, strict=False):
-        at, values = range(len(cells)), [cell["value"] for cell in cells]
+        at = range(len(cells))
+        values, low, high = (scale * np.array([c[key] for c in cells], float) for key in ("value", "low", "high"))
         ax.plot(at, values, color=color, marker=marker, label=name)
-        ax.fill_between(at, [c["low"] for c in cells], [c["high"] for c in cells], color=color, alpha=0.2, lw=0)
-    ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, 1), xticks=range(max(map(len, lines.values()))))
+        ax.fill_between(at, low, high, color=color, alpha=0.2, lw=0)
+        told.append(f"{name} " + ", ".join(f"{value:.{1 if scale == 100 else 3}f}" for value in values))
+    ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, scale), xticks=range(max(map(len, lines.values()))))
     ax.grid(axis="y", alpha=0.3)
     ax.legend(frameon=False)
-    told = [f"{name} " + ", ".join(f"{c['value']:.3f}" for c in cells) for name, cells in lines.items()]
     figure.set_label(f"{ylabel} over {xlabel}. " + "; ".join(told) + ".")
     return figure
 
@@ -73,12 +78,13 @@ def curves_figure(curves: dict[str, dict], *, seed: int, n_resamples: int):
 def log_figure(log: list[dict], turns: int, window: int = 15):
     """Return a figure of GRPO's log, with its label as alt text: rewards, IoU by step, groups, KL and entropy.
 
-    Thin lines are single steps, thick ones the running mean over `window` of them.
+    Thin lines are single steps, thick ones the running mean over `window` of them. A rollout's first, middle and last
+    answer have a line each.
     """
     import matplotlib.pyplot as plt
     from scipy.ndimage import uniform_filter1d
 
-    steps = {f"iou_step_{t}": f"step {t}" for t in range(turns + 1)}
+    steps = {f"iou_step_{t}": f"step {t}" for t in (0, *([turns // 2] if turns > 1 else []), turns)}
     panels = {
         "reward": {"reward": "final IoU + bonus"},
         "mean IoU of rollouts": steps,
@@ -93,7 +99,7 @@ def log_figure(log: list[dict], turns: int, window: int = 15):
             thick = uniform_filter1d(values, window, mode="nearest")
             ax.plot([row["step"] for row in log], thick, color=color, label=label)
         ax.set(ylabel=ylabel, xlabel="GRPO step" if ax in axes[1] else None)
-        ax.legend(frameon=False, fontsize=8)
+        ax.legend(frameon=False, fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
     figure.set_label("Four panels over GRPO steps: reward, IoU per step; failed rollouts and groups without variance; "
                      "KL and entropy.")  # fmt: skip
     return figure

@@ -1,6 +1,10 @@
-"""What the trainings of notebooks 3 and 4 did, in whole sentences, each chosen by where an interval lies."""
+"""What notebooks 3 to 6 found, in whole sentences, each chosen by where an interval lies."""
 
-from ivt_utils.figures import side
+from ivt_utils.closer import BASE, CLOSER, TAUGHT
+from ivt_utils.controls import TRUTH
+from ivt_utils.figures import cell_text, side
+
+RARE = 0.1  # a share below it
 
 
 def of_traces(told: dict[str, dict]) -> str:
@@ -8,38 +12,38 @@ def of_traces(told: dict[str, dict]) -> str:
     if not told["true"]["n"]:
         return "None of its traces names a problem."
     true = {
-        "above": "The first problem that the student names is true more often than a coin would be.",
-        "below": "The first problem that the student names is true less often than a coin would be.",
-        "open": "The first problem that the student names cannot be told from the toss of a coin.",
+        "above": "What its traces name is true more often than if they were shuffled.",
+        "below": "What its traces name is true less often than if they were shuffled.",
+        "open": "What its traces name is not shown to be true more often than if they were shuffled.",
     }
     moves = {
-        "above": "Its boxes change as its traces say more often than the opposite way.",
-        "below": "Its boxes change the opposite way more often than as its traces say.",
-        "open": "That its boxes heed its traces is not shown: they also change the opposite way.",
+        "above": "Its next box follows them more often than shuffled ones.",
+        "below": "Its next box follows them less often than shuffled ones.",
+        "open": "Its next box is not shown to follow them.",
     }
-    return f"**{true[side(told['true'], 0.5)]}** {moves[side(told['heeded'])]}"
+    stays = f"After {cell_text(told['unmoved'], 100)} % of those that name a problem, the box stays where it is."
+    return f"**{true[side(told['true_more'])]}** {moves[side(told['followed_more'])]} {stays}"
 
 
-def after_sft(gains: dict[str, dict], variant: dict[str, dict], long_loss: dict) -> str:
-    """Return what SFT did, from differences of Acc@0.5 and from the IoU lost a step over the long loop.
+def after_sft(gains: dict[str, dict], variant: dict[str, dict], loss: dict, long_loss: dict | None) -> str:
+    """Return what SFT did, from differences of Acc@0.5 and from the IoU lost a step, over the loop and the long one.
 
+    `long_loss` is None where there is no longer loop.
     `gains` and `variant`, that of the student that keeps what fits: cells under "oracle best step - single shot",
     "step 0 - single shot", "final - step 0" and "final - single shot".
     """
-    loop = {
-        "above": "**The loop now helps: the final step lies above step 0.**",
-        "below": "**The loop still harms: the final step lies below step 0.**",
-        "open": "**The final step cannot be told from step 0: nothing shows that two further answers help.**",
-    }
+    place = {"above": "lies above", "below": "lies below", "open": "cannot be told from"}
+    iou = {"above": "mean IoU falls", "below": "mean IoU rises", "open": "mean IoU shows no change"}
+    frame = "What two refinements are seen to improve is the frame, not the choice of the object."
     price = {
-        "above": "Step 0 has gained from the training.",
-        "below": "Step 0 has fallen below the untrained single shot: the training has a price.",
-        "open": "Step 0 cannot be told from the untrained single shot.",
+        "above": "At IoU 0.5, step 0 has gained from the training.",
+        "below": "At IoU 0.5, step 0 has fallen below the untrained single shot: the training has a price.",
+        "open": "At IoU 0.5, step 0 cannot be told from the untrained single shot.",
     }
     user = {
-        "above": "Whoever uses the loop gets more than one untrained answer gave.",
-        "below": "Whoever uses the loop gets less than one untrained answer gave.",
-        "open": "Against one untrained answer the loop shows no gain.",
+        "above": "Against one untrained answer the loop gives more right answers.",
+        "below": "Against one untrained answer the loop gives fewer right answers.",
+        "open": "Against one untrained answer the loop is not shown to give more right answers.",
     }
     best = {
         "above": "The best step lies above the single shot, as in the paper, but only an oracle can choose it.",
@@ -51,35 +55,39 @@ def after_sft(gains: dict[str, dict], variant: dict[str, dict], long_loss: dict)
         "below": "Asked for more steps than it has learnt, the student gains IoU.",
         "open": "Asked for more steps than it has learnt, the student shows neither loss nor gain of IoU.",
     }
-    keeps = {"above": "lies above", "below": "lies below", "open": "cannot be told from"}
     found, kept = ({what: side(cell) for what, cell in cells.items()} for cells in (gains, variant))
-    return " ".join((
-        loop[found["final - step 0"]], price[found["step 0 - single shot"]], user[found["final - single shot"]],
-        best[found["oracle best step - single shot"]], long[side(long_loss)],
-        f"The final step of the student that keeps what fits {keeps[kept['final - step 0']]} its own step 0 and "
-        f"{keeps[kept['final - single shot']]} the single shot.",
-    ))  # fmt: skip
+    change = found["final - step 0"], side(loss)
+    return " ".join(filter(None, (
+        f"**At IoU 0.5 the final step {place[change[0]]} step 0; on the way {iou[change[1]]}.**",
+        change == ("open", "below") and frame,
+        price[found["step 0 - single shot"]], user[found["final - single shot"]],
+        best[found["oracle best step - single shot"]], long_loss and long[side(long_loss)],
+        f"The final step of the student that keeps what fits {place[kept['final - step 0']]} its own step 0 and "
+        f"{place[kept['final - single shot']]} the single shot.",
+    )))  # fmt: skip
 
 
 def after_grpo(
-    loss: dict, change: dict, long_change: dict | None, keep_change: dict | None, rise: dict, gain: dict, acts: dict,
+    loss: dict, final: dict, long_change: dict | None, keep_change: dict | None, rise: dict, gain: dict, loop: dict,
+    acts: dict, keep_acts: dict,
 ) -> str:
     """Return what GRPO did to the student of the straight line, and to the one that keeps what fits.
 
-    `loss`: the IoU that a step lost after SFT; `change`, `long_change`: how much more it loses after GRPO, in the short
-    and in the long loop (None: there is none); `keep_change`: the latter for the student that keeps; `rise`: of the
-    probes, last quarter minus first; `gain`: its final step minus the base student's single shot; `acts`: what
-    `trace_check.says_and_does` says of it.
+    `loss`: the IoU that a step lost after SFT; `final`: mean IoU of the final step, GRPO's minus SFT's; `long_change`:
+    how much more IoU a step loses after GRPO in the long loop (None: there is none); `keep_change`: the same for the
+    student that keeps; `rise`: of the probes, last quarter minus first; `gain`, `loop`: mean IoU of its final step
+    minus the base student's single shot, and minus that of GRPO without a loop; `acts`, `keep_acts`: what
+    `trace_check.says_and_does` says of the two students.
     """
     mend = {
         "above": "With two refinements a step lost IoU after SFT, so there was something to mend.",
         "below": "With two refinements a step gained IoU after SFT, so there was nothing to mend.",
         "open": "With two refinements a step showed no loss of IoU after SFT, so there was hardly anything to mend.",
     }
-    less = {
-        "above": "After GRPO a step does worse there.",
-        "below": "After GRPO a step does better there.",
-        "open": "After GRPO no change of that is shown.",
+    ends = {
+        "above": "There the final answer is better after GRPO than before it, in mean IoU.",
+        "below": "There the final answer is worse after GRPO than before it, in mean IoU.",
+        "open": "There the final answer shows no change in mean IoU.",
     }
     long = {
         "above": "**Over the long loop, in which it was trained, a step loses more than before.**",
@@ -97,17 +105,103 @@ def after_grpo(
         "open": "The probes show no rise from the first quarter of the training to the last.",
     }
     shot = {
-        "above": "The final step lies above the base student's single shot.",
-        "below": "The final step lies below the base student's single shot.",
-        "open": "The final step cannot be told from the base student's single shot.",
+        "above": "The final step lies above the base student's single shot, in mean IoU.",
+        "below": "The final step lies below the base student's single shot, in mean IoU.",
+        "open": "The final step cannot be told from the base student's single shot, in mean IoU.",
+    }
+    needed = {
+        "above": "It also lies above GRPO without a loop, so the loop adds something.",
+        "below": "It lies below GRPO without a loop: a single answer does better.",
+        "open": "It cannot be told from GRPO without a loop, so these samples do not show that GRPO needs the loop.",
     }
     words = {
         "above": "At its last step the student says that its box fits more often than it keeps it.",
         "below": "At its last step the student keeps its box more often than it says that it fits.",
         "open": "At its last step the student says that its box fits about as often as it keeps it.",
     }
+    said = words[side(acts["difference"])]
+    if side(acts["says"], RARE) == "below":
+        said = "At its last step this student hardly ever says that its box fits, even where it keeps it."
+    settled = all(side(keep_acts[what], 1 - RARE) == "above" for what in ("says", "does"))
     return " ".join(filter(None, (
-        mend[side(loss)], less[side(change)], long_change and long[side(long_change)],
-        keep_change and keeps[side(keep_change)], curve[side(rise)],
-        shot[side(gain)], words[side(acts["difference"])],
+        mend[side(loss)], ends[side(final)], shot[side(gain)], needed[side(loop)], said,
+        long_change and long[side(long_change)], keep_change and keeps[side(keep_change)],
+        settled and "After GRPO the student that keeps what fits nearly always says at the last step that its box "
+                    "fits, and leaves it there: so its loop changes little, for better or worse.",
+        curve[side(rise)],
     )))  # fmt: skip
+
+
+def of_ablations(where: dict[str, str]) -> str:
+    """Return what the table of ablations shows, from where each row of `ablations.run_ablations` lies.
+
+    `where`: by the row's name "above", "below" or "open", the last also where Holm's correction leaves no finding.
+    """
+    parts = {"training: errors that are distorted truths": "its own errors", "training: no traces": "the traces",
+             "loop: no box is drawn": "the drawn box"}  # fmt: skip
+    rest = [row for row, found in where.items() if found != "open" and row not in parts]
+    shown = [part for row, part in parts.items() if where[row] != "open"]
+    shown += ["the number of steps"] * any(row.startswith("loop: T") for row in rest)
+    shown += ["a training that keeps what fits"] * any(row.startswith("training") for row in rest)
+    missing = [part for row, part in parts.items() if where[row] == "open"]
+    return " ".join(filter(None, (
+        missing and f"Nothing shows that this student owes anything to {_listed(missing, 'or')}.",
+        shown and f"**A difference is shown for {_listed(shown, 'and')}.**",
+    )))  # fmt: skip
+
+
+def of_threshold(val: dict, test: dict) -> str:
+    """Return what a threshold is worth, from its gain over step 0 on validation, where it was chosen, and on test."""
+    if side(val) == "above" and side(test) == "open":
+        return ("The gain on the samples that chose the threshold does not show on others. That is why the test set is "
+                "scored once, at the end.")  # fmt: skip
+    if side(val) == side(test) == "above":
+        return "The gain is there on samples that had no say in the choice as well."
+    return "Only the second number counts, for the first is that of the samples that chose the threshold."
+
+
+def of_controls(rows: list[dict]) -> str:
+    """Return what the drawn box does to the next answer, from `controls.control_rows`."""
+    cells = {row["control"]: row["difference"] for row in rows}
+    presence, random, true = (side(cells[name]) for name in ("no box", "random box", TRUTH))
+    bare = {
+        "above": "Without a box it answers better than with its own.",
+        "below": "Without a box it answers worse than with its own.",
+        "open": "Without a box its answers show no difference from those with its own.",
+    }
+    foreign = {
+        "above": "A random box even helps.",
+        "below": "A random box costs something, but it also contradicts the chat.",
+        "open": "A random box shows no harm, although it also contradicts the chat.",
+    }
+    best = {
+        "above": "The true box helps: so it makes some use of how good the drawn box is.",
+        "below": "Even the true box harms it.",
+        "open": "The true box shows no help.",
+    }
+    hardly = "So this student hardly uses the drawn box, neither that there is one nor how good it is."
+    return " ".join((bare[presence], foreign[random], best[true], *[hardly] * (presence == true == "open")))
+
+
+def of_closer(gains: dict[str, dict]) -> str:
+    """Return what the closer look is worth, from its gains of Acc@0.5 in the mean of the seeds ("" without them)."""
+    if not gains:
+        return ""
+    over, rival = (side(gains[f"{CLOSER} - {name}"]) for name in (BASE, TAUGHT))
+    shot = {
+        "above": "**Its answer lies above the base student's single shot, and nobody chose it.**",
+        "below": "Its answer lies below the base student's single shot.",
+        "open": "Its answer shows no gain over the base student's single shot.",
+    }
+    credit = {
+        "above": "It also lies above a student that was trained as long on the truth and answers once, so the second "
+                 "look adds something.",
+        "below": "A student that was trained as long on the truth does better with a single answer.",
+        "open": "It cannot be told from a student that was trained as long on the truth and answers once, so the gain "
+                "may be the training's, and we do not credit the second look with it.",
+    }  # fmt: skip
+    return f"{shot[over]} {credit[rival]}"
+
+
+def _listed(words: list[str], last: str) -> str:
+    return f" {last} ".join(filter(None, (", ".join(words[:-1]), words[-1])))

@@ -67,7 +67,7 @@ def seed_run(profile, seed: int, root: Path) -> Run:
             return Run(profile, seed, root)
         raise ArtefactError(f"{root} holds a run already, and nothing in it is overwritten; name another --run-dir.")
     run = Run(profile, seed, root)
-    for name in ("rollouts", "tables", "adapters"):
+    for name in ("rollouts", "tables", "adapters", "seeds"):
         shutil.copytree(REFERENCE / name, root / name, dirs_exist_ok=True)
     shutil.copyfile(REFERENCE / "stages.json", root / "stages.json")
     return run

@@ -214,7 +214,7 @@ def mirage_tables(method: dict) -> list[list[list[str]]]:
 
 def rules_table(rows: list[dict]) -> list[list]:
     """Return `selection.rule_rows` as a grid, its head first."""
-    head = ["rule", "threshold (val)", "answers", "Acc@0.5 (%)", "minus step 0 (points)", "samples", "p"]
+    head = ["rule", "threshold (val)", "answers", "Acc@0.5 (%)", "minus step 0 (points)", "won, lost", "p"]
     return [head, *([r["rule"], r["threshold"] or "-", r["answers"], number(r["acc50"], 100, 1),
                      number(r["difference"], 100, 1), f"+{r['gained']} -{r['lost']}",
                      "-" if r["rule"] == ORACLE else f"{r['p']:.3f}".replace("0.000", "< 0.001")] for r in rows)]
@@ -231,10 +231,11 @@ def calibration_table(rows: list[dict]) -> list[list]:
 
 def controls_table(rows: list[dict]) -> list[list]:
     """Return `controls.control_rows` as a grid, its head first."""
-    head = ["box shown", "its IoU with the truth", "next answer: Acc@0.5 (%)", "mean IoU",
+    head = ["box shown", "its IoU with the truth", "next answer: Acc@0.5 (%)", "minus own box (points)", "mean IoU",
             "IoU of next answer and box shown"]  # fmt: skip
-    return [head, *([r["control"], number(r["shown"], 1, 3), number(r["acc50"], 100, 1), number(r["miou"], 1, 3),
-                     number(r["follow"], 1, 3)] for r in rows)]  # fmt: skip
+    return [head, *([r["control"], number(r["shown"], 1, 3), number(r["acc50"], 100, 1),
+                     number(r["difference"], 100, 1), number(r["miou"], 1, 3), number(r["follow"], 1, 3)]
+                    for r in rows)]  # fmt: skip
 
 
 def second_turn_table(rows: list[dict]) -> list[list[str]]:

@@ -175,12 +175,14 @@ def seed_rows(trained: dict[int, dict[str, list[dict]]], untrained: dict[str, li
             if told["a"] in TRAINED:
                 pair = metrics.paired_scores(known[told["a"]], known[told["b"]], *scores)
                 scored.setdefault(tuple(told[key] for key in ROW), []).append((seed, *pair))
-    return [
-        dict(zip(ROW, key, strict=True))
-        | metrics.over_seeds([scores for _, scores, _ in each], each[0][2])
-        | {"seeds": {str(seed): float(scores.mean()) for seed, scores, _ in each}}
-        for key, each in scored.items() if len(each) > 1
-    ]  # fmt: skip
+    rows = []
+    for key, each in scored.items():
+        if len(each) > 1:
+            row = dict(zip(ROW, key, strict=True)) | metrics.over_seeds([scores for _, scores, _ in each], each[0][2])
+            if row["b"] is None and row["metric"] != "degradation_per_step" and row["low"] is not None:
+                row |= {"low": max(0.0, row["low"]), "high": min(1.0, row["high"])}  # a share, or a mean of IoUs
+            rows.append(row | {"seeds": {str(seed): float(scores.mean()) for seed, scores, _ in each}})
+    return rows
 
 
 def _levels(ious) -> dict[str, np.ndarray]:

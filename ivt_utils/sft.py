@@ -34,8 +34,8 @@ def trajectories_dataset(records, trajectories: list[dict], style: str = "filled
 def train_sft(student: Student, dataset, folder: Path, profile, seed: int, steps: int | None = None) -> list[dict]:
     """Train a fresh LoRA adapter on the dataset, save it to `folder` and return the log; resumes in `folder`.
 
-    The loss covers every assistant token, step 0 included: masking step 0 makes the student forget how to answer
-    at first sight. Values come from the profile; `steps` replaces its epochs by a number of optimiser steps.
+    The loss covers every assistant token, step 0 included, so that the student goes on answering at first sight.
+    Values come from the profile; `steps` replaces its epochs by a number of optimiser steps.
     """
     from trl import SFTConfig, SFTTrainer
 

@@ -7,6 +7,8 @@ refused, for it could contradict the boxes unseen.
 import re
 from itertools import pairwise
 
+import numpy as np
+
 from ivt_utils import metrics, protocol
 from ivt_utils.teacher import problems
 
@@ -100,11 +102,12 @@ def objection(answer: str, box, truth) -> str:
 # What is asked of a trace, which speaks of the box of the step before; of several problems the first one counts.
 TOLD = {
     "true": "the problem named is true, however small",
-    "largest": "it is one of the two that the teacher would name",
-    "twice": "one problem is named twice",
+    "true_shuffled": "the same, with the traces shuffled",
+    "true_more": "the difference of these two",
     "followed": "the box then changes as the trace says, however little",
-    "opposite": "the box then changes the opposite way",
-    "heeded": "the difference of these two",
+    "followed_shuffled": "the same, with the traces shuffled",
+    "followed_more": "the difference of these two",
+    "twice": "one problem is named twice",
     "unmoved": "a problem is named, and the box stays all the same",
     "kept": "the trace says to keep the box, and it stays",
 }
@@ -113,29 +116,27 @@ TOLD = {
 def traces_told(rollouts: list[dict], *, seed: int, n_resamples: int) -> dict[str, dict]:
     """Return how far the traces of a student's refinements hold: {key of `TOLD`: cell}, shares, n in traces.
 
-    All but "kept" are shares of the traces that name a problem. ValueError where no two steps in a row have a box.
+    All but "kept" are shares of the traces that name a problem. Shuffled: every trace meets the box of every such trace
+    in turn, which is the share that words without regard to their box would reach. ValueError where no two steps in a
+    row have a box.
     """
-    rows, images = [], []
-    words = list(protocol.PROBLEMS)
-    for rollout in rollouts:
-        for shown, step in pairwise(rollout["steps"]):
-            before, after, truth = shown["box"], step["box"], rollout["truth"]
-            if not before or not after:
-                continue
-            named, found = re.findall("|".join(protocol.PROBLEMS), step["text"]), dict.fromkeys(TOLD)
-            moved = ways(before, after)
-            if named:
-                followed, opposite = named[0] in moved, words[words.index(named[0]) ^ 1] in moved
-                found |= {"largest": named[0] in problems(before, truth), "true": named[0] in ways(before, truth),
-                          "twice": len({*named}) < len(named), "followed": followed, "opposite": opposite,
-                          "heeded": followed - opposite, "unmoved": not moved}  # fmt: skip
-            elif protocol.TRACE_FITS in step["text"]:
-                found["kept"] = not moved
-            rows.append([found[kind] for kind in TOLD])
-            images.append(rollout["image_id"])
-    asked = [[value is not None for value in column] for column in zip(*rows, strict=True)]
-    scores = [[value or 0.0 for value in column] for column in zip(*rows, strict=True)]
-    return dict(zip(TOLD, metrics.intervals(scores, asked, images, seed=seed, n_resamples=n_resamples), strict=True))
+    images, named, wrong, moved, fits = zip(*(
+        (rollout["image_id"], re.findall("|".join(protocol.PROBLEMS), step["text"]),
+         ways(shown["box"], rollout["truth"]), ways(shown["box"], step["box"]), protocol.TRACE_FITS in step["text"])
+        for rollout in rollouts for shown, step in pairwise(rollout["steps"]) if shown["box"] and step["box"]
+    ), strict=True)  # fmt: skip
+    names, stays = np.array([bool(words) for words in named]), np.array([not found for found in moved])
+    scores = {"twice": [len({*words}) < len(words) for words in named], "unmoved": stays, "kept": stays}
+    share = names / max(1, names.sum())
+    for kind, problems_of in (("true", wrong), ("followed", moved)):
+        holds = np.array([[bool(words) and words[0] in found for words in named] for found in problems_of], float)
+        # What a trace and a box each add to the mean, less the mean: so its interval covers the draw of both.
+        shuffled = np.round(share @ holds + holds @ share - share @ holds @ share, 9)
+        true = holds.diagonal()
+        scores |= {kind: true, f"{kind}_shuffled": shuffled, f"{kind}_more": true - shuffled}
+    asked = [np.array(fits) & ~names if kind == "kept" else names for kind in TOLD]
+    counted = [scores[kind] * where for kind, where in zip(TOLD, asked, strict=True)]
+    return dict(zip(TOLD, metrics.intervals(counted, asked, images, seed=seed, n_resamples=n_resamples), strict=True))
 
 
 def says_and_does(rollouts: list[dict], *, seed: int, n_resamples: int) -> dict[str, dict]:

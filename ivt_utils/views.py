@@ -156,13 +156,15 @@ def group_view(records, groups, format_bonus: float, number: int, spread: str):
         draw_answer(ax, image, rollout["steps"][-1]["box"], rollout["truth"])
         ax.axis("on")
         ax.set_title(f"rollout {k + 1}: {_state(rollout['steps'][-1], _ious(rollout)[-1])}", fontsize=8)
-        curve.plot(_ious(rollout), **look, ls=("-", "--", ":")[k % 3], label=str(k + 1), alpha=0.9)
+        values = np.where(metrics.parsed_matrix([rollout])[0], _ious(rollout), np.nan)
+        curve.plot(values, **look, ls=("-", "--", ":")[k % 3], label=str(k + 1), alpha=0.9)
         bars.bar(k, gain[k], color=look["color"], edgecolor="black", hatch="" if gain[k] >= 0 else "///", width=0.6)
         bars.annotate(f"{gain[k]:+.2f}", (k, gain[k]), (0, 4 if gain[k] >= 0 else -4), textcoords="offset points",
                       ha="center", va="bottom" if gain[k] >= 0 else "top", fontsize=9)  # fmt: skip
     pictures.legend(handles=_keys("final answer"), loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-    curve.set(xlabel="step", ylabel="IoU (0 to 1)", ylim=(-0.05, 1.05), xticks=range(len(group[0]["steps"])))
-    curve.legend(title="rollout", ncols=3, fontsize=8, title_fontsize=8)
+    curve.set(xlabel="step (a gap: no box)", ylabel="IoU (0 to 1)", ylim=(-0.05, 1.05),
+              xticks=range(len(group[0]["steps"])))  # fmt: skip
+    lines.legend(title="rollout", ncols=3, fontsize=8, title_fontsize=8, loc="outside upper center", frameon=False)
     bars.axhline(0, color="black", lw=0.8)
     bars.margins(y=0.22)
     bars.set_xticks(range(len(group)), [f"rollout {k + 1}\nreward {r:.2f}" for k, r in enumerate(reward)], fontsize=8)
@@ -176,8 +178,13 @@ def group_view(records, groups, format_bonus: float, number: int, spread: str):
     return figure, f"{head}. Advantages {by}. {told}.", caption
 
 
-def rule_view(rollouts, name: str, curve: list[dict], threshold: float, *, seed: int, n_resamples: int):
-    """Return the view of a stopping rule at a threshold of its curve: Acc@0.5 over thresholds, and who stops where."""
+def rule_view(
+    rollouts, name: str, curve: list[dict], threshold: float, *, seed: int, n_resamples: int, split: str = ""
+):
+    """Return the view of a stopping rule at a threshold of its curve: Acc@0.5 over thresholds, and who stops where.
+
+    `split`, where given, names the samples in the picture.
+    """
     at = min(curve, key=lambda point: abs(point["threshold"] - threshold))
     score = metrics.step_score("final", "acc50")
     ious = metrics.iou_matrix(rollouts)
@@ -195,7 +202,7 @@ def rule_view(rollouts, name: str, curve: list[dict], threshold: float, *, seed:
               label="the rule")  # fmt: skip
     left.plot(at["threshold"], 100 * at["acc50"], "D", ms=10, mfc="none", mec="black", mew=2,
               label=f"at {at['threshold']:.2f}: {100 * at['acc50']:.1f}")  # fmt: skip
-    left.set(xlabel="threshold (0 to 1)", ylabel="Acc@0.5 (%)")
+    left.set(xlabel="threshold (0 to 1)", ylabel=f"Acc@0.5 (%), {split}" if split else "Acc@0.5 (%)")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     bars = right.bar(range(len(at["answers"])), at["answers"], color=COLOURS[0], edgecolor="black")
     right.bar_label(bars)

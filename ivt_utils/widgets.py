@@ -75,7 +75,7 @@ def stop_rule_slider(
     if not rollouts or not all("fits" in step for rollout in rollouts for step in rollout["steps"]):
         raise ValueError("A stopping rule needs rollouts with confidence; `confidence.with_confidence` makes them.")
     curves = {name: views.rule_curve(rollouts, stop, thresholds) for name, stop in selection.STOPS.items()}
-    chance = {"seed": seed, "n_resamples": n_resamples}
+    chance = {"seed": seed, "n_resamples": n_resamples, "split": split}
     note = (f"These are {len(rollouts)} {split} samples. Thresholds are chosen on validation samples, "
             "and the test samples are scored once.")  # fmt: skip
     first, curve = next(iter(curves.items()))

@@ -13,6 +13,7 @@ from conftest import chromium
 
 from ivt_utils import book
 from ivt_utils.artefacts import REFERENCE, ROOT, read_json
+from ivt_utils.controls import TRUTH
 from ivt_utils.course import find_notebooks
 from ivt_utils.report import paper_results
 from ivt_utils.selection import ORACLE
@@ -155,6 +156,8 @@ def test_where_the_fall_comes_from_is_what_the_reference_says():
     assert cost["feedback", "filled"]["high"] < -0.1
     assert abs(cost["feedback", "none"]["value"]) < -cost["feedback", "filled"]["value"] / 4
     assert cost["feedback", "filled"]["high"] < cost["question", "filled"]["low"]  # the words make a drawn box worse
+    found = {(row["name"], row["metric"]): row for row in results["differences"]}
+    assert found["base_ivt_bare final - base_single", "acc50"]["high"] < 0  # at step 2 the bare image loses as well
 
 
 def test_what_the_readme_says_of_sft_and_grpo_is_what_the_reference_says():
@@ -179,6 +182,19 @@ def test_a_claim_is_judged_by_its_interval(low, high, said):
             row |= {"low": low, "high": high}
     rows = {row[0]: row[3] for row in book.claims(results, paper_results())}
     assert rows["GRPO without the loop ends above a single shot"] == said
+
+
+@pytest.mark.parametrize(("presence", "quality", "said"), [
+    ((-0.2, -0.1), (-0.1, 0.1), "seen"), ((-0.1, 0.1), (-0.1, 0.1), "open"), ((-0.2, -0.1), (0.1, 0.2), "not seen"),
+])  # fmt: skip
+def test_presence_not_quality_is_judged_by_paired_differences(presence, quality, said):
+    results = read_json(REFERENCE / "results.json")
+    limits = {"no box": presence, "random box": (-0.1, 0.1), TRUTH: quality}
+    for row in results["methods"]["sft_ivt"]["controls"]:
+        low, high = limits.get(row["control"], (0, 0))
+        row["difference"] = {"value": (low + high) / 2, "low": low, "high": high, "n": 505}
+    *_, (claim, _, measured, judged, _) = book.claims(results, paper_results())
+    assert claim.startswith("The loop reacts to the presence") and judged == said and "no box" in measured
 
 
 def test_the_explorer_is_small_and_its_ious_are_right(built):

@@ -78,10 +78,12 @@ def test_the_row_of_a_control_tells_what_was_shown_and_what_followed(rollouts):
         return snap(r["truth"])
 
     rows = controls.control_rows(
-        {"true": after(truth, lambda r: r["steps"][0]["box"]), "none": after(lambda r: None, truth)},
+        {controls.OWN: after(truth, lambda r: r["steps"][0]["box"]), "none": after(lambda r: None, truth)},
         seed=0, n_resamples=50,
     )
-    assert [row["control"] for row in rows] == ["true", "none"]
+    assert [row["control"] for row in rows] == [controls.OWN, "none"]
+    wrong = 1 - rows[0]["acc50"]["value"]  # what a right answer in place of the own one gains, sample by sample
+    assert rows[0]["difference"]["value"] == 0 and rows[1]["difference"]["value"] == pytest.approx(wrong) and wrong > 0
     assert rows[0]["shown"]["value"] > 0.95 and rows[0]["shown"]["n"] == 6
     assert rows[0]["follow"]["value"] == pytest.approx(rows[0]["miou"]["value"], abs=0.02)
     assert rows[1]["shown"]["value"] is None and rows[1]["follow"]["value"] is None and rows[1]["acc50"]["value"] == 1

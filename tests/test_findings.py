@@ -1,14 +1,19 @@
-"""The sentences of notebooks 3 and 4: the interval chooses each, and every choice is a whole sentence."""
+"""The sentences of notebooks 3 to 6: the interval chooses each, and every choice is a whole sentence."""
 
 from itertools import product
 
 import pytest
 
 from ivt_utils import findings
+from ivt_utils.artefacts import REFERENCE, read_json, read_jsonl
+from ivt_utils.closer import BASE, CLOSER, TAUGHT
+from ivt_utils.controls import TRUTH
 from ivt_utils.figures import side
+from ivt_utils.metrics import iou_matrix, paired_difference, step_score
 
 LIMITS = {"above": (0.01, 0.02), "below": (-0.02, -0.01), "open": (-0.01, 0.01)}
 CELLS = {where: {"low": low, "high": high} for where, (low, high) in LIMITS.items()}
+ACTS = dict.fromkeys(("says", "does"), {"low": 0.3, "high": 0.6})
 GAINS = ("oracle best step - single shot", "step 0 - single shot", "final - step 0", "final - single shot")
 
 
@@ -22,11 +27,12 @@ def test_every_interval_has_a_sentence_of_its_own():
     after_sft, after_grpo, traces = set(), set(), set()
     for a, b in product(CELLS, CELLS):
         gains = {what: CELLS[a if what.startswith("final") else b] for what in GAINS}
-        after_sft.add(findings.after_sft(gains, gains, CELLS[a]))
-        acts = {"difference": CELLS[b]}
-        after_grpo.add(findings.after_grpo(*[CELLS[a]] * 2, CELLS[b], CELLS[b], CELLS[a], CELLS[b], acts))
-        true = {limit: value + 0.5 for limit, value in CELLS[a].items()}
-        traces.add(findings.of_traces({"true": true | {"n": 9}, "heeded": CELLS[b]}))
+        after_sft.add(findings.after_sft(gains, gains, CELLS[b], CELLS[a]))
+        acts = ACTS | {"difference": CELLS[b]}
+        after_grpo.add(findings.after_grpo(
+            *[CELLS[a]] * 2, CELLS[b], CELLS[b], CELLS[a], CELLS[b], CELLS[a], acts, acts))
+        told = {"true": {"n": 9}, "true_more": CELLS[a], "followed_more": CELLS[b], "unmoved": CELLS[a] | {"value": 0}}
+        traces.add(findings.of_traces(told))
     assert findings.of_traces({"true": {"n": 0}}) == "None of its traces names a problem."
     assert len(after_sft) == len(after_grpo) == len(traces) == 9
     assert all(text.replace("*", "").endswith(".") and "  " not in text for text in after_sft | after_grpo | traces)
@@ -34,9 +40,62 @@ def test_every_interval_has_a_sentence_of_its_own():
 
 def test_the_sentences_name_the_side():
     gains = dict.fromkeys(GAINS, CELLS["below"])
-    text = findings.after_sft(gains | {"final - step 0": CELLS["above"]}, gains, CELLS["above"])
-    assert "final step lies above step 0" in text and "the training has a price" in text
-    acts = {"difference": CELLS["above"]}
-    text = findings.after_grpo(CELLS["above"], CELLS["below"], None, None, CELLS["open"], CELLS["open"], acts)
-    assert "something to mend" in text and "does better there" in text and "more often than it keeps it" in text
-    assert "long loop" not in text
+    text = findings.after_sft(gains | {"final - step 0": CELLS["above"]}, gains, CELLS["below"], CELLS["above"])
+    assert "final step lies above step 0" in text and "the training has a price" in text and "frame" not in text
+    text = findings.after_sft(gains | {"final - step 0": CELLS["open"]}, gains, CELLS["below"], CELLS["above"])
+    assert "mean IoU rises" in text and "improve is the frame" in text
+    acts, cells = ACTS | {"difference": CELLS["above"]}, [CELLS["open"]] * 3
+    text = findings.after_grpo(CELLS["above"], CELLS["below"], None, None, *cells, acts, acts)
+    assert "something to mend" in text and "worse after GRPO" in text and "more often than it keeps it" in text
+    assert "do not show that GRPO needs the loop" in text and "long loop" not in text and "leaves it" not in text
+    never, always = {"low": 0.0, "high": 0.0}, {"low": 0.95, "high": 1.0}
+    text = findings.after_grpo(CELLS["above"], CELLS["below"], None, None, *cells, acts | {"says": never},
+                               acts | {"says": always, "does": always})  # fmt: skip
+    assert "hardly ever says" in text and "leaves it there" in text
+
+
+def test_the_ablations_are_told_part_by_part():
+    rows = dict.fromkeys(("training: errors that are distorted truths", "training: no traces", "loop: no box is drawn",
+                          "training: a box that fits is kept", "loop: T = 1", "loop: the box as an outline"), "open")
+    assert findings.of_ablations(rows) == (
+        "Nothing shows that this student owes anything to its own errors, the traces or the drawn box.")
+    text = findings.of_ablations(rows | {"loop: T = 1": "below", "training: no traces": "below"})
+    assert "to its own errors or the drawn box." in text and "for the traces and the number of steps.**" in text
+    everything = findings.of_ablations(dict.fromkeys(rows, "above"))
+    assert everything.startswith("**A difference is shown for its own errors, the traces, the drawn box, the number")
+
+
+def test_a_threshold_the_controls_and_the_closer_look_are_told_by_their_sides():
+    assert "does not show on others" in findings.of_threshold(CELLS["above"], CELLS["open"])
+    found = {findings.of_threshold(CELLS[a], CELLS[b]) for a, b in product(CELLS, CELLS)}
+    assert len(found) == 3
+    names = ("no box", "random box", TRUTH)
+
+    def told(*sides):
+        return findings.of_controls(
+            [{"control": name, "difference": CELLS[side]} for name, side in zip(names, sides, strict=True)])
+
+    assert len({told(*sides) for sides in product(CELLS, repeat=3)}) == 27
+    assert "hardly uses the drawn box" in told("open", "below", "open")
+    assert "hardly" not in told("above", "below", "open") + told("open", "open", "above")
+    looks = {findings.of_closer({f"{CLOSER} - {BASE}": CELLS[a], f"{CLOSER} - {TAUGHT}": CELLS[b]})
+             for a, b in product(CELLS, CELLS)}  # fmt: skip
+    assert len(looks) == 9 and findings.of_closer({}) == ""
+
+
+def test_what_notebooks_1_and_2_say_of_the_base_student_is_what_the_reference_says():
+    base, bare, train = (
+        read_jsonl(REFERENCE / "rollouts" / f"{name}.jsonl") for name in ("base_ivt", "base_ivt_bare", "train_step0")
+    )
+    boxes, ious = [step["box"] for step in base[0]["steps"]], iou_matrix(base)[0]
+    assert all(boxes) and boxes[0] != boxes[1] != boxes[2] and ious[0] < ious[-1]  # the live sample of notebook 1
+    last, first = step_score("final", "acc50"), step_score("step0", "acc50")
+    assert side(paired_difference(bare, bare, last, first, seed=0, n_resamples=500)) == "below"
+    rows = read_json(REFERENCE / "results.json")["second_turn"]
+    same = {(row["words"], row["style"]): row["same"] for row in rows}
+    bare_again, outlined, filled = (same["question", style] for style in ("none", "outline", "filled"))
+    assert bare_again["low"] == 1 > outlined["high"] and outlined["value"] > filled["value"]
+    bare_again, outlined, filled = (same["feedback", style] for style in ("none", "outline", "filled"))
+    assert bare_again["low"] > outlined["high"] and outlined["low"] < filled["value"] < outlined["high"]
+    kept = [iou for iou in iou_matrix(train)[:, 0] if iou <= 0.85]
+    assert sum(iou >= 0.5 for iou in kept) > len(kept) / 2

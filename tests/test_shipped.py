@@ -11,8 +11,8 @@ from ivt_utils.artefacts import DATA, ROOT
 
 # What a run takes from data/, by pattern; the rest is for readers, or made to be changed by them.
 READ = ("benchmark/*", "qwen3vl/*.json", "reference/adapters/*", "reference/rollouts/*", "reference/run.json",
-        "reference/stages.json", "reference/tables/*", "student/*.json", "student/*.jinja", "student/*.safetensors",
-        "manifest.json", "paper_results.json", "timings.json")  # fmt: skip
+        "reference/seeds/*", "reference/stages.json", "reference/tables/*", "student/*.json", "student/*.jinja",
+        "student/*.safetensors", "manifest.json", "paper_results.json", "timings.json")  # fmt: skip
 LEFT = ("student/README.md", "student/learning_curve.json", "reference/results.json", "reference/figures/*",
         "hub_revisions.json")  # fmt: skip
 MADE_HERE = ("hub/*", "*.training/*")
@@ -24,6 +24,7 @@ from ivt_utils.artefacts import DATA, ArtefactError, Run
 from ivt_utils.datasets import SPLITS, load_split
 from ivt_utils.profiles import get_profile
 from ivt_utils.report import paper_results
+from ivt_utils.results import seeds_from
 from ivt_utils.student import load_student
 
 micro, scratch = get_profile("micro"), Path(sys.argv[1])
@@ -39,6 +40,8 @@ def read(relative):  # as a run does
     elif kind == "qwen3vl":
         for name in ("colab", "paper"):
             memory.configuration(get_profile(name))
+    elif rest and rest[0] == "seeds":
+        seeds_from(DATA / "reference", {})
     elif rest and rest[0] in ("adapters", "rollouts", "tables"):
         run.find("/".join(rest[:2]))
     elif rest == ["run.json"]:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from ivt_utils.figures import side
 from ivt_utils.trace_check import says_and_does, traces_told, ways
 
 TRUTH, LEFT, NEARER = [400.0, 400.0, 600.0, 600.0], [300, 400, 500, 600], [350, 400, 550, 600]
@@ -23,22 +24,22 @@ def test_the_ways_in_which_boxes_differ_are_the_words_of_a_trace():
     assert ways(LEFT, LEFT) == set()
 
 
-def test_a_true_trace_that_is_followed_and_a_false_one_that_is_not():
-    said = "It is too far left: move right."
-    true = rollout(1, ("", LEFT), (said, NEARER))
-    assert values([true]) == {"largest": (1, 1), "true": (1, 1), "twice": (0, 1), "followed": (1, 1),
-                              "opposite": (0, 1), "heeded": (1, 1), "unmoved": (0, 1), "kept": (None, 0)}  # fmt: skip
+def test_traces_are_compared_with_the_boxes_and_with_shuffled_traces():
+    true = rollout(1, ("", LEFT), ("It is too far left: move right.", NEARER))
     false = rollout(2, ("", LEFT), ("It is too far right and too far right: move left.", LEFT))
-    assert values([false]) == {"largest": (0, 1), "true": (0, 1), "twice": (1, 1), "followed": (0, 1),
-                               "opposite": (0, 1), "heeded": (0, 1), "unmoved": (1, 1), "kept": (None, 0)}  # fmt: skip
-    other_way = rollout(3, ("", NEARER), (said, LEFT))
-    told = values([true, other_way])
-    assert told["opposite"] == (0.5, 2) and told["heeded"] == (0, 2)
+    told = values([true, false])
+    shares = {"true": 0.5, "true_shuffled": 0.5, "true_more": 0, "followed": 0.5, "followed_shuffled": 0.25,
+              "followed_more": 0.25, "twice": 0.5, "unmoved": 0.5}  # fmt: skip
+    assert told == {kind: (share, 2) for kind, share in shares.items()} | {"kept": (None, 0)}
 
 
-def test_a_small_error_may_be_true_without_being_one_that_the_teacher_names():
-    told = values([rollout(1, ("", [300, 401, 500, 599]), ("It is too short: make it taller.", LEFT))])
-    assert told["true"] == (1, 1) and told["largest"] == (0, 1)
+def test_words_that_are_always_the_same_tell_no_more_than_shuffled_ones():
+    said = "It is too far left: move right."
+    boxes = [LEFT, NEARER, [450, 400, 650, 600]]
+    told = traces_told([rollout(i, ("", box), (said, TRUTH)) for i, box in enumerate(boxes)], **CHANCE)
+    assert told["true"]["value"] == pytest.approx(2 / 3)
+    assert all(told["true_more"][limit] == pytest.approx(0, abs=1e-8) for limit in ("value", "low", "high"))
+    assert side(told["true_more"]) == side(told["followed_more"]) == "open"
 
 
 def test_keep_it_is_asked_whether_it_keeps_and_an_answer_without_a_box_is_left_out():

@@ -79,7 +79,7 @@ def exercise(name: str) -> Callable[[Callable], Callable]:
 
     def decorate(function):
         verdict = check(found, function)
-        goes_on = "your function" if verdict.state == RIGHT else "the reference"
+        goes_on = "your function" if verdict.state == RIGHT else "the solution"
         yours = f" Yours stays at hand as {name}.yours." if verdict.state == WRONG else ""
         print(f"[{verdict.state}] {name}: {verdict.sentence} The notebook goes on with {goes_on}.{yours}")
         found.solution.yours = function

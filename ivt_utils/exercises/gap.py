@@ -251,8 +251,8 @@ EXERCISES = (
             After every answer the loop shows the student **the original image with its latest box**, never box on box.
             Return a list with one new picture for each box: a copy of `image` (a PIL image) with this one box as an
             outline in `"red"`, 1 pixel wide. The boxes are 0..1000. The corners of the rectangle are the pixels of
-            (x1, y1) and (x2, y2), each rounded to the nearest integer. (The course's own `draw_box` can also fill
-            the box with a see-through red.)
+            (x1, y1) and (x2, y2), each rounded to the nearest integer; `round` will do, as no halves occur here. (The
+            loop fills the box with a see-through red as well, with the course's own `draw_box`.)
         """,
         hints=(
             "`image.copy()` is a new picture. `ImageDraw.Draw(picture)` lets you draw on it.",

@@ -186,6 +186,7 @@ EXERCISES = (
             vertically as a share of the truth's height. If neither is more than 0.1, return `"It fits: keep it."`. Else
             name the larger one: `"too far left"`, `"too far right"`, `"too high"` or `"too low"`, in a sentence such as
             `"It is too high: move down."`; `PROBLEMS["too high"]` is `"move down"`. Remember that y grows downwards.
+            (Up to 0.1 a box fits in a variant of notebook 3, too; the package's teacher, below, is stricter.)
         """,
         hints=(
             "The centre of a box is ((x1 + x2) / 2, (y1 + y2) / 2). If the truth's x is larger, which way is it off?",

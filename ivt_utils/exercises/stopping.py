@@ -140,7 +140,7 @@ EXERCISES = (
             itself: go through the steps in order and stop at the **first** step whose box has an IoU of at least
             `threshold` with the box of the step **before** it; answer with that step. When no two neighbours agree,
             answer with the last step. A step without a box is `None` and agrees with nothing. `iou(a, b)` is imported
-            above: it gives 0.0 where either box is `None`.
+            in the cell below: it gives 0.0 where either box is `None`.
         """,
         hints=(
             "Step 0 has no step before it: which is the first step that could agree with anything?",
@@ -187,7 +187,8 @@ EXERCISES = (
         task="""
             Another rule without the truth: answer with the box on which the steps agree most. You get the IoU of
             every pair of steps as a square matrix (a list of rows). Return the index of the step with the highest
-            mean IoU with the **other** steps; of equals the first. There are at least two steps, and each has a box.
+            mean IoU with the **other** steps; if several tie, return the first. There are at least two steps, and each
+            has a box.
         """,
         hints=(
             "Row i holds everything about step i. One item in it is the step's IoU with itself, always 1.",

@@ -124,7 +124,7 @@ EXERCISES = (
                 lambda ids, mask: [token for token, graded in zip(ids, mask) if graded],
             "You shift the labels; the model does that by itself.": _shifted,
             "You grade the last answer only; every answer is graded.": _last_answer,
-            "You leave out step 0; without it the student forgets how to answer at first sight.": _but_step_0,
+            "You leave out step 0; every answer is graded.": _but_step_0,
             "You grade every token, the question and the feedback as well.": lambda ids, mask: ids,
         },
     ),
@@ -134,8 +134,9 @@ EXERCISES = (
         task="""
             SFT does not touch the student's weights: beside each frozen weight `W` it learns two thin matrices, `A` and
             `B`. Return the output of such a layer, x Wᵀ + (alpha / rank) x Aᵀ Bᵀ, as a NumPy array of shape (n, d_out).
-            `x` is (n, d_in), `W` (d_out, d_in), `A` (rank, d_in), `B` (d_out, rank). Before training `B` is all zeros,
-            so that a fresh adapter changes nothing.
+            `alpha` is a fixed number that says how much the adapter counts. `x` is (n, d_in), `W` (d_out, d_in), `A`
+            (rank, d_in), `B` (d_out, rank). Before training `B` is all zeros, so that a fresh adapter changes nothing.
+            (Exercises 1 and 2 are only checked here: in the training TRL and PEFT do this.)
         """,
         hints=(
             "`@` multiplies two matrices, `.T` transposes one. Which shapes fit together?",
@@ -203,8 +204,8 @@ EXERCISES = (
             The paper's best number is an **oracle**: for each sample it takes the best step, chosen with the ground
             truth. Nobody can do that without the truth; what a user gets is the final step. Return both accuracies as
             `(final, oracle)`, shares from 0 to 1 of the samples whose IoU is at least `threshold`. `ious` is a NumPy
-            array of shape (samples, steps). The final step is one of the steps that the oracle chooses from. Can the
-            oracle's number ever be below it?
+            array of shape (samples, steps). The final step is one of the steps that the oracle chooses from, so the
+            oracle's number is never below it.
         """,
         hints=(
             "The final step is the last column, `ious[:, -1]`. The best step differs from sample to sample.",
