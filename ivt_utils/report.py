@@ -322,7 +322,7 @@ def iou_per_step(results: dict):
             axes.fill_between(steps, low, high, color=look["color"], alpha=0.2, linewidth=0)
     axes.set(xlabel="step (0: first answer)", ylabel="mean IoU (0 to 1)", ylim=(0, 1))
     axes.xaxis.get_major_locator().set_params(integer=True)
-    figure.legend(loc="outside right upper", fontsize="small")
+    _legend(figure, axes)
     figure.set_label("Mean IoU at each step. " + "; ".join(told) + ".")
     return figure
 
@@ -358,12 +358,12 @@ def paper_and_ours(results: dict, paper: dict):
             look = {"color": COLOURS[0 if ours else 6], "edgecolor": "black", "hatch": "//" * vague}
             axes.bar(place, value, 0.38, label=row["source"] + ", step not stated" * vague, **look)
             if cell.get("low") is not None:
-                axes.plot([place, place], [100 * cell["low"], 100 * cell["high"]], color="black", linewidth=3)
+                limits = [100 * cell["low"], 100 * cell["high"]]
+                axes.plot([place, place], limits, color="black", linewidth=3, label="95% interval")
             _dots(axes, place + 0.1, cell, 100, "black")
     axes.set_xticks(range(len(names)), [METHODS.get(n, n) for n in names], rotation=20, ha="right")
-    axes.set(xlabel="method", ylabel="Acc@0.5 (% of test samples)", ylim=(0, 105))
-    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize="small")
+    axes.set(ylabel="Acc@0.5 (% of test samples)", ylim=(0, 105))
+    _legend(figure, axes)
     figure.set_label("Acc@0.5 in percent. " + "; ".join(told) + ".")
     return figure
 
@@ -376,7 +376,13 @@ def _seeded(results: dict) -> dict[tuple[str, str], dict]:
 def _dots(axes, place: float, cell: dict, scale: float, colour: str) -> None:
     """Draw each seed of a cell over several trainings as a dot."""
     for value in cell.get("seeds", {}).values():
-        axes.plot(place, scale * value, "o", color=colour, markersize=3, markerfacecolor="white")
+        axes.plot(place, scale * value, "o", color=colour, markersize=3, markerfacecolor="white", label="one training")
+
+
+def _legend(figure, axes) -> None:
+    """Name each kind of mark once, beside the axes."""
+    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize="small")
 
 
 def _axes():

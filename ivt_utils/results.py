@@ -159,7 +159,7 @@ def seed_rows(trained: dict[int, dict[str, list[dict]]], untrained: dict[str, li
     `trained`: {seed: {method: rollouts}}; a method counts with the seeds that have it, [] where those are fewer than
     two. `untrained`: rollouts of the methods that no seed changes. A row: {"name", "a", "b" (None: a level), "metric",
     the cell of `metrics.over_seeds`, "seeds": {seed: mean}}. Levels have the name of their method, and the metrics
-    "step0_acc50", "acc50", "oracle_acc50", "miou", "step0_miou", "step1_miou" ..., and with refinements
+    "step0_acc50", "acc50", "miou", "step0_miou", "step1_miou" ..., and with refinements "oracle_acc50",
     "degradation_per_step" and "share_stay".
     """
     scored = {}  # row's key: [(seed, scores, images)]
@@ -186,11 +186,11 @@ def seed_rows(trained: dict[int, dict[str, list[dict]]], untrained: dict[str, li
 
 
 def _levels(ious) -> dict[str, np.ndarray]:
-    levels = {"step0_acc50": ("step0", "acc50"), "acc50": ("final", "acc50"), "oracle_acc50": ("oracle", "acc50"),
-              "miou": ("final", "miou")}  # fmt: skip
+    levels = {"step0_acc50": ("step0", "acc50"), "acc50": ("final", "acc50"), "miou": ("final", "miou")}
     levels |= {f"step{t}_miou": (t, "miou") for t in range(ious.shape[1])}
     levels = {name: metrics.step_score(*which)(ious) for name, which in levels.items()}
     if ious.shape[1] > 1:
+        levels["oracle_acc50"] = metrics.step_score("oracle", "acc50")(ious)
         levels["degradation_per_step"] = metrics.degradation(ious)
         levels["share_stay"] = (abs(ious[:, -1] - ious[:, 0]) <= metrics.SAME).astype(float)
     return levels

@@ -99,3 +99,50 @@ def test_what_notebooks_1_and_2_say_of_the_base_student_is_what_the_reference_sa
     assert bare_again["low"] > outlined["high"] and outlined["low"] < filled["value"] < outlined["high"]
     kept = [iou for iou in iou_matrix(train)[:, 0] if iou <= 0.85]
     assert sum(iou >= 0.5 for iou in kept) > len(kept) / 2
+
+
+SFT = {"gains": dict.fromkeys(GAINS, CELLS["open"]), "variant": dict.fromkeys(GAINS, CELLS["open"]),
+       "loss": CELLS["open"], "long_loss": CELLS["open"]}  # fmt: skip
+GRPO = dict.fromkeys(("loss", "final", "long_change", "keep_change", "rise", "gain", "loop"), CELLS["open"])
+GRPO |= {"acts": ACTS | {"difference": CELLS["open"]}, "keep_acts": ACTS | {"difference": CELLS["open"]}}
+TRACES = {"true": {"n": 9}, "unmoved": CELLS["open"] | {"value": 0}} | dict.fromkeys(
+    ("true_more", "followed_more"), CELLS["open"])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("tell", "where", "above", "below"),
+    [
+        ("sft", ("gains", "final - step 0"), "the final step lies above step 0", "the final step lies below step 0"),
+        ("sft", ("gains", "step 0 - single shot"), "step 0 has gained", "step 0 has fallen below"),
+        ("sft", ("gains", "final - single shot"), "gives more right answers", "gives fewer right answers"),
+        ("sft", ("gains", "oracle best step - single shot"), "best step lies above the single shot",
+         "choose, lies below the single shot"),
+        ("sft", ("variant", "final - step 0"), "lies above its own step 0", "lies below its own step 0"),
+        ("sft", ("variant", "final - single shot"), "and lies above the single shot", "and lies below the single shot"),
+        ("sft", ("loss",), "mean IoU falls", "mean IoU rises"),
+        ("sft", ("long_loss",), "the student loses IoU", "the student gains IoU"),
+        ("grpo", ("loss",), "a step lost IoU after SFT", "a step gained IoU after SFT"),
+        ("grpo", ("final",), "is better after GRPO", "is worse after GRPO"),
+        ("grpo", ("long_change",), "trained, a step loses more", "trained, a step loses less"),
+        ("grpo", ("keep_change",), "fits loses more there", "fits loses less there"),
+        ("grpo", ("rise",), "The probes rise", "The probes fall"),
+        ("grpo", ("gain",), "step lies above the base", "step lies below the base"),
+        ("grpo", ("loop",), "lies above GRPO without a loop", "lies below GRPO without a loop"),
+        ("grpo", ("acts", "difference"), "fits more often than it keeps", "keeps its box more often"),
+        ("traces", ("true_more",), "true more often", "true less often"),
+        ("traces", ("followed_more",), "follows them more often", "follows them less often"),
+    ],
+)  # fmt: skip
+def test_an_interval_above_is_not_told_as_one_below(tell, where, above, below):
+    function, told = {
+        "sft": (lambda told: findings.after_sft(**told), SFT), "grpo": (lambda told: findings.after_grpo(**told), GRPO),
+        "traces": (findings.of_traces, TRACES)}[tell]  # fmt: skip
+
+    def text(place):
+        first, *rest = where
+        changed = {rest[0]: CELLS[place]} if rest else CELLS[place]
+        return function(told | {first: told[first] | changed if rest else changed})
+
+    assert above in text("above") and below not in text("above")
+    assert below in text("below") and above not in text("below")
+    assert above not in text("open") and below not in text("open")
