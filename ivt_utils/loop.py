@@ -34,8 +34,9 @@ def run_loop(
         images = [load_image(record["image"]) for record in batch]
         chats = [[protocol.question(image, r["expression"])] for image, r in zip(images, batch, strict=True)]
         steps: list[list[dict]] = [[] for _ in batch]
+        earlier = {}
         for turn in range(turns + 1):
-            texts = generate(student, chats, max_new_tokens, temperature, seed + start + turn)
+            texts = generate(student, chats, max_new_tokens, temperature, seed + start + turn, earlier)
             for record, chat, own, image, text in zip(batch, chats, steps, images, texts, strict=True):
                 box = parse_answer(text)
                 if zoom is not None and own and box:
@@ -128,9 +129,14 @@ def answers_from(student: Student, record: dict, box, profile) -> dict:
 
 
 def generate(
-    student: Student, chats: list[list[dict]], max_new_tokens: int, temperature: float, seed: int
-) -> list[str]:
-    """Return the next answer of each chat, as text without special tokens."""
+    student: Student, chats: list[list[dict]], max_new_tokens: int, temperature: float, seed: int,
+    earlier: dict | None = None,
+) -> list[str]:  # fmt: skip
+    """Return the next answer of each chat, as text without special tokens.
+
+    `earlier`: an empty dict at the first turn of a loop, and the same one at its later turns. It holds what the model
+    has computed of each chat, so that a chat that goes on is only read where it is new.
+    """
     import torch
 
     inputs = student.processor.apply_chat_template(
@@ -142,9 +148,60 @@ def generate(
         torch.manual_seed(seed)
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     with torch.inference_mode(), memory_advice("answering", "batch_size", "max_pixels"):
-        output = student.model.generate(**inputs, max_new_tokens=max_new_tokens, **sampling)
-    answers = output[:, inputs["input_ids"].shape[1] :]
-    return student.processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
+        if earlier:
+            inputs = _continued(student, inputs, earlier) or inputs
+        output = student.model.generate(
+            **inputs, max_new_tokens=max_new_tokens, return_dict_in_generate=True, **sampling)  # fmt: skip
+    tokenizer, cache = student.processor.tokenizer, output.past_key_values
+    answers = output.sequences[:, inputs["input_ids"].shape[1] :]
+    if earlier is not None and cache is not None:
+        ends = (answers == tokenizer.eos_token_id) | (answers == tokenizer.pad_token_id)
+        words = (~ends).long().cumprod(-1)  # the end of the turn is read with the next one
+        read = {
+            "input_ids": output.sequences, "attention_mask": torch.cat([inputs["attention_mask"], words], -1),
+            "mm_token_type_ids": torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(words)], -1),
+        }  # fmt: skip
+        length = cache.get_seq_length()  # the last token was not read
+        earlier |= {"cache": cache} | {name: values[:, :length] for name, values in read.items()}
+    return tokenizer.batch_decode(answers, skip_special_tokens=True)
+
+
+def _continued(student: Student, inputs, earlier: dict):
+    """Return the inputs of chats that go on from `earlier`, with its cache; None where one of them does not.
+
+    What is new of a chat stands behind all that was read, with padding between them, and only its images are encoded.
+    """
+    import torch
+
+    tokenizer, begins = student.processor.tokenizer, student.processor.vision_start_token_id
+    counts = (inputs["input_ids"] == begins).sum(-1).tolist()
+    grids = torch.split(inputs["image_grid_thw"], counts)
+    pixels = torch.split(inputs["pixel_values"], [int(grid.prod(-1).sum()) for grid in grids])
+    fresh, images = [], {"pixel_values": [], "image_grid_thw": []}
+    for row, (grid, pixel) in enumerate(zip(grids, pixels, strict=True)):
+        whole = inputs["attention_mask"][row].bool()
+        ids, kinds = inputs["input_ids"][row][whole], inputs["mm_token_type_ids"][row][whole]
+        known = earlier["input_ids"][row][earlier["attention_mask"][row].bool()]
+        if len(ids) <= len(known) or not torch.equal(ids[: len(known)], known):
+            return None
+        ids, kinds = ids[len(known) :], kinds[len(known) :]
+        fresh.append({"input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": kinds})
+        grid = grid[len(grid) - int((ids == begins).sum()) :]
+        images["image_grid_thw"].append(grid)
+        images["pixel_values"].append(pixel[len(pixel) - int(grid.prod(-1).sum()) :])
+    width = max(len(row["input_ids"]) for row in fresh)
+    filling = {"input_ids": tokenizer.pad_token_id, "attention_mask": 0, "mm_token_type_ids": 0}
+
+    def padded(name, value):
+        pad = torch.nn.functional.pad
+        return torch.stack([pad(row[name], (width - len(row[name]), 0), value=value) for row in fresh])
+
+    seen = {name: torch.cat(values) for name, values in images.items()}
+    return {
+        **{name: torch.cat([earlier[name], padded(name, value)], -1) for name, value in filling.items()},
+        "image_grid_thw": inputs["image_grid_thw"], "past_key_values": earlier["cache"],
+        "mm_encoder_outputs": {"image": student.model.get_image_features(**seen, return_dict=True)},
+    }  # fmt: skip
 
 
 def _rollout(record: dict, steps: list[dict]) -> dict:

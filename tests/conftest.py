@@ -6,6 +6,7 @@ import shutil
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import settings
@@ -31,7 +32,8 @@ class ScriptedModel:
         answers = [self.tokenizer(self.script(turn, i) + "<|im_end|>")["input_ids"] for i in range(len(ids))]
         longest = max(len(answer) for answer in answers)
         pad = self.tokenizer.pad_token_id
-        return torch.cat([ids, torch.tensor([a + [pad] * (longest - len(a)) for a in answers])], 1)
+        written = torch.cat([ids, torch.tensor([a + [pad] * (longest - len(a)) for a in answers])], 1)
+        return SimpleNamespace(sequences=written, past_key_values=None)
 
     def prompt_ids(self, turn: int, i: int) -> list[int]:
         """The ids of chat i at a call, without the padding on the left."""

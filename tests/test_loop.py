@@ -7,9 +7,11 @@ from types import SimpleNamespace
 import pytest
 
 from ivt_utils import loop, protocol
-from ivt_utils.artefacts import Run
+from ivt_utils.artefacts import REFERENCE, Run
+from ivt_utils.datasets import load_split
 from ivt_utils.profiles import get_profile
-from ivt_utils.render import ImageError, draw_box
+from ivt_utils.render import ImageError, draw_box, load_image
+from ivt_utils.student import load_student
 
 BOXES = [(100, 200, 300, 400), (110, 220, 330, 440), (120, 240, 360, 480), (0, 0, 1000, 1000)]
 
@@ -253,3 +255,47 @@ def test_a_given_box_is_put_on_the_students_grid(scripted, records):
 def test_a_given_box_must_be_numbers(records, bad):
     with pytest.raises(ValueError, match="not a finite number"):
         loop.answers_from(SimpleNamespace(grid=1), records[0], bad, get_profile("micro"))
+
+
+# --- a chat that goes on is read once
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    """The SFT student, whose answers have the form of real ones, and 12 validation records."""
+    profile = get_profile("micro")
+    return load_student(profile, REFERENCE / "adapters" / "sft"), load_split(profile, "val").select(range(12))
+
+
+@pytest.mark.parametrize("options", [{}, {"style": "none"}, {"temperature": 0.7}, {"batch_size": 5}])
+def test_a_chat_that_goes_on_gets_the_answers_of_one_that_is_read_anew(shipped, options, monkeypatch):
+    student, records = shipped
+    continued = loop.run_loop(student, records, turns=3, **options)
+    generate = loop.generate
+    monkeypatch.setattr(loop, "generate", lambda *inputs: generate(*inputs[:5]))
+    assert continued == loop.run_loop(student, records, turns=3, **options)
+    assert all(step["box"] for rollout in continued for step in rollout["steps"]) or options
+
+
+def test_each_image_of_a_chat_is_encoded_once(shipped, monkeypatch):
+    student, records = shipped
+    visual, encoded = student.model.base_model if hasattr(student.model, "peft_config") else student.model, []
+    visual = visual.model.visual
+    whole = visual.forward
+
+    def forward(pixels, grid_thw, **options):
+        encoded.append(len(grid_thw))
+        return whole(pixels, grid_thw, **options)
+
+    monkeypatch.setattr(visual, "forward", forward)
+    loop.run_loop(student, records, turns=3)
+    assert encoded == [12] * 4
+
+
+def test_a_chat_that_does_not_go_on_is_read_anew(shipped):
+    student, records = shipped
+    asked = [[protocol.question(load_image(r["image"]), r["expression"])] for r in records]
+    earlier = {}
+    loop.generate(student, asked, 32, 0.0, 0, earlier)
+    others = asked[::-1]
+    assert loop.generate(student, others, 32, 0.0, 0, earlier) == loop.generate(student, others, 32, 0.0, 0)
