@@ -129,7 +129,7 @@ TRACES = {"true": {"n": 9}, "unmoved": CELLS["open"] | {"value": 0}} | dict.from
         ("grpo", ("gain",), "step lies above the base", "step lies below the base"),
         ("grpo", ("loop",), "lies above GRPO without a loop", "lies below GRPO without a loop"),
         ("grpo", ("acts", "difference"), "fits more often than it keeps", "keeps its box more often"),
-        ("traces", ("true_more",), "true more often", "true less often"),
+        ("traces", ("true_more",), "name is true more often", "name is true less often"),
         ("traces", ("followed_more",), "follows them more often", "follows them less often"),
     ],
 )  # fmt: skip
