@@ -24,6 +24,7 @@ DATA = ROOT / "data"
 REFERENCE = DATA / "reference"
 MANIFEST = "manifest.json"  # in a folder of data: the SHA-256 of its files
 ADAPTERS = ("sft", "sft_keep", "grpo", "grpo_keep", "grpo_single")  # that the reference ships
+SEEDS = "seeds"  # in the folder of a run: the runs of other seeds (`stages.seeds`)
 PROBE = "probe.json"  # in the folder of an adapter: its learning curve (`grpo.read_probe`)
 LIBRARIES = ("torch", "torchvision", "transformers", "trl", "peft", "datasets", "accelerate", "numpy", "scipy",
              "pillow", "matplotlib", "papermill")  # fmt: skip
@@ -301,11 +302,6 @@ class Run:
         return shipped
 
 
-def seed_folder(root: Path, seed: int) -> Path:
-    """Return where the run in `root` keeps the run of another seed (`stages.seeds`)."""
-    return root / "seeds" / str(seed)
-
-
 def find_reference(relative: str) -> Path:
     """Return a reference result, such as "adapters/sft"; an ArtefactError when its checksum is not the noted one."""
     path = REFERENCE / relative
@@ -316,15 +312,15 @@ def find_reference(relative: str) -> Path:
     return path
 
 
-def read_json(path: Path, remedy: str = "delete it and run again."):
+def read_json(path: Path, remedy: str | None = None):
     """Return the value of a JSON file; a missing or unreadable one raises an ArtefactError, which ends on `remedy`."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         way = restoring(Path(path)) if Path(path).is_relative_to(DATA) else "run the stage that makes it."
-        raise ArtefactError(f"{path} is missing; {way}") from None
+        raise ArtefactError(f"{path} is missing; {remedy or way}") from None
     except ValueError:
-        raise ArtefactError(f"{path} is not valid JSON; {remedy}") from None
+        raise ArtefactError(f"{path} is not valid JSON; {remedy or 'delete it and run again.'}") from None
 
 
 def read_jsonl(path: Path) -> list[dict]:
@@ -350,9 +346,9 @@ def ship_reference(root: Path) -> Path:
     """
     names = ["results.json", "run.json", "figures", "tables", *(f"adapters/{name}" for name in ADAPTERS)]
     names += [f"rollouts/{path.name}" for path in sorted((root / "rollouts").glob("*.jsonl"))]
-    of_seeds = {path.relative_to(root).as_posix() for path in seed_folder(root, 0).parent.glob("*/rollouts/*.jsonl")}
-    longs = {name.replace("_long.jsonl", ".jsonl") for name in of_seeds if name.endswith("_long.jsonl")}
-    names += sorted(name for name in of_seeds - longs if Path(name).name.startswith(("sft_", "grpo_")))
+    of_seeds = [path.relative_to(root).as_posix() for kind in ("*_long", "grpo_single")
+                for path in sorted((root / SEEDS).glob(f"*/rollouts/{kind}.jsonl"))]  # fmt: skip
+    names += of_seeds
     with replace_folder(REFERENCE) as folder:
         notes = {}
         for name in names:

@@ -14,7 +14,7 @@ from ivt_utils.exercises import LESSONS
 from ivt_utils.figures import side
 from ivt_utils.metrics import iou_matrix
 from ivt_utils.report import markdown_table, number, paper_results, write_between
-from ivt_utils.results import METHODS, read_rollouts
+from ivt_utils.results import METHODS, by_name, read_rollouts
 from ivt_utils.selection import ORACLE, best_rule
 
 EXPLORED = ("base_ivt", "sft_ivt", "sft_grpo_ivt")
@@ -26,14 +26,14 @@ HEAD = ["claim of the paper", "the paper", "measured here", "seen here?", "noteb
 def claims(results: dict, paper: dict) -> list[list[str]]:
     """Return the table of claims as a grid of text, its head first: the paper's number, ours, whether ours show it."""
     theirs, ours = paper["methods"], {name: found["metrics"] for name, found in results["methods"].items()}
-    compared = {(d["name"], d["metric"]): d for d in (*results["differences"], *results["seeds"])}
+    compared = by_name((*results["differences"], *results["seeds"]))  # of several trainings, where there are several
     slices, sft, grpo = paper["slices"], ours["sft_ivt"], ours["sft_grpo_ivt"]
     rules = [row for row in results["methods"]["sft_ivt"]["rules"] if row["rule"] not in (ORACLE, "step 0")]
     shown = {row["control"]: row["difference"] for row in results["methods"]["sft_ivt"]["controls"]}
     r = results["methods"]["sft_ivt"]["calibration"][0]["fits"]["r"]
     presence, quality = shown["no box"], {"a true box (oracle)": shown[TRUTH], "a random box": shown["random box"]}
 
-    def points(name, metric="acc50"):  # of several trainings, where there are several
+    def points(name, metric="acc50"):
         return compared[name, metric]
 
     def level(name, metric):

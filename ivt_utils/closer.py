@@ -139,11 +139,12 @@ def closer_rows(answers: dict[str, list[dict]], *, seed: int, n_resamples: int) 
             for metric, score in (("acc50", lambda v: (v >= 0.5).astype(float)), ("miou", lambda v: v))
         }
         for a, b in [*((name, None) for name in given), *COMPARISONS]:
-            cells = {}
-            for metric, of in scores.items():
-                gains = of[a] - of[b] if b else of[a]
-                alone = metrics.mean_interval(gains[0], images, seed=seed, n_resamples=n_resamples)
-                cells[metric] = metrics.over_seeds(gains, images) if len(gains) > 1 else alone
+            gains = {metric: of[a] - of[b] if b else of[a] for metric, of in scores.items()}
+            if len(numbers) > 1:
+                cells = {metric: metrics.over_seeds(each, images) for metric, each in gains.items()}
+            else:
+                cells = {metric: metrics.mean_interval(each[0], images, seed=seed, n_resamples=n_resamples)
+                         for metric, each in gains.items()}  # fmt: skip
             name = f"{a} - {b}" if b else a
             rows.append({"name": name, "seed": label, "seeds": numbers, "answers": None if b else given[a], **cells})
     return rows

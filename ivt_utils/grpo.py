@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from ivt_utils import distributed, hardware, protocol
-from ivt_utils.artefacts import PROBE, ArtefactError, read_json, write_text
+from ivt_utils.artefacts import PROBE, read_json, write_text
 from ivt_utils.boxes import format_answer, iou, parse_answer, valid
 from ivt_utils.datasets import first, load_split
 from ivt_utils.loop import evaluate
@@ -197,10 +197,7 @@ def read_probe(folder: Path) -> dict:
 
     "ious" has one list a record, with the IoU of each of its answers, 0 to 1. ArtefactError where it is not there.
     """
-    path, remedy = folder / PROBE, f"delete {folder} and run again."
-    if not path.exists():
-        raise ArtefactError(f"{path} is missing, the learning curve of this training; {remedy}")
-    return read_json(path, remedy)
+    return read_json(folder / PROBE, f"delete {folder} and run again.")
 
 
 def image_tokens(student: Student, image) -> int:

@@ -34,7 +34,7 @@ def run_loop(
         images = [load_image(record["image"]) for record in batch]
         chats = [[protocol.question(image, r["expression"])] for image, r in zip(images, batch, strict=True)]
         steps: list[list[dict]] = [[] for _ in batch]
-        earlier = {}
+        earlier = {} if zoom is None else None
         for turn in range(turns + 1):
             texts = generate(student, chats, max_new_tokens, temperature, seed + start + turn, earlier)
             for record, chat, own, image, text in zip(batch, chats, steps, images, texts, strict=True):

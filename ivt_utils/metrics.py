@@ -154,8 +154,8 @@ def mean_interval(scores, image_ids, *, seed: int, n_resamples: int) -> dict:
     return intervals([scores], [np.ones(len(scores))], image_ids, seed=seed, n_resamples=n_resamples)[0]
 
 
-def _pair(rollouts_a, rollouts_b):
-    """Return both lists ordered by id, after checking that they speak of the same samples."""
+def paired(rollouts_a, rollouts_b):
+    """Return both lists ordered by id; a ValueError where they do not speak of the same samples."""
     check(rollouts_a)
     check(rollouts_b)
     a, b = ({rollout["id"]: rollout for rollout in rollouts} for rollouts in (rollouts_a, rollouts_b))
@@ -169,20 +169,15 @@ def _pair(rollouts_a, rollouts_b):
     return [a[name] for name in names], [b[name] for name in names]
 
 
-def paired_scores(rollouts_a, rollouts_b, score, score_b=None) -> tuple[np.ndarray, list[str]]:
-    """Return a's score minus b's, one a sample in the order of the ids, and the image of each sample.
+def paired_difference(rollouts_a, rollouts_b, score, score_b=None, *, seed: int, n_resamples: int) -> dict:
+    """Return the cell of the mean of a's score minus b's, paired by id and resampled by image.
 
     `score` takes an IoU matrix (n, T + 1) to (n,), as `step_score` and `degradation` do; `score_b` when b is
     scored otherwise. T may differ. ValueError when the lists are not about the same samples.
     """
-    a, b = _pair(rollouts_a, rollouts_b)
+    a, b = paired(rollouts_a, rollouts_b)
     gains = score(iou_matrix(a)) - (score_b or score)(iou_matrix(b))
-    return gains, [rollout["image_id"] for rollout in a]
-
-
-def paired_difference(rollouts_a, rollouts_b, score, score_b=None, *, seed: int, n_resamples: int) -> dict:
-    """Return the cell of the mean of `paired_scores`, resampled by image."""
-    return mean_interval(*paired_scores(rollouts_a, rollouts_b, score, score_b), seed=seed, n_resamples=n_resamples)
+    return mean_interval(gains, [rollout["image_id"] for rollout in a], seed=seed, n_resamples=n_resamples)
 
 
 def over_seeds(scores, image_ids) -> dict:
@@ -191,8 +186,8 @@ def over_seeds(scores, image_ids) -> dict:
     `scores`: shape (S, n), one row a training, S > 1. A mixed model with two crossed random effects, the training and
     the image: the samples of an image share its luck, and so do all answers of one training. Its variance comes from
     the mean squares (method of moments), and the limits from Student's t with Satterthwaite's degrees of freedom.
-    A bootstrap would draw five trainings again from the same five, which makes its intervals too short. The limits
-    are None with one image.
+    A bootstrap would draw the few trainings again from themselves, which makes its intervals too short. The limits are
+    None with one image.
     """
     scores = np.asarray(scores, dtype=float)
     trainings, n = scores.shape
@@ -223,7 +218,7 @@ def paired_ratio(rollouts_a, rollouts_b, score, *, seed: int, n_resamples: int) 
 
     The limits are None when b's mean is not positive in some resample: such a ratio has no bounded interval.
     """
-    a, b = _pair(rollouts_a, rollouts_b)
+    a, b = paired(rollouts_a, rollouts_b)
     pair, images = ([score(iou_matrix(a))], [score(iou_matrix(b))]), [rollout["image_id"] for rollout in a]
     return intervals(*pair, images, seed=seed, n_resamples=n_resamples)[0] | {"n": len(a)}
 

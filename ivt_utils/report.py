@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ivt_utils import artefacts
 from ivt_utils.mirage import ADAPTERS
-from ivt_utils.results import METHODS, SINGLE, build_results, results_from, targets
+from ivt_utils.results import METHODS, SINGLE, build_results, by_name, results_from, targets
 from ivt_utils.selection import ORACLE, best_rule
 
 __all__ = [
@@ -272,7 +272,7 @@ def seeds_tables(rows: list[dict]) -> list[list[list[str]]]:
         low, high = (limit(row["seeds"].values()) * scale for limit in (min, max))
         return f"{number(row, scale, digits)}, {low:.{digits}f} to {high:.{digits}f}"
 
-    levels = _seeded({"seeds": rows})
+    levels = by_name(row for row in rows if row["b"] is None)
     methods = [["method", "seeds", *(column[1] for column in SEEDS_COLUMNS)]]
     for name in dict.fromkeys(name for name, _ in levels):
         seeds = str(len(levels[name, "acc50"]["seeds"]))
@@ -304,7 +304,7 @@ def iou_per_step(results: dict):
     trainings it is their mean, and each is a dot.
     """
     figure, axes = _axes()
-    methods, seeded, told = results["methods"], _seeded(results), []
+    methods, seeded, told = results["methods"], by_name(results["seeds"]), []
     names = [f"{name}_long" if f"{name}_long" in methods else name for name in ("base_ivt", "sft_ivt", "sft_grpo_ivt")]
     for name, colour, marker in zip(names, (COLOURS[0], COLOURS[1], COLOURS[4]), "os^", strict=True):
         if name not in methods:
@@ -334,7 +334,7 @@ def paper_and_ours(results: dict, paper: dict):
     Diamonds are the best step of an oracle. Of several trainings it is their mean, and each is a dot.
     """
     figure, axes = _axes()
-    seeded = _seeded(results)
+    seeded = by_name(results["seeds"])
     rows = [row for row in table(results, paper) if row["method"] in paper["methods"]]
     names, told = list(dict.fromkeys(row["method"] for row in rows)), []
     for row in rows:
@@ -366,11 +366,6 @@ def paper_and_ours(results: dict, paper: dict):
     _legend(figure, axes)
     figure.set_label("Acc@0.5 in percent. " + "; ".join(told) + ".")
     return figure
-
-
-def _seeded(results: dict) -> dict[tuple[str, str], dict]:
-    """Return the levels of `results.seed_rows` by method and metric."""
-    return {(row["a"], row["metric"]): row for row in results["seeds"] if row["b"] is None}
 
 
 def _dots(axes, place: float, cell: dict, scale: float, colour: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ivt_utils import closer, confidence, controls, metrics, selection
-from ivt_utils.artefacts import PROBE, ArtefactError, checksum, read_json, seed_folder, stage_key
+from ivt_utils.artefacts import PROBE, SEEDS, ArtefactError, checksum, read_json, stage_key
 
 METHODS = {
     "base_single": "base, single shot",
@@ -116,25 +116,32 @@ def build_results(
     }
 
 
-def _compared(known: dict[str, list[dict]]):
-    """Yield {"name", "a", "b", "metric"} and the scores of a and b for each difference between rollouts in `known`."""
+def by_name(rows) -> dict[tuple[str, str], dict]:
+    """Return rows of "differences" or "seeds" by their name and metric; of two rows the later one."""
+    return {(row["name"], row["metric"]): row for row in rows}
+
+
+def _compared(steps: dict[str, int]):
+    """Yield {"name", "a", "b", "metric"} and the scores of a and b for each difference between methods in `steps`.
+
+    `steps`: how many steps the rollouts of a method have.
+    """
     for a, step_a, b, step_b in COMPARISONS:
-        if a not in known or b not in known:
+        if a not in steps or b not in steps:
             continue
         left, right = (n if n in SINGLE else f"{n} {STEP_NAMES[s]}" for n, s in ((a, step_a), (b, step_b)))
         for metric in ("acc50", "miou"):
             kind = f"oracle_{metric}" if "oracle" in (step_a, step_b) else metric
             scores = metrics.step_score(step_a, metric), metrics.step_score(step_b, metric)
             yield {"name": f"{left} - {right}", "a": a, "b": b, "metric": kind}, *scores
-    for a, b in _mended(known):
+    for a, b in _mended(steps):
         same = {"a": a, "b": b, "metric": "degradation_per_step"}
         yield {"name": f"{a} degradation - {b} degradation", **same}, metrics.degradation, metrics.degradation
         yield {"name": f"{a} degradation - a fifth of {b} degradation", **same}, metrics.degradation, _fifth
 
 
-def _mended(known: dict[str, list[dict]]) -> list[tuple[str, str]]:
-    loops = {name for name, rollouts in known.items() if len(rollouts[0]["steps"]) > 1}
-    return [pair for pair in MENDED if loops.issuperset(pair)]
+def _mended(steps: dict[str, int]) -> list[tuple[str, str]]:
+    return [pair for pair in MENDED if all(steps.get(name, 1) > 1 for name in pair)]
 
 
 def _fifth(ious):
@@ -143,10 +150,11 @@ def _fifth(ious):
 
 def _differences(rollouts, seed, n_resamples):
     chance = {"seed": seed, "n_resamples": n_resamples}
-    for told, *scores in _compared(rollouts):
+    steps = {name: len(items[0]["steps"]) for name, items in rollouts.items()}
+    for told, *scores in _compared(steps):
         cell = metrics.paired_difference(rollouts[told["a"]], rollouts[told["b"]], *scores, **chance)
         yield told | cell | {"seed": seed}
-    for a, b in _mended(rollouts):
+    for a, b in _mended(steps):
         told = {"name": f"{a} degradation / {b} degradation", "a": a, "b": b, "metric": "degradation_ratio"}
         cell = metrics.paired_ratio(rollouts[a], rollouts[b], metrics.degradation, **chance)
         yield told | cell | {"seed": seed}
@@ -162,26 +170,33 @@ def seed_rows(trained: dict[int, dict[str, list[dict]]], untrained: dict[str, li
     "step0_acc50", "acc50", "miou", "step0_miou", "step1_miou" ..., and with refinements "oracle_acc50",
     "degradation_per_step" and "share_stay".
     """
-    scored = {}  # row's key: [(seed, scores, images)]
+    if len(trained) < 2:
+        return []
+    samples = next(iter(untrained.values()))
+    images = [rollout["image_id"] for rollout in metrics.paired(samples, samples)[0]]
+
+    def ious_of(rollouts):
+        return metrics.iou_matrix(metrics.paired(rollouts, samples)[0])
+
+    fixed = {name: ious_of(rollouts) for name, rollouts in untrained.items() if name not in TRAINED}
+    scored = {}  # row's key: {seed: scores}
     for seed, found in trained.items():
-        found = {name: found[name] for name in TRAINED if name in found}
-        known = {name: items for name, items in untrained.items() if name not in TRAINED} | found
-        for name, items in found.items():
-            items = sorted(items, key=lambda rollout: rollout["id"])
-            ious, images = metrics.iou_matrix(items), [rollout["image_id"] for rollout in items]
+        own = {name: ious_of(found[name]) for name in TRAINED if name in found}
+        for name, ious in own.items():
             for metric, scores in _levels(ious).items():
-                scored.setdefault((name, name, None, metric), []).append((seed, scores, images))
-        for told, *scores in _compared(known):
-            if told["a"] in TRAINED:
-                pair = metrics.paired_scores(known[told["a"]], known[told["b"]], *scores)
-                scored.setdefault(tuple(told[key] for key in ROW), []).append((seed, *pair))
+                scored.setdefault((name, name, None, metric), {})[seed] = scores
+        known = fixed | own
+        for told, score_a, score_b in _compared({name: ious.shape[1] for name, ious in known.items()}):
+            if told["a"] in own:
+                gains = score_a(known[told["a"]]) - score_b(known[told["b"]])
+                scored.setdefault(tuple(told[key] for key in ROW), {})[seed] = gains
     rows = []
     for key, each in scored.items():
         if len(each) > 1:
-            row = dict(zip(ROW, key, strict=True)) | metrics.over_seeds([scores for _, scores, _ in each], each[0][2])
+            row = dict(zip(ROW, key, strict=True)) | metrics.over_seeds(list(each.values()), images)
             if row["b"] is None and row["metric"] != "degradation_per_step" and row["low"] is not None:
                 row |= {"low": max(0.0, row["low"]), "high": min(1.0, row["high"])}  # a share, or a mean of IoUs
-            rows.append(row | {"seeds": {str(seed): float(scores.mean()) for seed, scores, _ in each}})
+            rows.append(row | {"seeds": {str(seed): float(scores.mean()) for seed, scores in each.items()}})
     return rows
 
 
@@ -240,14 +255,13 @@ def targets(results: dict) -> list[dict]:
     "unit": "share", "difference" of shares, "ratio", "IoU".
     """
     methods = {name: found["metrics"] for name, found in results["methods"].items()}
-    compared = {(d["name"], d["metric"]): d for d in results["differences"]}
-    seeded = {(row["name"], row["metric"]): row for row in results.get("seeds", [])}
+    compared = by_name((*results["differences"], *results.get("seeds", [])))  # of several trainings, where there are
 
     def difference(name, metric="acc50"):
-        return seeded.get((name, metric)) or compared.get((name, metric))
+        return compared.get((name, metric))
 
     def level(name, metric):
-        return seeded.get((name, metric)) or methods.get(name, {}).get(metric)
+        return difference(name, metric) or methods.get(name, {}).get(metric)
 
     def target(key, claim, unit, cell, *limits, **strict):
         shown = {name: cell[name] if cell else None for name in ("value", "low", "high", "n")}
@@ -379,7 +393,7 @@ def seeds_from(root: Path, known: dict[str, list[dict]]) -> dict[int, dict[str, 
     samples.
     """
     found = {}
-    for folder in sorted(seed_folder(root, 0).parent.glob("[0-9]*"), key=lambda folder: int(folder.name)):
+    for folder in sorted((root / SEEDS).glob("[0-9]*"), key=lambda folder: int(folder.name)):
         found[int(folder.name)] = rollouts = {}
         for name in TRAINED:
             answers, long = read_stage(folder, name), read_stage(folder, f"{name}_long")

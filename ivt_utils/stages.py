@@ -5,7 +5,7 @@ finished. What an earlier one would have made is made here too, or taken from wh
 """
 
 from ivt_utils.ablations import run_ablations
-from ivt_utils.artefacts import ArtefactError, Run, read_jsonl, seed_folder
+from ivt_utils.artefacts import SEEDS, ArtefactError, Run, read_jsonl
 from ivt_utils.closer import run_closer
 from ivt_utils.datasets import first, load_split
 from ivt_utils.grpo import probe_records, prompts_dataset, train_grpo
@@ -103,12 +103,15 @@ def grpo(run, steps: int | None = None) -> None:
 def seeds(run, numbers, steps: int | None = None) -> None:
     """Train the students of notebooks 3 and 4 and the closer look with several seeds, and score them on the test split.
 
-    The seed of `run` is the run itself; each other one gets a run of its own in `seed_folder`. `steps`: as in `grpo`.
+    The seed of `run` is the run itself; each other one gets a run of its own in its folder `SEEDS`. `steps`: as in
+    `grpo`. No seed changes the untrained student, so its answers are those of `run`.
     """
-    evaluation(run)  # the untrained student, whom no seed changes
+    evaluation(run)
+    answers = own_answers(run, load_split(run.profile, "train"))
     for number in numbers:
-        own = run if number == run.seed else Run(run.profile, number, seed_folder(run.root, number))
+        own = run if number == run.seed else Run(run.profile, number, run.root / SEEDS / str(number))
         print(f"Seed {number}: SFT, GRPO and their answers, in {own.root}.", flush=True)
+        own.rollouts("train_step0", lambda: answers)
         sft(own)
         grpo(own, steps)
     run_closer(run, numbers, load_split(run.profile, "train"), load_split(run.profile, "test"))

@@ -284,7 +284,7 @@ def test_of_what_is_only_counted_the_boxes_are_shipped(finished, reference):
     asked = {"id": "a", "expression": "the star", "steps": [{"text": "It fits.", "box": [1, 2, 3, 4], "shown": None}]}
     finished.rollouts("control_sft_ivt_no_box", lambda: [asked])
     finished.rollouts("sft_ivt", lambda: [asked])
-    seed = Run(finished.profile, 3, artefacts.seed_folder(finished.root, 3))
+    seed = Run(finished.profile, 3, finished.root / artefacts.SEEDS / "3")
     for name in ("sft_ivt", "sft_ivt_long", "grpo_single", "train_step0"):
         seed.rollouts(name, lambda: [asked])
     artefacts.ship_reference(finished.root)

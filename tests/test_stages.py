@@ -3,7 +3,7 @@
 import pytest
 
 from ivt_utils import controls, stages
-from ivt_utils.artefacts import ArtefactError, Run, seed_folder
+from ivt_utils.artefacts import SEEDS, ArtefactError, Run, read_jsonl
 
 GOOD, BAD = '{"bbox_2d": [10, 20, 30, 40]}', "10, 20, 30, 40"
 
@@ -38,13 +38,16 @@ def test_only_a_student_of_the_hub_is_looked_at_and_once(hub, tmp_path, tiny_pro
 
 def test_each_seed_has_a_run_of_its_own_and_the_runs_own_seed_is_the_run(tiny_profile, tmp_path, monkeypatch):
     called, run = [], Run(tiny_profile, 0, tmp_path)
+    answers, others = [{"id": "a"}], tmp_path / SEEDS / "2"
     monkeypatch.setattr(stages, "evaluation", lambda run: called.append("eval"))
+    monkeypatch.setattr(stages, "own_answers", lambda run, train: run.rollouts("train_step0", lambda: answers))
     monkeypatch.setattr(stages, "sft", lambda run: called.append(("sft", run.seed, run.root)))
     monkeypatch.setattr(stages, "grpo", lambda run, steps: called.append(("grpo", run.seed, steps)))
     monkeypatch.setattr(stages, "run_closer", lambda run, seeds, *splits: called.append(("closer", seeds, len(splits))))
     stages.seeds(run, [0, 2], steps=7)
     own = ("sft", 0, tmp_path), ("grpo", 0, 7)
-    assert called == ["eval", *own, ("sft", 2, seed_folder(tmp_path, 2)), ("grpo", 2, 7), ("closer", [0, 2], 2)]
+    assert called == ["eval", *own, ("sft", 2, others), ("grpo", 2, 7), ("closer", [0, 2], 2)]
+    assert read_jsonl(others / "rollouts" / "train_step0.jsonl") == answers  # no seed changes the untrained student
 
 
 def test_a_finished_training_of_other_steps_is_not_taken_for_the_one_asked_for(tiny_profile, tmp_path, monkeypatch):
