@@ -13,6 +13,7 @@ from ivt_utils import metrics, protocol
 from ivt_utils.datasets import numbered
 from ivt_utils.distributed import each_batch
 from ivt_utils.hardware import memory_advice
+from ivt_utils.loop import continued, remember
 from ivt_utils.render import draw_box, load_image
 from ivt_utils.student import Student
 
@@ -28,8 +29,6 @@ def with_confidence(
     steps can be compared. "fits": probability 0..1 of "It fits" against "It is" after the feedback that shows the
     box. Nothing is generated.
     """
-    import torch
-
     tokenizer = student.processor.tokenizer
     fits, opens = (tokenizer(text)["input_ids"] for text in (protocol.TRACE_FITS, protocol.TRACE_OPENS))
     shared = len(commonprefix([fits, opens]))
@@ -40,18 +39,16 @@ def with_confidence(
         batch = rollouts[start:stop]
         shown = [load_image(records[images[rollout["id"]]]["image"]) for rollout in batch]
         steps = [[dict(step) for step in rollout["steps"]] for rollout in batch]
+        earlier = {}
         for turn in range(len(steps[0])):
             chats = [
                 protocol.transcript(image, rollout["expression"], own[: turn + 1], lambda i, b: draw_box(i, b, style))
                 for image, rollout, own in zip(shown, batch, steps, strict=True)
             ]
-            for own, value in zip(steps, answer_likelihoods(student, chats), strict=True):
-                own[turn]["likelihood"] = value if own[turn]["box"] else None
             for chat, image, own in zip(chats, shown, steps, strict=True):
                 chat.append(protocol.feedback(draw_box(image, own[turn]["box"], style), own[turn]["box"]))
-            logits = _logits(student, chats, lead, logits_to_keep=1)[:, -1, pair]
-            for own, value in zip(steps, torch.softmax(logits.float(), -1)[:, 0].tolist(), strict=True):
-                own[turn]["fits"] = value if own[turn]["box"] else None
+            for own, (likelihood, fits) in zip(steps, _confidence(student, chats, lead, pair, earlier), strict=True):
+                own[turn] |= {"likelihood": likelihood, "fits": fits} if own[turn]["box"] else dict.fromkeys(SIGNALS)
         return [{**rollout, "steps": own} for rollout, own in zip(batch, steps, strict=True)]
 
     return each_batch(ask, len(rollouts), batch_size, progress)
@@ -113,36 +110,38 @@ def _auroc(values, right, weights) -> np.ndarray:
         return ((weight @ higher) * against).sum(axis=1) / (weight.sum(axis=1) * against.sum(axis=1))
 
 
-def answer_likelihoods(student: Student, chats: list[list[dict]]) -> list[float]:
-    """Return the mean log-probability (nats a token) of each chat's last box: its JSON and the end of the turn."""
+def _confidence(student: Student, chats, lead: str, pair: list[int], earlier: dict) -> list[tuple[float, float]]:
+    """Return the two numbers of each chat's last answer, which the feedback to it follows: both from one reading.
+
+    `earlier`: as in `loop.generate`, so that a chat that goes on is only read where it is new.
+    """
     import torch
 
-    tokenizer = student.processor.tokenizer
-    texts = [chat[-1]["content"][0]["text"] + "<|im_end|>" for chat in chats]
-    sizes = [len(tokenizer(text[max(0, text.rfind("{")) :])["input_ids"]) for text in texts]
-    answers = [torch.tensor(tokenizer(text)["input_ids"][-n:]) for text, n in zip(texts, sizes, strict=True)]
-    longest = max(map(len, answers))
-    # The chat before its last answer, then the answer, with the padding on the left: boxes end at the last position.
-    logits = _logits(student, [chat[:-1] for chat in chats], texts, logits_to_keep=longest + 1)
-    likelihoods = torch.log_softmax(logits.float(), -1)
-    means = []
-    for row, ids in zip(likelihoods, answers, strict=True):
-        at = row[-len(ids) - 1 : -1]
-        means.append(at.gather(1, ids[:, None].to(at.device)).mean().item())
-    return means
-
-
-def _logits(student: Student, chats, continuation, **options):
-    """Return the logits of the chats, each continued by the assistant with the text (or its own text) given."""
-    import torch
-
-    processor = student.processor
-    continuations = [continuation] * len(chats) if isinstance(continuation, str) else continuation
+    processor, model = student.processor, student.model
     texts = processor.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
     images = [[part["image"] for message in chat for part in message["content"] if "image" in part] for chat in chats]
     inputs = processor(
-        text=[text + more for text, more in zip(texts, continuations, strict=True)], images=images, padding=True,
-        padding_side="left", return_tensors="pt",
-    ).to(student.model.device)  # fmt: skip
+        text=[text + lead for text in texts], images=images, padding=True, padding_side="left", return_tensors="pt",
+    ).to(model.device)  # fmt: skip
+    answers = [chat[-2]["content"][0]["text"] for chat in chats]
+    boxes = [processor.tokenizer(text[max(0, text.rfind("{")) :])["input_ids"] for text in answers]
     with torch.inference_mode(), memory_advice("asking for confidence", "batch_size", "max_pixels"):
-        return student.model(**inputs, **options).logits
+        inputs = dict(earlier and continued(student, inputs, earlier) or inputs)
+        known = inputs["past_key_values"].get_seq_length() if "past_key_values" in inputs else 0
+        positions = model._prepare_position_ids_for_generation(inputs["input_ids"], inputs)[..., known:]
+        ids, kinds = inputs.pop("input_ids"), inputs.pop("mm_token_type_ids")
+        ends = [(row == processor.tokenizer.eos_token_id).nonzero()[-2].item() for row in ids]
+        starts = [end - len(box) for end, box in zip(ends, boxes, strict=True)]
+        first, last = min(starts) - 1, max(ends)  # the head is asked where answers stand, and at the end, alone
+        places = torch.tensor([*range(first, last), ids.shape[1] - 1], device=model.device) - known
+        output = model(
+            input_ids=ids[:, known:], position_ids=positions, use_cache=True, logits_to_keep=places, **inputs
+        )
+    output.past_key_values.crop(-len(processor.tokenizer(lead)["input_ids"]))  # the next answer may begin otherwise
+    remember(earlier, output.past_key_values, ids, inputs["attention_mask"], kinds)
+    found = []
+    for row, own, start, end in zip(output.logits.float(), ids, starts, ends, strict=True):
+        said = torch.log_softmax(row[start - 1 - first : end - first], -1)
+        likelihood = said.gather(1, own[start : end + 1, None]).mean().item()
+        found.append((likelihood, torch.softmax(row[-1, pair], -1)[0].item()))
+    return found

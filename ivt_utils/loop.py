@@ -149,7 +149,7 @@ def generate(
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     with torch.inference_mode(), memory_advice("answering", "batch_size", "max_pixels"):
         if earlier:
-            inputs = _continued(student, inputs, earlier) or inputs
+            inputs = continued(student, inputs, earlier) or inputs
         output = student.model.generate(
             **inputs, max_new_tokens=max_new_tokens, return_dict_in_generate=True, **sampling)  # fmt: skip
     tokenizer, cache = student.processor.tokenizer, output.past_key_values
@@ -157,16 +157,23 @@ def generate(
     if earlier is not None and cache is not None:
         ends = (answers == tokenizer.eos_token_id) | (answers == tokenizer.pad_token_id)
         words = (~ends).long().cumprod(-1)  # the end of the turn is read with the next one
-        read = {
-            "input_ids": output.sequences, "attention_mask": torch.cat([inputs["attention_mask"], words], -1),
-            "mm_token_type_ids": torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(words)], -1),
-        }  # fmt: skip
-        length = cache.get_seq_length()  # the last token was not read
-        earlier |= {"cache": cache} | {name: values[:, :length] for name, values in read.items()}
+        remember(
+            earlier, cache, output.sequences, torch.cat([inputs["attention_mask"], words], -1),
+            torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(words)], -1),
+        )  # fmt: skip
     return tokenizer.batch_decode(answers, skip_special_tokens=True)
 
 
-def _continued(student: Student, inputs, earlier: dict):
+def remember(earlier: dict, cache, input_ids, attention_mask, mm_token_type_ids) -> None:
+    """Note in `earlier` what was read of chats: the cache and, of the tensors (chat, token), as much as it covers."""
+    length = cache.get_seq_length()
+    earlier |= {
+        "cache": cache, "input_ids": input_ids[:, :length], "attention_mask": attention_mask[:, :length],
+        "mm_token_type_ids": mm_token_type_ids[:, :length],
+    }  # fmt: skip
+
+
+def continued(student: Student, inputs, earlier: dict):
     """Return the inputs of chats that go on from `earlier`, with its cache; None where one of them does not.
 
     What is new of a chat stands behind all that was read, with padding between them, and only its images are encoded.

@@ -197,6 +197,7 @@ def load_student(profile, adapter: Path | str | None = None, trainable: bool = F
     if local:
         check_student(ROOT / profile.student)
     name = ROOT / profile.student if local else profile.student
+    hardware.keep_memory()
     hardware.release()
     with hardware.memory_advice(f"loading {profile.student}", "", "the size of student"):
         try:
