@@ -10,7 +10,7 @@ import random
 import numpy as np
 
 from ivt_utils import metrics
-from ivt_utils.boxes import iou, snap
+from ivt_utils.boxes import snap
 
 OWN = "own box"  # what the loop shows
 TRUTH = "true box (oracle)"  # nobody could show it without knowing the answer
@@ -86,20 +86,15 @@ def control_rows(answered: dict[str, list[dict]], *, seed: int, n_resamples: int
     chance, rows = {"seed": seed, "n_resamples": n_resamples}, []
     for name, rollouts in answered.items():
         images, ious = [r["image_id"] for r in rollouts], metrics.iou_matrix(rollouts)[:, 1]
-        drawn = np.array([r["steps"][1]["shown"] is not None for r in rollouts])
-        shown, follow = (np.array(column) for column in zip(*map(dose, rollouts), strict=True))
-        parts = [shown * drawn, ious >= 0.5, ious, follow * drawn]
+        boxes, truths = [r["steps"][1]["shown"] for r in rollouts], [r["truth"] for r in rollouts]
+        drawn = np.array([box is not None for box in boxes])
+        follow = metrics.ious(boxes, [r["steps"][1]["box"] for r in rollouts])
+        parts = [metrics.ious(boxes, truths), ious >= 0.5, ious, follow]
         cells = metrics.intervals(parts, [drawn, drawn | True, drawn | True, drawn], images, **chance)
         gain = metrics.paired_difference(rollouts, answered[OWN], metrics.step_score("final", "acc50"), **chance)
         rows.append({"control": name, **dict(zip(("shown", "acc50", "miou", "follow"), cells, strict=True)),
                      "difference": gain})  # fmt: skip
     return rows
-
-
-def dose(rollout: dict) -> tuple[float, float]:
-    """Return the IoU of the shown box with the truth and with the next answer; 0.0 where a box is missing."""
-    shown, answer = rollout["steps"][1]["shown"], rollout["steps"][1]["box"]
-    return iou(shown, rollout["truth"]), iou(shown, answer)
 
 
 def _anywhere(rng, box, grid):

@@ -1,6 +1,5 @@
 """What this computer has and lacks for the course, as lines such as `[ OK ] torch 2.14.1`."""
 
-import os
 import shutil
 import sys
 import tempfile
@@ -9,6 +8,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from .artefacts import ArtefactError, installed, intact, trouble
+from .hardware import usable_cores
 
 OK, NOTE, MISS = " OK ", "NOTE", "MISS"
 MAIN = ("torch", "torchvision", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "scipy",
@@ -84,11 +84,6 @@ def cores() -> tuple[str, str]:
     """Return the line about processor cores this process may use."""
     count = usable_cores()
     return OK if count > 1 else NOTE, f"{count} core{'s' if count > 1 else ''} (times are given for two)"
-
-
-def usable_cores() -> int:
-    """Return how many processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory() -> tuple[str, str]:

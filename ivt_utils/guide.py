@@ -9,9 +9,8 @@ import platform
 import re
 from pathlib import Path
 
-from ivt_utils import exercises, pace
+from ivt_utils import exercises, hardware, pace
 from ivt_utils.artefacts import ROOT, ArtefactError, note_files, read_json, write_text
-from ivt_utils.doctor import usable_cores
 from ivt_utils.pace import START, clock, heading, measured
 from ivt_utils.report import markdown_table, write_between
 
@@ -63,7 +62,7 @@ def keep_timings(run_dir: Path) -> Path:
     A run that holds nothing but closer looks renews their seconds alone, on the machine of the others.
     """
     kept = pace.timings() if pace.TIMINGS.exists() else {}
-    machine = {"processor": processor(), "cores": usable_cores(), "python": platform.python_version()}
+    machine = {"processor": hardware.processor(), "cores": hardware.usable_cores(), "python": platform.python_version()}
     if kept.get("machine") != machine:
         kept = {"machine": machine}  # seconds of two machines do not go together
     stages = read_json(run_dir / "stages.json")
@@ -86,15 +85,6 @@ def keep_timings(run_dir: Path) -> Path:
     write_text(pace.TIMINGS, json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
     note_files(pace.TIMINGS.parent, [pace.TIMINGS.name])
     return pace.TIMINGS
-
-
-def processor() -> str:
-    """Return the processor's name as the system gives it."""
-    try:
-        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        found = None
-    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def minutes(value: float) -> str:

@@ -3,11 +3,28 @@
 import ctypes
 import gc
 import os
+import platform
+import re
 import sys
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 
 from ivt_utils.artefacts import ArtefactError
+
+
+def processor() -> str:
+    """Return the processor's name as the system gives it."""
+    try:
+        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def usable_cores() -> int:
+    """Return how many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def device() -> str:

@@ -65,10 +65,16 @@ def first_steps(rollouts, count: int = 1) -> list[dict]:
 def iou_matrix(rollouts) -> np.ndarray:
     """Return the IoU of every step with the ground truth, shape (n, T + 1), 0 where a step has no box."""
     check(rollouts)
+    count = len(rollouts[0]["steps"])
+    boxes = [step["box"] for rollout in rollouts for step in rollout["steps"]]
+    truths = [rollout["truth"] for rollout in rollouts for _ in range(count)]
+    return ious(boxes, truths).reshape(len(rollouts), count)
+
+
+def ious(boxes_a, boxes_b) -> np.ndarray:
+    """Return the IoU of each box with the one at the same place of the other list, shape (n,), 0 where one is None."""
     missing = [np.nan] * 4
-    boxes = [[step["box"] or missing for step in rollout["steps"]] for rollout in rollouts]
-    a = np.array(boxes, dtype=float)
-    b = np.array([rollout["truth"] for rollout in rollouts], dtype=float)[:, None]
+    a, b = (np.array([box or missing for box in boxes], dtype=float) for boxes in (boxes_a, boxes_b))
     sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
     overlap = np.clip(sides, 0, None).prod(-1)
     union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - overlap
@@ -121,8 +127,11 @@ def intervals(numerators, denominators, image_ids, *, seed: int, n_resamples: in
     Arrays of shape (K, n) over n samples. The unit of resampling is the image: all samples of an image are
     drawn together, the same draws for every row (scipy.stats.bootstrap, percentile method). The value is None
     without a positive denominator; the limits are None where any resample has none, or with one image.
+    A row of booleans is a share: where none or all are true, a resample cannot differ, and the limits are the exact
+    ones of Clopper and Pearson for as many images (the samples of one image may share their luck).
     `n` counts the samples with a denominator other than 0.
     """
+    shares = [np.asarray(row).dtype == bool for row in numerators]
     numerators, denominators = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
     if isinstance(n_resamples, bool) or not isinstance(n_resamples, int) or n_resamples < 1:
         raise ValueError(f"The number of resamples must be a positive integer, not {n_resamples!r}.")
@@ -139,6 +148,9 @@ def intervals(numerators, denominators, image_ids, *, seed: int, n_resamples: in
                 (sums, counts), _ratio, axis=-1, paired=True, vectorized=True, method="percentile",
                 n_resamples=n_resamples, batch=BATCH, rng=np.random.default_rng(seed),
             ).confidence_interval  # fmt: skip
+        edge = 0.025 ** (1 / np.count_nonzero(counts, axis=1).clip(1))
+        for full, limits in ((values == 1, (edge, 1)), (values == 0, (0, 1 - edge))):
+            low, high = (np.where(shares & full, *pair) for pair in zip(limits, (low, high), strict=True))
     sizes = np.count_nonzero(denominators, axis=1)
     rows = zip(values, low, high, sizes, strict=True)
     return [{"value": _plain(v), "low": _plain(a), "high": _plain(b), "n": int(n)} for v, a, b, n in rows]
@@ -150,7 +162,6 @@ def _plain(number) -> float | None:
 
 def mean_interval(scores, image_ids, *, seed: int, n_resamples: int) -> dict:
     """Return the cell of the mean of one score a sample, resampled by image."""
-    scores = np.asarray(scores, dtype=float)
     return intervals([scores], [np.ones(len(scores))], image_ids, seed=seed, n_resamples=n_resamples)[0]
 
 
@@ -242,7 +253,7 @@ def evaluate(rollouts, seed: int, n_resamples: int) -> dict:
     asked = []  # (cell to fill, numerator, denominator): all are resampled in one go below
 
     def share(scores, where=everyone):
-        asked.append((cell := {}, np.where(where, scores, 0.0), where))
+        asked.append((cell := {}, np.where(where, scores, False), where))
         return cell
 
     def quality(column, where=everyone):
@@ -308,7 +319,7 @@ def refinement(rollouts, seed: int, n_resamples: int) -> dict:
     }  # fmt: skip
     scores, groups = zip(*parts.values(), strict=True)
     images = [rollout["image_id"] for rollout in rollouts]
-    counted = [np.where(group, score, 0.0) for score, group in zip(scores, groups, strict=True)]
+    counted = [np.where(group, score, False) for score, group in zip(scores, groups, strict=True)]
     return dict(zip(parts, intervals(counted, groups, images, seed=seed, n_resamples=n_resamples), strict=True))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ivt_utils import artefacts
 from ivt_utils.mirage import ADAPTERS
-from ivt_utils.results import METHODS, SINGLE, build_results, by_name, results_from, targets
+from ivt_utils.results import METHODS, SINGLE, build_results, by_name, changed, results_from, targets
 from ivt_utils.selection import ORACLE, best_rule
 
 __all__ = [
@@ -404,6 +404,9 @@ def report_from(root: Path, *, names=tuple(METHODS), versions=None, commit=None,
     print(summary(results, paper))
     if root == artefacts.REFERENCE or not os.access(root, os.W_OK):
         print(f"\nRecomputed from {root}; nothing was written there.")
+        if (root / "results.json").exists():
+            differing = changed(artefacts.read_json(root / "results.json"), json.loads(json.dumps(results)))
+            print("\n".join([f"{len(differing)} values differ from its results.json.", *differing[:10]]))
         return results
     text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)
     artefacts.write_text(root / "results.json", text + "\n")

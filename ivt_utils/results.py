@@ -5,13 +5,14 @@ The final step is a method's result. Whatever was chosen with the ground truth h
 
 import json
 import math
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
-from ivt_utils import closer, confidence, controls, metrics, selection
-from ivt_utils.artefacts import PROBE, SEEDS, ArtefactError, checksum, read_json, stage_key
+from ivt_utils import closer, confidence, controls, hardware, metrics, selection
+from ivt_utils.artefacts import PROBE, ROOT, SEEDS, ArtefactError, checksum, read_json, stage_key
 
 METHODS = {
     "base_single": "base, single shot",
@@ -56,6 +57,7 @@ TRAINED = (  # the methods that `stages.seeds` trains with each seed; a short lo
     "sft_ivt_long", "sft_grpo_ivt_long", "sft_keep_ivt_long", "sft_keep_grpo_ivt_long",
 )  # fmt: skip
 ROW = ("name", "a", "b", "metric")  # what tells a row of `seed_rows` from the others
+OF_THE_DAY = ("created", "commit", "versions", "machine", "wall_seconds")  # what may differ between equal results
 STEP_NAMES = {"step0": "step 0", "final": "final", "oracle": "oracle best step"}
 
 
@@ -114,6 +116,21 @@ def build_results(
         "learning_curve": dict(curves or {}),
         "seeds": seed_rows({seed: rollouts, **(seeds or {})}, rollouts),
     }
+
+
+def changed(before, now, place: str = "") -> list[str]:
+    """Return "place: before, now" of each value that differs between the contents of two results.json.
+
+    Left out is what may differ (when, where and in what time they were made), and what the last digits of a sum do.
+    """
+    if isinstance(before, float) and isinstance(now, float) and math.isclose(before, now, rel_tol=1e-9, abs_tol=1e-12):
+        return []
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        before, now = dict(enumerate(before)), dict(enumerate(now))
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = [key for key in {**before, **now} if key not in OF_THE_DAY]
+        return [line for key in keys for line in changed(before.get(key), now.get(key), f"{place}/{key}")]
+    return [] if before == now else [f"{place[1:]}: {before}, now {now}"]
 
 
 def by_name(rows) -> dict[tuple[str, str], dict]:
@@ -436,6 +453,20 @@ def mirage_from(root: Path, name: str, rollouts: list[dict], values: dict, *, se
     }
 
 
+def machine(student: str | None) -> dict:
+    """Return {"processor", "threads", "student_sha256"}: with others, the same training gives other weights.
+
+    PyTorch takes a thread for each core that this process may use, unless OMP_NUM_THREADS says otherwise. `student`: a
+    profile's; the checksum is that of its shipped weights, None for one of the Hub.
+    """
+    weights = ROOT / (student or "") / "model.safetensors"
+    return {
+        "processor": hardware.processor(),
+        "threads": int(os.environ.get("OMP_NUM_THREADS", 0)) or hardware.usable_cores(),
+        "student_sha256": checksum(weights) if weights.exists() else None,
+    }
+
+
 def results_from(root: Path, *, versions, commit, names=tuple(METHODS)) -> dict:
     """Return the results of a run, recomputed without a model from <root>/rollouts/<name>.jsonl.
 
@@ -463,8 +494,9 @@ def results_from(root: Path, *, versions, commit, names=tuple(METHODS)) -> dict:
     ablations = read_json(table) if table.exists() else []
     if not isinstance(ablations, list) or not all(isinstance(row, dict) for row in ablations):
         raise ArtefactError(f"{table} is not a list of rows; delete it and run notebook 05 again.")
-    return build_results(
+    results = build_results(
         found, **chance, wall_seconds=seconds, versions=versions, commit=commit, ablations=ablations, mirage=mirage,
         looks=closer_from(root, **limits), second_turn=second_turn_from(root, found.get("base_ivt", []), **limits),
         curves=curves_from(root, **limits), seeds=seeds_from(root, found),
     )  # fmt: skip
+    return results | {"machine": machine(run.get("values", {}).get("student"))}

@@ -98,7 +98,7 @@ def rule_rows(test, val, sampled, sampled_val, thresholds, *, seed: int, n_resam
         images = [rollout["image_id"] for rollout in answers]
         rows.append({
             "rule": name, "threshold": threshold, "answers": 1 if name == "step 0" else turns, "seed": seed,
-            "acc50": metrics.mean_interval(score(metrics.iou_matrix(answers)), images, **chance),
+            "acc50": metrics.mean_interval(metrics.iou_matrix(answers)[:, -1] >= 0.5, images, **chance),
             "difference": metrics.paired_difference(answers, first, score, **chance), **mcnemar(answers, first), **more,
         })  # fmt: skip
 

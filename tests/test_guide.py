@@ -273,7 +273,7 @@ def test_the_closer_look_is_timed_where_the_run_holds_it_and_else_kept(finished_
     (alone / "stages.json").write_text(json.dumps(stages))
     kept = json.loads(guide.keep_timings(alone).read_text())
     assert kept["closer"] == 75.0 and set(kept["seconds"]) == set(exercises.LESSONS)
-    monkeypatch.setattr(guide, "processor", lambda: "another")
+    monkeypatch.setattr(guide.hardware, "processor", lambda: "another")
     with pytest.raises(ArtefactError, match="does not hold every executed notebook"):
         guide.keep_timings(alone)
     monkeypatch.undo()

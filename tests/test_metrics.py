@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from ivt_utils import boxes, metrics
 
@@ -270,6 +271,19 @@ def test_bounds_and_identities(rows):
         )
     sizes = [found["subsets"][name]["final"]["miou"] for name in found["subsets"]]
     assert sum(c["value"] * c["n"] for c in sizes) == pytest.approx(value["final", "miou"] * len(rows))
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_share_of_all_or_none_has_exact_limits(right):
+    """Two samples an image, and a group in which only three of the four images take part."""
+    images, group = list("aabbccdd"), np.array([1, 1, 1, 0, 0, 1, 0, 0], bool)
+    whole, part = metrics.intervals([[right] * 8, group & right], [np.ones(8), group], images, **FAST)
+    for found, count, n in ((whole, 4, 8), (part, 3, 4)):
+        exact = binomtest(count * right, count).proportion_ci(method="exact")
+        assert (found["low"], found["high"]) == pytest.approx((exact.low, exact.high))
+        assert found["value"] == right and found["n"] == n
+    no_difference = metrics.mean_interval(np.zeros(8), images, **FAST)
+    assert (no_difference["low"], no_difference["high"]) == (0, 0)
 
 
 @settings(deadline=None, max_examples=30)
