@@ -25,6 +25,7 @@ REFERENCE = DATA / "reference"
 MANIFEST = "manifest.json"  # in a folder of data: the SHA-256 of its files
 ADAPTERS = ("sft", "sft_keep", "grpo", "grpo_keep", "grpo_single")  # that the reference ships
 SEEDS = "seeds"  # in the folder of a run: the runs of other seeds (`stages.seeds`)
+COUNTED = ("ablation_", "closer_", "confidence_", "control_", "sampled_", "second_")  # of them boxes count
 PROBE = "probe.json"  # in the folder of an adapter: its learning curve (`grpo.read_probe`)
 LIBRARIES = ("torch", "torchvision", "transformers", "trl", "peft", "datasets", "accelerate", "numpy", "scipy",
              "pillow", "matplotlib", "papermill")  # fmt: skip
@@ -219,8 +220,7 @@ class Run:
     def rollouts(self, name: str, make) -> list[dict]:
         """Return the rollouts of a stage: read when finished, else made by `make()` and written as JSONL."""
         path = self.root / "rollouts" / f"{name}.jsonl"
-        self._stage(f"rollouts/{name}", path, make, lambda rows: write_text(
-            path, "".join(json.dumps(row) + "\n" for row in rows)))  # fmt: skip
+        self._stage(f"rollouts/{name}", path, make, lambda rows: write_text(path, _lines(rows)))
         return read_jsonl(path)
 
     def rows(self, name: str, make):
@@ -338,11 +338,16 @@ def read_jsonl(path: Path) -> list[dict]:
     return rows
 
 
+def _lines(rows) -> str:
+    """Return rows as JSONL, without a space too many."""
+    return "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
+
+
 def ship_reference(root: Path) -> Path:
     """Copy a finished micro run's artefacts to `data/reference/`, with their checksums, and return that folder.
 
-    Of what is only counted, the controls, the sampled answers and the other seeds, the boxes are shipped without the
-    words that came with them; of a seed's short loop nothing, for it is the beginning of the long one.
+    Of the other seeds and of the stages in `COUNTED` the boxes are shipped without the words that came with them; of a
+    seed's short loop nothing, for it is the beginning of the long one.
     """
     names = ["results.json", "run.json", "figures", "tables", *(f"adapters/{name}" for name in ADAPTERS)]
     names += [f"rollouts/{path.name}" for path in sorted((root / "rollouts").glob("*.jsonl"))]
@@ -356,9 +361,10 @@ def ship_reference(root: Path) -> Path:
             if not source.exists():
                 raise ArtefactError(f"{source} is missing: finish the run before it becomes the reference.")
             target.parent.mkdir(parents=True, exist_ok=True)
-            if name in of_seeds or name.startswith("rollouts/control_") or "sampled" in name:
-                rows = [json.dumps(_without_words(row)) + "\n" for row in read_jsonl(source)]
-                target.write_text("".join(rows), encoding="utf-8")
+            if name.endswith(".jsonl"):
+                counted = name in of_seeds or target.name.startswith(COUNTED)
+                rows = [_without_words(row) if counted else row for row in read_jsonl(source)]
+                target.write_text(_lines(rows), encoding="utf-8")
             else:
                 (shutil.copytree if source.is_dir() else shutil.copyfile)(source, target)
             place = target.parent.parent if name in of_seeds else folder

@@ -68,7 +68,7 @@ def measure(run, name: str, rollouts: list[dict], test, val) -> dict:
     val = first(val, profile.ablation_test)
     confident = asked(name, test, lambda: rollouts)
     on_val = asked(f"{name}_val", val, lambda: evaluate(loaded(), val, profile, seed, f"val: {name}"))
-    if [r["steps"][-1]["text"] for r in confident] != [r["steps"][-1]["text"] for r in rollouts]:
+    if [r["steps"][-1]["box"] for r in confident] != [r["steps"][-1]["box"] for r in rollouts]:
         raise ArtefactError(f"{run.root} holds confidence in another student's answers; delete confidence_*, sampled_* "
                             "and control_* in its folder rollouts and run again.")  # fmt: skip
     answers = sampled(name, test), sampled(f"{name}_val", val)
