@@ -351,7 +351,7 @@ def ship_reference(root: Path) -> Path:
     """
     names = ["results.json", "run.json", "figures", "tables", *(f"adapters/{name}" for name in ADAPTERS)]
     names += [f"rollouts/{path.name}" for path in sorted((root / "rollouts").glob("*.jsonl"))]
-    of_seeds = [path.relative_to(root).as_posix() for kind in ("*_long", "grpo_single")
+    of_seeds = [path.relative_to(root).as_posix() for kind in ("*_long", "grpo_single", "sampled_*")
                 for path in sorted((root / SEEDS).glob(f"*/rollouts/{kind}.jsonl"))]  # fmt: skip
     names += of_seeds
     with replace_folder(REFERENCE) as folder:

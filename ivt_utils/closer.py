@@ -7,25 +7,40 @@ bad alike: at first sight it keeps them, at a closer look it learns the truth.
 
 Values were chosen for the micro student on the validation split, before the test split was scored; other values are
 tried with `ivt closer --split val --set zoom=3 --run-dir runs/zoom3`. Rivals were not tuned: they take the same ones.
+
+Controls tell apart what a closer look brings: pixels that the student had not seen, a place to look at, fewer things in
+sight; or whether one look at the whole image with more pixels would do. LFPR (arXiv 2608.19553) crops and asks again
+without a training.
 """
 
 from functools import partial
 
 import numpy as np
+from PIL import Image
 
 from ivt_utils import metrics, protocol
-from ivt_utils.boxes import SCALE, snap, to_view, view
+from ivt_utils.boxes import SCALE, from_view, parse_answer, snap, to_view, view
+from ivt_utils.controls import OWN, RANDOM, TRUTH, shown_boxes
 from ivt_utils.datasets import numbered
-from ivt_utils.loop import evaluate, sampled_answers
+from ivt_utils.distributed import each_batch
+from ivt_utils.loop import evaluate, generate, sampled_answers
 from ivt_utils.render import closer_look, load_image
 from ivt_utils.selection import choose, medoid
 from ivt_utils.sft import train_sft
-from ivt_utils.student import load_student
+from ivt_utils.student import bound_images, load_student
 
 BASE, FIRST, CLOSER = "base, single shot", "first answer", "closer look"
 SAMPLED, TAUGHT = "consensus of sampled first answers", "first answer, trained on the truth"
 UNTRAINED = "closer look, untrained"
-COMPARISONS = tuple((CLOSER, b) for b in (BASE, FIRST, SAMPLED, TAUGHT, UNTRAINED)) + ((UNTRAINED, BASE),)
+SEEN, ANYWHERE = "closer look without new pixels", "closer look at a random part"
+AROUND_TRUTH = "closer look around the truth (oracle)"
+WIDE, WHOLE = (f"first answer, trained on the truth, {more}" for more in ("about as many image tokens", "all pixels"))
+VIEWS = {"seen": SEEN, "random": ANYWHERE, "truth": AROUND_TRUTH}  # by the name of their stages
+SHARPER = {"wide": WIDE, "whole": WHOLE}
+COMPARISONS = (
+    *((CLOSER, b) for b in (BASE, FIRST, SAMPLED, TAUGHT, UNTRAINED, *VIEWS.values(), *SHARPER.values())),
+    (UNTRAINED, BASE), (SEEN, FIRST),
+)  # fmt: skip
 GAINS = tuple(f"{CLOSER} - {rival}" for rival in (BASE, FIRST))  # what the course claims
 
 
@@ -75,35 +90,88 @@ def examples_dataset(records, rows: list[dict], zoom: float):
     return Dataset.from_list(rows).with_transform(draw)
 
 
+def look_at(
+    student, records, rollouts: list[dict], boxes: list, profile, *, as_seen: bool = False, progress: str = ""
+) -> list[dict]:
+    """Return the rollouts with two steps: their step 0, and the answer to a closer look around a given box.
+
+    `boxes`: one (0..1000) a rollout; None: all of the image. `as_seen`: the part is cut out of the image at the size
+    at which the student sees all of it, so that the look shows no new pixels. Greedy decoding.
+    """
+    numbers, pairs = numbered(records), list(zip(rollouts, boxes, strict=True))
+
+    def answer(start, stop):
+        batch, chats, answered = pairs[start:stop], [], []
+        for rollout, box in batch:
+            image = load_image(records[numbers[rollout["id"]]]["image"])
+            if as_seen:
+                image = image.resize(seen_size(student, image), Image.Resampling.BICUBIC)
+            chats.append([protocol.question(closer_look(image, box, profile.zoom), rollout["expression"])])
+        texts = generate(student, chats, profile.max_new_tokens, 0.0, 0)
+        for (rollout, box), text in zip(batch, texts, strict=True):
+            found = parse_answer(text)
+            again = {"text": text, "box": found and from_view(found, view(box, profile.zoom))}
+            answered.append({**rollout, "steps": [rollout["steps"][0], again]})
+        return answered
+
+    return each_batch(answer, len(rollouts), profile.batch_size, progress)
+
+
+def seen_size(student, image) -> tuple[int, int]:
+    """Return the width and height in pixels to which the student's processor brings an image."""
+    processor = student.processor.image_processor
+    _, rows, columns = processor(images=[image], return_tensors="pt")["image_grid_thw"][0].tolist()
+    return columns * processor.patch_size, rows * processor.patch_size
+
+
 def run_closer(run, seeds, train, records, split: str = "test") -> None:
     """Train one student a seed, and let each answer the `records` of a split; `closer_rows` makes the table of it.
 
     Every training and every evaluation is a stage of `run`, so an interrupted call goes on where it stopped.
     """
     profile = run.profile
-    look = {"turns": profile.looks, "zoom": profile.zoom}
 
-    def answered(stage, records, adapter=None, **changes):
+    def loaded(adapter=None, pixels=0):
+        student = load_student(profile, adapter)
+        bound_images(student.processor, pixels)
+        return student
+
+    def answered(stage, records, adapter=None, pixels=0, **changes):
         return run.rollouts(stage, lambda: evaluate(
-            load_student(profile, adapter), records, profile, run.seed, stage, **changes))  # fmt: skip
+            loaded(adapter, pixels), records, profile, run.seed, stage, **changes))  # fmt: skip
 
-    def trained(folder, seed, learnt):
-        rows = learnt(answered("train_step0", train, turns=0), grid=profile.grid)
-        dataset = examples_dataset(train, rows, profile.zoom)
-        train_sft(load_student(profile), dataset, folder, profile, seed, profile.closer_steps)
+    def trained(name, seed, learnt, pixels=0):
+        def train_it(folder):
+            rows = learnt(answered("train_step0", train, turns=0), grid=profile.grid)
+            dataset = examples_dataset(train, rows, profile.zoom)
+            train_sft(loaded(pixels=pixels), dataset, folder, profile, seed, profile.closer_steps)
 
-    def sampled(adapter, seed, stage):
-        return sampled_answers(load_student(profile, adapter), records, profile, seed, stage)
+        return run.adapter(f"closer_{name}{seed}", train_it)
 
+    def sampled(adapter, seed):
+        stage = f"closer_{split}_sampled{seed}"
+        run.rollouts(stage, lambda: sampled_answers(loaded(adapter), records, profile, seed, stage))
+
+    def looked_at(name, seed, adapter, looked, boxes):
+        stage = f"closer_{split}_{name}{seed}"
+        run.rollouts(stage, lambda: look_at(
+            loaded(adapter), records, looked, boxes, profile, as_seen=name == "seen", progress=stage))  # fmt: skip
+
+    image = load_image(records[0]["image"])
+    width, height = seen_size(load_student(profile), image)
+    pixels = {"first": 0, "wide": 2 * width * height, "whole": image.width * image.height}
+    look = {"turns": profile.looks, "zoom": profile.zoom}
     answered(f"closer_{split}_untrained", records, **look)
     for seed in seeds:
-        learnt = partial(examples, zoom=profile.zoom)
-        adapter = run.adapter(f"closer_seed{seed}", partial(trained, seed=seed, learnt=learnt))
-        answered(f"closer_{split}_seed{seed}", records, adapter, **look)
-        rival = run.adapter(f"closer_first{seed}", partial(trained, seed=seed, learnt=first_examples))
-        answered(f"closer_{split}_first{seed}", records, rival, turns=0)
-        stage = f"closer_{split}_sampled{seed}"
-        run.rollouts(stage, partial(sampled, adapter, seed, stage))
+        adapter = trained("seed", seed, partial(examples, zoom=profile.zoom))
+        looked = answered(f"closer_{split}_seed{seed}", records, adapter, **look)
+        sampled(adapter, seed)
+        shown = shown_boxes(looked, (), run.seed, profile.grid)
+        for name, box in {"seen": OWN, "random": RANDOM, "truth": TRUTH}.items():
+            looked_at(name, seed, adapter, looked, shown[box])
+        for name, most in pixels.items():  # the rivals that are trained on the truth and answer once
+            rival = trained(name, seed, first_examples, most)
+            answered(f"closer_{split}_{name}{seed}", records, rival, most, turns=0)
 
 
 def closer_rows(answers: dict[str, list[dict]], *, seed: int, n_resamples: int) -> list[dict]:
@@ -119,6 +187,7 @@ def closer_rows(answers: dict[str, list[dict]], *, seed: int, n_resamples: int) 
     seeds = [n for n in seeds if {"untrained", f"first{n}", f"sampled{n}"} <= answers.keys()]  # the whole ones
     if not seeds:
         return []
+    controls = {n: label for n, label in (VIEWS | SHARPER).items() if all(f"{n}{k}" in answers for k in seeds)}
     ordered = {name: sorted(rollouts, key=lambda r: r["id"]) for name, rollouts in answers.items()}
     untrained, rows, ious = ordered["untrained"], [], {}
     samples = {name: [(r["id"], r["image_id"], r["truth"]) for r in ordered[name]] for name in ordered}
@@ -130,15 +199,20 @@ def closer_rows(answers: dict[str, list[dict]], *, seed: int, n_resamples: int) 
         consensus, taught = metrics.iou_matrix(choose(sampled, medoid)), metrics.iou_matrix(ordered[f"first{number}"])
         ious[number] = {BASE: base[:, 0], FIRST: ours[:, 0], CLOSER: ours[:, -1], SAMPLED: consensus[:, 0],
                         TAUGHT: taught[:, 0], UNTRAINED: base[:, -1]}  # fmt: skip
+        ious[number] |= {
+            label: metrics.iou_matrix(ordered[f"{name}{number}"])[:, -1] for name, label in controls.items()
+        }
     looks = len(untrained[0]["steps"])
     given = {BASE: 1, FIRST: 1, CLOSER: looks, SAMPLED: len(sampled[0]["steps"]), TAUGHT: 1, UNTRAINED: looks}
+    given |= {label: 2 if name in VIEWS else 1 for name, label in controls.items()}
     images = [rollout["image_id"] for rollout in untrained]
     for label, numbers in [*((number, [number]) for number in seeds), ("mean", seeds)]:
         scores = {
             metric: {name: np.array([score(ious[number][name]) for number in numbers]) for name in given}
             for metric, score in (("acc50", lambda v: (v >= 0.5).astype(float)), ("miou", lambda v: v))
         }
-        for a, b in [*((name, None) for name in given), *COMPARISONS]:
+        compared = [pair for pair in COMPARISONS if given.keys() >= set(pair)]
+        for a, b in [*((name, None) for name in given), *compared]:
             gains = {metric: of[a] - of[b] if b else of[a] for metric, of in scores.items()}
             if len(numbers) > 1:
                 cells = {metric: metrics.over_seeds(each, images) for metric, each in gains.items()}

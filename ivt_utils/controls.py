@@ -13,6 +13,7 @@ from ivt_utils import metrics
 from ivt_utils.boxes import snap
 
 OWN = "own box"  # what the loop shows
+RANDOM = "random box"
 TRUTH = "true box (oracle)"  # nobody could show it without knowing the answer
 
 
@@ -48,7 +49,7 @@ def second_turn_rows(answered: dict[tuple[str, str], list[dict]], *, seed: int, 
 def names(shifts) -> list[str]:
     """Return the names of the controls, in the order of `shown_boxes`."""
     moved = [f"own box, moved by {share:.0%}" for share in shifts]
-    return [OWN, "no box", "random box", "another sample's box", TRUTH, *moved]
+    return [OWN, "no box", RANDOM, "another sample's box", TRUTH, *moved]
 
 
 def stage(method: str, control: str) -> str:

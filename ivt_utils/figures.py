@@ -7,7 +7,7 @@ import numpy as np
 from ivt_utils.metrics import intervals
 from ivt_utils.report import COLOURS, markdown_table, number, save_figure
 
-__all__ = ["cell_text", "curves_figure", "lines_figure", "log_figure", "markdown_table", "show", "side"]
+__all__ = ["cell_text", "curves_figure", "lines_figure", "log_figure", "markdown_table", "show"]
 
 MARKERS = "os^Dv<>"
 
@@ -103,13 +103,6 @@ def log_figure(log: list[dict], turns: int, window: int = 15):
     figure.set_label("Four panels over GRPO steps: reward, IoU per step; failed rollouts and groups without variance; "
                      "KL and entropy.")  # fmt: skip
     return figure
-
-
-def side(cell: dict, level: float = 0.0) -> str:
-    """Return where the interval of a cell lies: "above" the level, "below" it, or "open" where it holds both."""
-    if cell["low"] is None or cell["low"] <= level <= cell["high"]:
-        return "open"
-    return "above" if cell["low"] > level else "below"
 
 
 def cell_text(cell: dict, scale: float = 1) -> str:

@@ -1,8 +1,10 @@
 """What notebooks 3 to 6 found, in whole sentences, each chosen by where an interval lies."""
 
-from ivt_utils.closer import BASE, CLOSER, TAUGHT
+from ivt_utils.closer import BASE, CLOSER, FIRST, SEEN, TAUGHT, WHOLE
 from ivt_utils.controls import TRUTH
-from ivt_utils.figures import cell_text, side
+from ivt_utils.figures import cell_text
+from ivt_utils.metrics import side
+from ivt_utils.results import CONSENSUS
 
 RARE = 0.1  # a share below it
 
@@ -200,7 +202,58 @@ def of_closer(gains: dict[str, dict]) -> str:
         "open": "It cannot be told from a student that was trained as long on the truth and answers once, so the gain "
                 "may be the training's, and we do not credit the second look with it.",
     }  # fmt: skip
-    return f"{shot[over]} {credit[rival]}"
+    return " ".join((shot[over], credit[rival], *_controls_of_closer(gains)))
+
+
+def _controls_of_closer(gains: dict[str, dict]):
+    """Yield what the controls say of new pixels, of a part by itself, of all pixels at once; nothing without them."""
+    if f"{CLOSER} - {SEEN}" not in gains:
+        return
+    pixels, part, whole = (side(gains[name]) for name in (
+        f"{CLOSER} - {SEEN}", f"{SEEN} - {FIRST}", f"{CLOSER} - {WHOLE}"))  # fmt: skip
+    yield {
+        "above": "Part of its gain is detail: cut out of the image as the student saw it, the look gives fewer right "
+                 "answers.",
+        "below": "New pixels do harm: cut out of the image as the student saw it, the look gives more right answers.",
+        "open": "That new pixels count is not shown: cut out of the image as the student saw it, the look does as well "
+                "by this interval.",
+    }[pixels]  # fmt: skip
+    yield {
+        "above": "Even so it lies above the first answer, so detail is not what the second look brings.",
+        "below": "So cut, it lies below the first answer.",
+        "open": "So cut, it is not shown to lie above the first answer.",
+    }[part]
+    yield {
+        "above": "A student that learns the truth from the whole image with all its pixels, and answers once, gives "
+                 "fewer right answers, but with eyes that were made for one size of image.",
+        "below": "A student that learns the truth from the whole image with all its pixels, and answers once, gives "
+                 "more right answers: who can pay for so many image tokens needs no second look.",
+        "open": "It cannot be told from a student that learns the truth from the whole image with all its pixels, and "
+                "answers once.",
+    }[whole]  # fmt: skip
+
+
+def of_regimes(rows: dict[str, dict], turns: int, long_turns: int) -> str:
+    """Return in which loop the mirage shows after SFT, from differences of Acc@0.5 over several trainings, by name."""
+    place = {"above": "lies above", "below": "lies below", "open": "cannot be told from"}
+    short, long = "sft_ivt", "sft_ivt_long"
+    found = {name: side(row) for name, row in rows.items()}
+    final, oracle = ({name: found[f"{name} {step} - {name} step 0"] for name in (short, long)}
+                     for step in ("final", "oracle best step"))  # fmt: skip
+    sampled = found[f"{short} final - consensus of as many sampled answers"]
+    rule = {name: found[f"{name} {CONSENSUS} - {name} step 0"] for name in (short, long)}
+    told = [f"The final step of {turns} refinements {place[sampled]} the consensus of as many sampled answers."]
+    for name, count in ((short, turns), (long, long_turns)):
+        told.append(f"In the loop of {count} the final step {place[final[name]]} step 0, and the consensus of its "
+                    f"steps {place[rule[name]]} it.")  # fmt: skip
+        if oracle[name] != "above":
+            told.append("There is no mirage in it, for not even an oracle is shown to gain from choosing a step.")
+        elif "above" in (final[name], rule[name]):
+            told.append("So a part of what an oracle gains there can be shipped.")
+        else:
+            told.append("**Here the mirage shows**: the best step, which only an oracle can choose, lies above step 0, "
+                        "and neither of these does.")  # fmt: skip
+    return " ".join(told)
 
 
 def _listed(words: list[str], last: str) -> str:

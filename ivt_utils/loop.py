@@ -213,4 +213,5 @@ def continued(student: Student, inputs, earlier: dict):
 
 def _rollout(record: dict, steps: list[dict]) -> dict:
     kept = {key: record[key] for key in ("id", "image_id", "subset", "expression")}
-    return {**kept, "truth": [float(v) for v in record["bbox"]], "steps": steps}
+    truth = [round(float(v), 4) for v in record["bbox"]]  # whatever a float of 32 bits adds to two decimals
+    return {**kept, "truth": truth, "steps": steps}

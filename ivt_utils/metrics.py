@@ -160,6 +160,16 @@ def _plain(number) -> float | None:
     return None if np.isnan(number) else float(number)
 
 
+def side(cell: dict, level: float = 0.0) -> str:
+    """Return where the interval of a cell lies: "above" the level, "below" it, or "open" where it holds both.
+
+    Whatever the project says of a number, in tables, sentences and verdicts, is decided here.
+    """
+    if cell["low"] is None or cell["low"] <= level <= cell["high"]:
+        return "open"
+    return "above" if cell["low"] > level else "below"
+
+
 def mean_interval(scores, image_ids, *, seed: int, n_resamples: int) -> dict:
     """Return the cell of the mean of one score a sample, resampled by image."""
     return intervals([scores], [np.ones(len(scores))], image_ids, seed=seed, n_resamples=n_resamples)[0]

@@ -87,12 +87,13 @@ def trajectory_strip(records, rollouts, title: str = "", style: str = "none"):
         halo = [withStroke(linewidth=4, foreground="white")]  # so that it is seen on red, too
         return Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, path_effects=halo, **look)
 
-    images = {record["id"]: record["image"] for record in records}
+    known = {record["id"]: record for record in records}
     scores = iou_matrix(rollouts)
     columns = len(rollouts[0]["steps"])
     figure, axes = plt.subplots(len(rollouts), columns, figsize=(2.7 * columns, 3.0 * len(rollouts)), squeeze=False)
     for row, rollout in enumerate(rollouts):
-        image, last = images[rollout["id"]], None
+        record, last = known[rollout["id"]], None
+        image = record["image"]
         for column, step in enumerate(rollout["steps"]):
             ax = axes[row][column]
             ax.imshow(draw_box(image, last, style))
@@ -104,7 +105,7 @@ def trajectory_strip(records, rollouts, title: str = "", style: str = "none"):
             ax.set_xticks([])
             ax.set_yticks([])
             last = step["box"]
-        axes[row][0].set_xlabel("“" + rollout["expression"] + "”", fontsize=9, loc="left")
+        axes[row][0].set_xlabel("“" + record["expression"] + "”", fontsize=9, loc="left")
     keys = {"ground truth": edges(0, 0, 1, 1, "truth"), "answer": edges(0, 0, 1, 1, "answer")}
     if style != "none":
         red = [value / 255 for value in OVERLAY]

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from ivt_utils import artefacts
+from ivt_utils.closer import GAINS
 from ivt_utils.mirage import ADAPTERS
 from ivt_utils.results import METHODS, SINGLE, build_results, by_name, changed, results_from, targets
 from ivt_utils.selection import ORACLE, best_rule
@@ -249,10 +250,10 @@ def second_turn_table(rows: list[dict]) -> list[list[str]]:
 
 
 def closer_table(rows: list[dict]) -> list[list[str]]:
-    """Return `closer.closer_rows` as a grid of text, its head first: the mean of the seeds, then each seed's gains."""
+    """Return `closer.closer_rows` as a grid of text, its head first: the mean of the seeds, then `GAINS` of each."""
     grid = [["a closer look (ours)", "seed", "answers", "Acc@0.5: % or points", "mean IoU", "n"]]
     for row in sorted(rows, key=lambda row: row["seed"] != "mean"):
-        if row["seed"] == "mean" or row["answers"] is None:
+        if row["seed"] == "mean" or row["name"] in GAINS:
             cells = number(row["acc50"], 100, 1), number(row["miou"], 1, 3), row["acc50"]["n"]
             grid.append([str(v) for v in (row["name"], row["seed"], row["answers"] or "-", *cells)])
     return grid if rows else [*grid, ["not run: ivt closer", *["-"] * 5]]

@@ -38,6 +38,9 @@ COMPARISONS = (  # (a, its step, b, its step): a - b, paired
     ("sft_ivt", "step0", "base_single", "final"),
     ("sft_ivt", "oracle", "base_single", "final"),
     ("sft_ivt", "final", "sft_ivt", "step0"),
+    ("sft_ivt", "oracle", "sft_ivt", "step0"),
+    ("sft_ivt_long", "final", "sft_ivt_long", "step0"),
+    ("sft_ivt_long", "oracle", "sft_ivt_long", "step0"),
     ("sft_grpo_ivt", "final", "base_single", "final"),
     ("sft_grpo_ivt", "final", "sft_ivt", "final"),
     ("sft_grpo_ivt", "final", "sft_grpo_ivt", "step0"),
@@ -56,6 +59,8 @@ TRAINED = (  # the methods that `stages.seeds` trains with each seed; a short lo
     "sft_ivt", "sft_grpo_ivt", "grpo_single", "sft_keep_ivt", "sft_keep_grpo_ivt",
     "sft_ivt_long", "sft_grpo_ivt_long", "sft_keep_ivt_long", "sft_keep_grpo_ivt_long",
 )  # fmt: skip
+SAMPLED = "sampled_sft_ivt"  # the stage: as many sampled first answers as the loop of SFT gives
+CONSENSUS = "consensus of its steps"
 ROW = ("name", "a", "b", "metric")  # what tells a row of `seed_rows` from the others
 OF_THE_DAY = ("created", "commit", "versions", "machine", "wall_seconds")  # what may differ between equal results
 STEP_NAMES = {"step0": "step 0", "final": "final", "oracle": "oracle best step"}
@@ -114,7 +119,7 @@ def build_results(
         "closer": [dict(row) for row in looks],
         "second_turn": [dict(row) for row in second_turn],
         "learning_curve": dict(curves or {}),
-        "seeds": seed_rows({seed: rollouts, **(seeds or {})}, rollouts),
+        "seeds": seed_rows((seeds or {}) | {seed: rollouts | (seeds or {}).get(seed, {})}, rollouts),
     }
 
 
@@ -182,10 +187,10 @@ def seed_rows(trained: dict[int, dict[str, list[dict]]], untrained: dict[str, li
     """Return what several trainings say together: a row for each score of a method and for each difference.
 
     `trained`: {seed: {method: rollouts}}; a method counts with the seeds that have it, [] where those are fewer than
-    two. `untrained`: rollouts of the methods that no seed changes. A row: {"name", "a", "b" (None: a level), "metric",
-    the cell of `metrics.over_seeds`, "seeds": {seed: mean}}. Levels have the name of their method, and the metrics
-    "step0_acc50", "acc50", "miou", "step0_miou", "step1_miou" ..., and with refinements "oracle_acc50",
-    "degradation_per_step" and "share_stay".
+    two, and so do sampled answers under `SAMPLED`. `untrained`: rollouts of the methods that no seed changes. A row:
+    {"name", "a", "b" (None: a level), "metric", the cell of `metrics.over_seeds`, "seeds": {seed: mean}}. Levels have
+    the name of their method, and the metrics "step0_acc50", "acc50", "miou", "step0_miou", "step1_miou" ..., and with
+    refinements "oracle_acc50", "degradation_per_step" and "share_stay".
     """
     if len(trained) < 2:
         return []
@@ -207,6 +212,8 @@ def seed_rows(trained: dict[int, dict[str, list[dict]]], untrained: dict[str, li
             if told["a"] in own:
                 gains = score_a(known[told["a"]]) - score_b(known[told["b"]])
                 scored.setdefault(tuple(told[key] for key in ROW), {})[seed] = gains
+        for key, gains in _rules(found, known, ious_of):
+            scored.setdefault(key, {})[seed] = gains
     rows = []
     for key, each in scored.items():
         if len(each) > 1:
@@ -215,6 +222,21 @@ def seed_rows(trained: dict[int, dict[str, list[dict]]], untrained: dict[str, li
                 row |= {"low": max(0.0, row["low"]), "high": min(1.0, row["high"])}  # a share, or a mean of IoUs
             rows.append(row | {"seeds": {str(seed): float(scores.mean()) for seed, scores in each.items()}})
     return rows
+
+
+def _rules(found: dict[str, list[dict]], ious: dict[str, np.ndarray], ious_of):
+    """Yield the key and the gains in Acc@0.5 of what can be shipped after SFT, without a threshold to be chosen."""
+    for name in ("sft_ivt", "sft_ivt_long"):
+        if name in found:
+            right, chosen = ious[name] >= 0.5, ious_of(selection.choose(found[name], selection.medoid))[:, 0] >= 0.5
+            yield (f"{name} {CONSENSUS} - {name} step 0", name, name, "acc50"), chosen.astype(float) - right[:, 0]
+            if name == "sft_ivt" and "base_single" in ious:
+                gains = chosen.astype(float) - (ious["base_single"][:, 0] >= 0.5)
+                yield (f"{name} {CONSENSUS} - base_single", name, "base_single", "acc50"), gains
+    if SAMPLED in found and "sft_ivt" in found:
+        final, sampled = ious["sft_ivt"][:, -1], ious_of(selection.choose(found[SAMPLED], selection.medoid))[:, 0]
+        key = ("sft_ivt final - consensus of as many sampled answers", "sft_ivt", SAMPLED, "acc50")
+        yield key, (final >= 0.5).astype(float) - (sampled >= 0.5)
 
 
 def _levels(ious) -> dict[str, np.ndarray]:
@@ -255,13 +277,11 @@ def verdict(cell: dict | None, least: float = -math.inf, most: float = math.inf,
     """
     if cell is None:
         return None
-    if cell["low"] is None:
-        return "open"
     slack = 1e-9 if strict else -1e-9  # whatever the last bit of a limit is
-    least, most = least + slack, most - slack
-    if least < cell["low"] and cell["high"] < most:
+    lower, upper = metrics.side(cell, least + slack), metrics.side(cell, most - slack)
+    if (lower, upper) == ("above", "below"):
         return "reached"
-    return "not reached" if cell["high"] <= least or most <= cell["low"] else "open"
+    return "not reached" if lower == "below" or upper == "above" else "open"
 
 
 def targets(results: dict) -> list[dict]:
@@ -367,7 +387,8 @@ def _intact(root: Path, made: Path, path: Path) -> Path:
     """Return `path`, a file in what a stage has `made`; an ArtefactError where that has another checksum than noted."""
     note, key = root / "stages.json", stage_key(made.relative_to(root).as_posix())
     noted = read_json(note).get(key, {}) if note.exists() else {}
-    if "sha256" in noted and noted["sha256"] != checksum(made):
+    in_seeds = root.parent.name == SEEDS and note.exists()  # there nobody puts rollouts but `stages.seeds`
+    if (in_seeds or "sha256" in noted) and noted.get("sha256") != checksum(made):
         raise ArtefactError(f"{made} is damaged (checksum); delete it and run its stage again.")
     return path
 
@@ -403,16 +424,17 @@ def second_turn_from(root: Path, base: list[dict], *, seed: int, n_resamples: in
     return controls.second_turn_rows(answered, seed=seed, n_resamples=n_resamples)
 
 
-def seeds_from(root: Path, known: dict[str, list[dict]]) -> dict[int, dict[str, list[dict]]]:
+def seeds_from(root: Path, known: dict[str, list[dict]], seed: int) -> dict[int, dict[str, list[dict]]]:
     """Return {seed: {method: rollouts}} of the runs that `stages.seeds` left in a run with the rollouts `known`.
 
-    A short loop that is not there is taken from the long one. ArtefactError where a file is damaged or about other
-    samples.
+    A short loop that is not there is taken from the long one. Of the run itself, whose seed is `seed`, there are the
+    sampled answers. ArtefactError where a file is damaged or about other samples.
     """
-    found = {}
+    sampled = read_stage(root, SAMPLED)
+    found = {seed: {SAMPLED: sampled} if sampled else {}}
     for folder in sorted((root / SEEDS).glob("[0-9]*"), key=lambda folder: int(folder.name)):
         found[int(folder.name)] = rollouts = {}
-        for name in TRAINED:
+        for name in (*TRAINED, SAMPLED):
             answers, long = read_stage(folder, name), read_stage(folder, f"{name}_long")
             if answers is None and long is not None and name in known:
                 answers = metrics.first_steps(long, len(known[name][0]["steps"]))
@@ -497,6 +519,6 @@ def results_from(root: Path, *, versions, commit, names=tuple(METHODS)) -> dict:
     results = build_results(
         found, **chance, wall_seconds=seconds, versions=versions, commit=commit, ablations=ablations, mirage=mirage,
         looks=closer_from(root, **limits), second_turn=second_turn_from(root, found.get("base_ivt", []), **limits),
-        curves=curves_from(root, **limits), seeds=seeds_from(root, found),
+        curves=curves_from(root, **limits), seeds=seeds_from(root, found, chance["seed"]),
     )  # fmt: skip
     return results | {"machine": machine(run.get("values", {}).get("student"))}

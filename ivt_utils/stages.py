@@ -10,8 +10,9 @@ from ivt_utils.closer import run_closer
 from ivt_utils.datasets import first, load_split
 from ivt_utils.grpo import probe_records, prompts_dataset, train_grpo
 from ivt_utils.harvest import keep_errors, trajectory
-from ivt_utils.loop import both_lengths, evaluate
+from ivt_utils.loop import both_lengths, evaluate, sampled_answers
 from ivt_utils.mirage import ADAPTERS, measure, second_turns
+from ivt_utils.results import SAMPLED
 from ivt_utils.sft import read_log, train_sft, trajectories_dataset
 from ivt_utils.student import load_student
 from ivt_utils.teacher import geometric_trace
@@ -113,8 +114,17 @@ def seeds(run, numbers, steps: int | None = None) -> None:
         print(f"Seed {number}: SFT, GRPO and their answers, in {own.root}.", flush=True)
         own.rollouts("train_step0", lambda: answers)
         sft(own)
+        _sampled(own)
         grpo(own, steps)
     run_closer(run, numbers, load_split(run.profile, "train"), load_split(run.profile, "test"))
+
+
+def _sampled(run) -> None:
+    """Let the student after SFT give as many sampled first answers to the test split as its loop gives."""
+    profile = run.profile
+    run.rollouts(SAMPLED, lambda: sampled_answers(
+        load_student(profile, run.find("adapters/sft")), load_split(profile, "test"), profile, run.seed, SAMPLED,
+    ))  # fmt: skip
 
 
 def ablations(run) -> None:

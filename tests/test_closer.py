@@ -1,16 +1,20 @@
 """The closer look: the geometry of a part of the image, the loop that asks about it, what is learnt, and its table."""
 
+import copy
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from PIL import Image
 
 from ivt_utils import cli, closer, loop, protocol
 from ivt_utils.boxes import from_view, iou, parse_answer, snap, to_view, valid, view
 from ivt_utils.profiles import get_profile
 from ivt_utils.render import closer_look
 from ivt_utils.results import closer_from
+from ivt_utils.student import bound_images
 
 COORDINATE = st.integers(0, 1000)
 BOX = st.tuples(COORDINATE, COORDINATE, COORDINATE, COORDINATE).map(snap)
@@ -79,6 +83,34 @@ def test_the_loop_asks_afresh_about_the_part_and_puts_the_answer_back(monkeypatc
             assert message["content"][0]["image"].tobytes() == image.tobytes()
 
 
+@pytest.mark.parametrize("as_seen", [False, True])
+def test_a_look_at_a_given_part_shows_new_pixels_or_none(monkeypatch, tiny_student, records, as_seen):
+    asked = []
+
+    def generate(student, chats, *_):
+        asked.extend(chats)
+        return [protocol.answer_text((500, 0, 1000, 500)), *["?"] * (len(chats) - 1)]
+
+    monkeypatch.setattr(closer, "generate", generate)
+    boxes = [(400, 300, 500, 400), None, *[(0, 0, 90, 90)] * (len(records) - 2)]
+    first = [answer((1, 2, 3, 4), (0, 0, 9, 9), "a-0") | {"id": record["id"]} for record in records]
+    found = closer.look_at(tiny_student, records, first, boxes, get_profile("micro"), as_seen=as_seen)
+    assert [len(rollout["steps"]) for rollout in found] == [2] * len(records) and len(first[0]["steps"]) == 1
+    assert [rollout["steps"][1]["box"] for rollout in found] == [(450, 150, 650, 350), *[None] * (len(records) - 1)]
+    size = closer.seen_size(tiny_student, records[0]["image"])
+    for (question,), record, box in zip(asked, records, boxes, strict=True):
+        source = record["image"].resize(size, Image.Resampling.BICUBIC) if as_seen else record["image"]
+        assert question["content"][0]["image"].tobytes() == closer_look(source, box, 4).tobytes()
+
+
+def test_an_image_is_seen_at_the_size_of_its_patches(tiny_student):
+    for student, most, seen in ((tiny_student, 0, 96), (tiny_student, 2 * 96 * 96, 128)):
+        processor = copy.deepcopy(student.processor)
+        bound_images(processor, most)
+        image = Image.new("RGB", (192, 192))
+        assert closer.seen_size(replace(student, processor=processor), image) == (seen, seen)
+
+
 def answer(box, truth, name="a-0"):
     text = protocol.answer_text(box) if box else "nothing"
     return {"id": name, "image_id": name.split("-")[0], "subset": "s", "expression": "the star", "truth": list(truth),
@@ -132,13 +164,15 @@ def table():
         "untrained": looks([even, most], 2), "seed0": looks([even, always], 2), "first0": looks([most], 1),
         "sampled0": looks([even, most, most], 3), "seed1": looks([even, most], 2), "first1": looks([most], 1),
         "sampled1": looks([even] * 3, 3),
+        **{f"{name}{seed}": looks([even, most], 2) for name in closer.VIEWS for seed in (0, 1)},
+        **{f"{name}{seed}": looks([always], 1) for name in closer.SHARPER for seed in (0, 1)},
     }  # fmt: skip
 
 
 def test_the_table_has_each_seed_and_their_mean():
     rows = closer.closer_rows(table(), seed=0, n_resamples=200)
     found = {(row["name"], row["seed"]): row for row in rows}
-    assert len(found) == len(rows) == 3 * (6 + len(closer.COMPARISONS))
+    assert len(found) == len(rows) == 3 * (11 + len(closer.COMPARISONS))
     acc = {key: row["acc50"]["value"] for key, row in found.items()}
     assert acc["closer look", 0] == 1 and acc["closer look", 1] == 0.75 and acc["closer look", "mean"] == 0.875
     assert acc["closer look - base, single shot", "mean"] == pytest.approx(0.375)
@@ -148,8 +182,19 @@ def test_the_table_has_each_seed_and_their_mean():
     assert found["closer look", "mean"]["seeds"] == [0, 1] and found["closer look", 1]["seeds"] == [1]
     assert acc[closer.TAUGHT, "mean"] == 0.75 and acc["closer look, untrained - base, single shot", 0] == 0.25
     assert [acc["closer look - closer look, untrained", seed] for seed in (0, 1)] == [0.25, 0]
-    assert found["closer look", 0]["answers"] == 2 and found[closer.SAMPLED, 0]["answers"] == 3
+    assert acc[f"closer look - {closer.SEEN}", 0] == 0.25 == acc[f"{closer.SEEN} - {closer.FIRST}", 0]
+    assert acc[f"closer look - {closer.WHOLE}", "mean"] == -0.125 and found[closer.WHOLE, 0]["answers"] == 1
+    assert found["closer look", 0]["answers"] == found[closer.SEEN, 1]["answers"] == 2
+    assert found[closer.SAMPLED, 0]["answers"] == 3
     assert json.loads(json.dumps(rows)) == rows
+
+
+def test_a_table_without_the_controls_is_what_it_was():
+    answers = {name: found for name, found in table().items() if not name.startswith((*closer.VIEWS, *closer.SHARPER))}
+    names = {row["name"] for row in closer.closer_rows(answers, seed=0, n_resamples=50)}
+    assert closer.SEEN not in str(names) and "closer look - closer look, untrained" in names and len(names) == 12
+    del answers["untrained"]
+    assert closer.closer_rows(answers, seed=0, n_resamples=50) == []
 
 
 def test_a_seed_that_is_not_whole_is_left_out_and_other_samples_are_refused():
@@ -173,7 +218,7 @@ def test_the_command_trains_scores_resumes_and_reports(tmp_path, capsys):
     assert cli.main([*command, "--split", "val"]) == 0
     assert "val split" in capsys.readouterr().out
     adapters = list(tmp_path.glob("adapters/*/adapter_model.safetensors"))
-    assert len(adapters) == 4
+    assert len(adapters) == 8  # with each seed: the closer look, and three that learn the truth at first sight
     assert all(path.stat().st_mtime_ns == stamps[path] for path in adapters)  # none was trained twice
     lost = tmp_path / "rollouts" / "closer_test_first1.jsonl"
     lost.unlink()

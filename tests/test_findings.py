@@ -4,12 +4,11 @@ from itertools import product
 
 import pytest
 
-from ivt_utils import findings
+from ivt_utils import closer, findings
 from ivt_utils.artefacts import REFERENCE, read_json, read_jsonl
 from ivt_utils.closer import BASE, CLOSER, TAUGHT
 from ivt_utils.controls import TRUTH
-from ivt_utils.figures import side
-from ivt_utils.metrics import iou_matrix, paired_difference, step_score
+from ivt_utils.metrics import iou_matrix, paired_difference, side, step_score
 
 LIMITS = {"above": (0.01, 0.02), "below": (-0.02, -0.01), "open": (-0.01, 0.01)}
 CELLS = {where: {"low": low, "high": high} for where, (low, high) in LIMITS.items()}
@@ -81,6 +80,41 @@ def test_a_threshold_the_controls_and_the_closer_look_are_told_by_their_sides():
     looks = {findings.of_closer({f"{CLOSER} - {BASE}": CELLS[a], f"{CLOSER} - {TAUGHT}": CELLS[b]})
              for a, b in product(CELLS, CELLS)}  # fmt: skip
     assert len(looks) == 9 and findings.of_closer({}) == ""
+    shot = {f"{CLOSER} - {BASE}": CELLS["open"], f"{CLOSER} - {TAUGHT}": CELLS["open"]}
+    controls = (f"{CLOSER} - {closer.SEEN}", f"{closer.SEEN} - {closer.FIRST}", f"{CLOSER} - {closer.WHOLE}")
+    looks = {findings.of_closer(shot | dict(zip(controls, map(CELLS.get, three), strict=True)))
+             for three in product(CELLS, repeat=3)}  # fmt: skip
+    assert len(looks) == 27
+
+
+REGIMES = (
+    "sft_ivt final - sft_ivt step 0", "sft_ivt oracle best step - sft_ivt step 0",
+    "sft_ivt final - consensus of as many sampled answers", "sft_ivt_long final - sft_ivt_long step 0",
+    "sft_ivt_long oracle best step - sft_ivt_long step 0", "sft_ivt_long consensus of its steps - sft_ivt_long step 0",
+    "sft_ivt consensus of its steps - sft_ivt step 0",
+)  # fmt: skip
+MIRAGE, SHIPPED, NOTHING = "**Here the mirage shows**", "can be shipped", "There is no mirage in it"
+
+
+@pytest.mark.parametrize(
+    ("sides", "says"),
+    [
+        ("open above open below above below open", (MIRAGE, MIRAGE)),
+        ("open above above below above open above", (SHIPPED, MIRAGE)),
+        ("above above below above above open open", (SHIPPED, SHIPPED)),
+        ("open above open above open open below", (MIRAGE, NOTHING)),
+        ("open open open below above above open", (NOTHING, SHIPPED)),
+    ],
+)
+def test_where_the_mirage_shows_is_said_by_the_intervals(sides, says):
+    rows = {name: CELLS[side] for name, side in zip(REGIMES, sides.split(), strict=True)}
+    told = findings.of_regimes(rows, 2, 5)
+    _, *parts = told.split("In the loop of ")
+    assert [[text for text in (MIRAGE, SHIPPED, NOTHING) if text in part] for part in parts] == [[s] for s in says]
+    place = {"above": "lies above", "below": "lies below", "open": "cannot be told from"}
+    sampled, consensus = (place[sides.split()[i]] for i in (2, 5))
+    assert f"refinements {sampled} the consensus of as many" in told
+    assert f"consensus of its steps {consensus} it" in told
 
 
 def test_what_notebooks_1_and_2_say_of_the_base_student_is_what_the_reference_says():
@@ -94,7 +128,7 @@ def test_what_notebooks_1_and_2_say_of_the_base_student_is_what_the_reference_sa
     rows = read_json(REFERENCE / "results.json")["second_turn"]
     same = {(row["words"], row["style"]): row["same"] for row in rows}
     bare_again, outlined, filled = (same["question", style] for style in ("none", "outline", "filled"))
-    assert bare_again["low"] == 1 > outlined["high"] and outlined["value"] > filled["value"]
+    assert bare_again["value"] == 1 and bare_again["low"] > outlined["high"] and outlined["value"] > filled["value"]
     bare_again, outlined, filled = (same["feedback", style] for style in ("none", "outline", "filled"))
     assert bare_again["low"] > outlined["high"] and outlined["low"] < filled["value"] < outlined["high"]
     kept = [iou for iou in iou_matrix(train)[:, 0] if iou <= 0.85]

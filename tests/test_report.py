@@ -194,6 +194,8 @@ def test_several_trainings_are_one_row_a_score_with_an_interval_for_both_chances
     assert found["sft_ivt", "step0_miou"]["seeds"] == pytest.approx({"0": 0.8, "1": 1.0})
     gain = found["sft_ivt final - base_single", "acc50"]
     assert gain["value"] == pytest.approx(0.2) and set(found) & {("sft_grpo_ivt", "acc50")} == set()
+    assert found["sft_ivt final - sft_ivt step 0", "acc50"]["seeds"] == pytest.approx({"0": 0.2, "1": 0})
+    assert found[f"sft_ivt {results.CONSENSUS} - sft_ivt step 0", "acc50"]["seeds"] == pytest.approx({"0": 0.2, "1": 0})
     lost = found["sft_ivt", "degradation_per_step"]
     assert lost["value"] == pytest.approx(0.075) and lost["low"] < 0 < lost["high"]
     goals = {goal["key"]: goal for goal in results.targets(content)}
@@ -202,6 +204,16 @@ def test_several_trainings_are_one_row_a_score_with_an_interval_for_both_chances
     text = report.summary(content, report.paper_results())
     assert report.SEEDS_TITLE in text and ", 0.0 to 100.0" in text
     assert report.iou_per_step(content) and report.paper_and_ours(content, report.paper_results())
+
+
+def test_the_loop_is_held_against_as_many_sampled_answers():
+    """Two of the three sampled boxes agree and are wrong in one of five samples; the loop ends right in all."""
+    sampled = rows(START, [FULL, FULL, FULL, FULL, NONE], [HALF])
+    seeds = {0: {results.SAMPLED: sampled}, 1: {"sft_ivt": all_methods()["sft_ivt"], results.SAMPLED: sampled}}
+    content = results.build_results(all_methods(), **SETTINGS, seeds=seeds)
+    found = {row["name"]: row["seeds"] for row in content["seeds"]}
+    assert found["sft_ivt final - consensus of as many sampled answers"] == pytest.approx({"0": 0.2, "1": 0.2})
+    assert results.SAMPLED not in str([row["name"] for row in content["seeds"]])
 
 
 def test_one_training_has_no_row_over_the_seeds(built):

@@ -41,7 +41,7 @@ def read(relative):  # as a run does
         for name in ("colab", "paper"):
             memory.configuration(get_profile(name))
     elif rest and rest[0] == "seeds":
-        seeds_from(DATA / "reference", {})
+        seeds_from(DATA / "reference", {}, 0)
     elif rest and rest[0] in ("adapters", "rollouts", "tables"):
         run.find("/".join(rest[:2]))
     elif rest == ["run.json"]:

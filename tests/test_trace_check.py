@@ -2,7 +2,7 @@
 
 import pytest
 
-from ivt_utils.figures import side
+from ivt_utils.metrics import side
 from ivt_utils.trace_check import says_and_does, traces_told, ways
 
 TRUTH, LEFT, NEARER = [400.0, 400.0, 600.0, 600.0], [300, 400, 500, 600], [350, 400, 550, 600]
