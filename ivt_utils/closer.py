@@ -131,20 +131,23 @@ def run_closer(run, seeds, train, records, split: str = "test") -> None:
     """
     profile = run.profile
 
-    def loaded(adapter=None, pixels=0):
+    def loaded(adapter=None, name=""):
         student = load_student(profile, adapter)
-        bound_images(student.processor, pixels)
+        if name in SHARPER:
+            image = load_image(records[0]["image"])
+            width, height = seen_size(student, image)
+            bound_images(student.processor, 2 * width * height if name == "wide" else image.width * image.height)
         return student
 
-    def answered(stage, records, adapter=None, pixels=0, **changes):
+    def answered(stage, records, adapter=None, name="", **changes):
         return run.rollouts(stage, lambda: evaluate(
-            loaded(adapter, pixels), records, profile, run.seed, stage, **changes))  # fmt: skip
+            loaded(adapter, name), records, profile, run.seed, stage, **changes))  # fmt: skip
 
-    def trained(name, seed, learnt, pixels=0):
+    def trained(name, seed, learnt):
         def train_it(folder):
             rows = learnt(answered("train_step0", train, turns=0), grid=profile.grid)
             dataset = examples_dataset(train, rows, profile.zoom)
-            train_sft(loaded(pixels=pixels), dataset, folder, profile, seed, profile.closer_steps)
+            train_sft(loaded(name=name), dataset, folder, profile, seed, profile.closer_steps)
 
         return run.adapter(f"closer_{name}{seed}", train_it)
 
@@ -157,9 +160,6 @@ def run_closer(run, seeds, train, records, split: str = "test") -> None:
         run.rollouts(stage, lambda: look_at(
             loaded(adapter), records, looked, boxes, profile, as_seen=name == "seen", progress=stage))  # fmt: skip
 
-    image = load_image(records[0]["image"])
-    width, height = seen_size(load_student(profile), image)
-    pixels = {"first": 0, "wide": 2 * width * height, "whole": image.width * image.height}
     look = {"turns": profile.looks, "zoom": profile.zoom}
     answered(f"closer_{split}_untrained", records, **look)
     for seed in seeds:
@@ -169,9 +169,9 @@ def run_closer(run, seeds, train, records, split: str = "test") -> None:
         shown = shown_boxes(looked, (), run.seed, profile.grid)
         for name, box in {"seen": OWN, "random": RANDOM, "truth": TRUTH}.items():
             looked_at(name, seed, adapter, looked, shown[box])
-        for name, most in pixels.items():  # the rivals that are trained on the truth and answer once
-            rival = trained(name, seed, first_examples, most)
-            answered(f"closer_{split}_{name}{seed}", records, rival, most, turns=0)
+        for name in ("first", *SHARPER):  # the rivals that are trained on the truth and answer once
+            rival = trained(name, seed, first_examples)
+            answered(f"closer_{split}_{name}{seed}", records, rival, name, turns=0)
 
 
 def closer_rows(answers: dict[str, list[dict]], *, seed: int, n_resamples: int) -> list[dict]:

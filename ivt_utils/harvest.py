@@ -2,6 +2,8 @@
 
 import random
 
+import numpy as np
+
 from ivt_utils import protocol
 from ivt_utils.boxes import iou, snap
 from ivt_utils.teacher import fits, geometric_trace
@@ -29,16 +31,16 @@ def trajectory(rollout: dict, turns: int, grid: int = 1, trace=geometric_trace, 
     tolerance, stays as it is. `trace(box, truth)` says what is wrong with the box of the step before; None leaves the
     reasons out. Where the box stays, the reason is always `protocol.TRACE_FITS`, and nowhere else.
     """
-    first = rollout["steps"][0]
+    first, truth = rollout["steps"][0], _truth(rollout)
     form = protocol.answer_text(tuple(first["box"]))
     steps = [first if form in first["text"] else {**first, "text": form}]
-    for box in straight_line(steps[0]["box"], rollout["truth"], turns, grid):
+    for box in straight_line(steps[0]["box"], truth, turns, grid):
         shown = steps[-1]["box"]
-        box = shown if keep and fits(shown, rollout["truth"]) else box
+        box = shown if keep and fits(shown, truth) else box
         if trace is None:
             reason = ""
         else:
-            reason = protocol.TRACE_FITS if box == tuple(shown) else trace(shown, rollout["truth"])
+            reason = protocol.TRACE_FITS if box == tuple(shown) else trace(shown, truth)
         steps.append({"text": protocol.answer_text(box, reason), "box": box})
     return {**rollout, "steps": steps}
 
@@ -49,7 +51,7 @@ def perturbed(rollout: dict, seed: int, grid: int = 1) -> dict:
     The distortion shifts and scales the true box in a random direction, as far as the IoU of the student's own error.
     """
     rng = random.Random(f"perturb {seed} {rollout['id']}")
-    truth, goal = rollout["truth"], iou(rollout["steps"][0]["box"], rollout["truth"])
+    truth, goal = _truth(rollout), iou(rollout["steps"][0]["box"], rollout["truth"])
     width, height = truth[2] - truth[0], truth[3] - truth[1]
     push = [rng.gauss(0, 1) * size for size in (width, height, width, height)]
     low, high = 0.0, 4.0
@@ -59,3 +61,8 @@ def perturbed(rollout: dict, seed: int, grid: int = 1) -> dict:
         low, high = (middle, high) if iou(box, truth) > goal else (low, middle)
     text = protocol.answer_text(box)
     return {**rollout, "steps": [{"text": text, "box": box}, *rollout["steps"][1:]]}
+
+
+def _truth(rollout: dict) -> list[float]:
+    """Return the truth with all its 32 bits, of which a rollout notes the shortest decimals: near ties hang on them."""
+    return np.float32(rollout["truth"]).tolist()

@@ -4,6 +4,8 @@ One committed answer a step. An answer that does not parse has no box and scores
 bare image and says so.
 """
 
+import numpy as np
+
 from ivt_utils import protocol
 from ivt_utils.boxes import from_view, parse_answer, snap, view
 from ivt_utils.datasets import numbered
@@ -213,5 +215,5 @@ def continued(student: Student, inputs, earlier: dict):
 
 def _rollout(record: dict, steps: list[dict]) -> dict:
     kept = {key: record[key] for key in ("id", "image_id", "subset", "expression")}
-    truth = [round(float(v), 4) for v in record["bbox"]]  # whatever a float of 32 bits adds to two decimals
+    truth = [float(str(np.float32(v))) for v in record["bbox"]]  # as few decimals as tell its 32 bits from others
     return {**kept, "truth": truth, "steps": steps}

@@ -1,11 +1,16 @@
 """Harvest: which errors are kept, and trajectories that lead from the student's own box straight to the truth."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ivt_utils import harvest, protocol
+from ivt_utils.artefacts import REFERENCE
 from ivt_utils.boxes import iou, parse_answer, snap, valid
+from ivt_utils.profiles import get_profile
+from ivt_utils.results import read_rollouts
 from ivt_utils.teacher import fits, geometric_trace
 
 TRUTH = [100.0, 100.0, 300.0, 300.0]
@@ -145,3 +150,14 @@ def test_perturbed_truths_differ_from_seed_to_seed_and_from_sample_to_sample():
     made = {harvest.perturbed(own, seed)["steps"][0]["box"] for seed in range(8)}
     made |= {harvest.perturbed({**own, "id": f"b-{i}"}, 0)["steps"][0]["box"] for i in range(8)}
     assert len(made) > 12 and (150, 150, 350, 350) not in made
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_the_shipped_trajectories_are_the_harvest_of_the_shipped_first_answers(keep):
+    first, made = (read_rollouts(REFERENCE / "rollouts" / f"{name}.jsonl")
+                    for name in ("train_step0", "trajectories" + "_keep" * keep))  # fmt: skip
+    profile = get_profile("micro")
+    errors = harvest.keep_errors(first, profile.harvest_max_iou)
+    assert len(errors) > 1000
+    again = [harvest.trajectory(error, profile.turns, profile.grid, keep=keep) for error in errors]
+    assert json.loads(json.dumps(again)) == made  # word by word: the student is trained on these
