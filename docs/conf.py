@@ -61,7 +61,7 @@ def alt_kept(render):
 
 def write_samples(app):
     """Write the explorer's samples beside the static files."""
-    from ivt_utils.book import write_explorer
+    from ivt_utils.course.book import write_explorer
 
     folder = Path(app.doctreedir) / "explorer"
     write_explorer(folder / "explorer_samples.js")

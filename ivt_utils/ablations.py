@@ -7,10 +7,10 @@ one choice changed. Nothing here touches the test split.
 import math
 
 from ivt_utils import metrics
-from ivt_utils.artefacts import read_jsonl
-from ivt_utils.datasets import first
 from ivt_utils.harvest import perturbed, trajectory
 from ivt_utils.loop import evaluate
+from ivt_utils.records import first
+from ivt_utils.runtime.store import read_jsonl
 from ivt_utils.selection import sign_flip_p
 from ivt_utils.sft import train_sft, trajectories_dataset
 from ivt_utils.student import load_student

@@ -8,7 +8,7 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
-from . import distributed
+from ivt_utils.runtime import distributed
 
 STOPPED = ("Stopped, from outside or because another process of this run has died (most often for want of memory); "
            "the same command goes on from the last finished stage or checkpoint.")  # fmt: skip
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
 
     What a user can put right is said in one sentence on stderr, without a traceback.
     """
-    from .course import NotebookStopped
+    from ivt_utils.course.execute import NotebookStopped
 
     arguments = parser().parse_args(argv)
     if distributed.rank() > 0:
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     except NotebookStopped as stop:
         return fail(str(stop), 1)
     except Exception as error:
-        from .artefacts import ArtefactError, trouble
+        from ivt_utils.runtime.store import ArtefactError, trouble
 
         if isinstance(error, OSError):
             return fail(trouble(error, error.filename or getattr(arguments, "run_dir", None)), 2)
@@ -130,13 +130,13 @@ def parser() -> argparse.ArgumentParser:
 
 def _begin(arguments):
     """Return the profile and the folder of a run; `kill` will end it as Ctrl-C does."""
-    from .course import PROJECT
-    from .profiles import get_profile
+    from ivt_utils.course.execute import PROJECT
+    from ivt_utils.profiles import get_profile
 
     dry = getattr(arguments, "dry_run", False)
     profile = get_profile(arguments.profile + "-dry-run" * dry)
     if dry and distributed.rank() == 0:
-        from .hub_fixture import prepare_fixture
+        from ivt_utils.paper_scale.fixture import prepare_fixture
 
         prepare_fixture(profile)
     name = profile.name if arguments.seed == 0 else f"{profile.name}-seed{arguments.seed}"
@@ -147,13 +147,13 @@ def _begin(arguments):
 
 def run_command(arguments) -> int:
     """Return 0 after executing the notebooks and printing the report."""
-    from .artefacts import ArtefactError
-    from .course import PROJECT, run_course
-    from .report import report_from
+    from ivt_utils.course.execute import PROJECT, run_course
+    from ivt_utils.runtime.store import ArtefactError
+    from ivt_utils.show.report import report_from
 
     profile, run_dir = _begin(arguments)
     if arguments.reference:
-        from .lessons import seed_run
+        from ivt_utils.course.lessons import seed_run
 
         seed_run(profile, arguments.seed, run_dir)
     folder = (arguments.notebooks or PROJECT / "notebooks").resolve()
@@ -170,8 +170,8 @@ def run_command(arguments) -> int:
 
 def stage_command(arguments) -> int:
     """Return 0 after making the stages of a notebook, together with the other processes of a launch."""
-    from .artefacts import Run
-    from .stages import STAGES
+    from ivt_utils.pipeline import STAGES
+    from ivt_utils.runtime.store import Run
 
     profile, run_dir = _begin(arguments)
     distributed.wait()
@@ -194,11 +194,11 @@ def stage_command(arguments) -> int:
 
 def teach_command(arguments) -> int:
     """Return 0 after a VLM has written the traces of the harvest."""
-    from .artefacts import Run
-    from .datasets import load_split
-    from .harvest import keep_errors
-    from .stages import own_answers
-    from .vlm_teacher import budget, teach
+    from ivt_utils.harvest import keep_errors
+    from ivt_utils.paper_scale.vlm_teacher import budget, teach
+    from ivt_utils.pipeline import own_answers
+    from ivt_utils.records import load_split
+    from ivt_utils.runtime.store import Run
 
     profile, run_dir = _begin(arguments)
     if not profile.hub_student:
@@ -221,8 +221,8 @@ def teach_command(arguments) -> int:
 
 def data_command(arguments) -> int:
     """Return 0 after the data sets of a profile are prepared."""
-    from .hub import prepare
-    from .profiles import get_profile
+    from ivt_utils.paper_scale.hub import prepare
+    from ivt_utils.profiles import get_profile
 
     profile = get_profile(arguments.profile)
     if profile.data != "hub":
@@ -233,8 +233,8 @@ def data_command(arguments) -> int:
 
 def plan_command(arguments) -> int:
     """Return 0 after printing what a profile will cost."""
-    from .plan import plan_text
-    from .profiles import get_profile
+    from ivt_utils.paper_scale.plan import plan_text
+    from ivt_utils.profiles import get_profile
 
     print(plan_text(get_profile(arguments.profile)))
     return 0
@@ -246,7 +246,7 @@ def report_command(arguments) -> int:
         raise ValueError(
             f"There is no run in {arguments.run_dir}: make one with `ivt run`, or name its folder."
         )
-    from .report import report_from
+    from ivt_utils.show.report import report_from
 
     report_from(arguments.run_dir.resolve())
     return 0
@@ -254,9 +254,9 @@ def report_command(arguments) -> int:
 
 def seeds_command(arguments) -> int:
     """Return 0 after training and scoring every method with each seed, and printing the report."""
-    from .artefacts import Run
-    from .report import report_from
-    from .stages import seeds
+    from ivt_utils.pipeline import seeds
+    from ivt_utils.runtime.store import Run
+    from ivt_utils.show.report import report_from
 
     profile, run_dir = _begin(arguments)
     numbers = sorted(set(arguments.seeds))
@@ -270,13 +270,13 @@ def seeds_command(arguments) -> int:
 
 def closer_command(arguments) -> int:
     """Return 0 after training and scoring the closer look on each seed, and printing its table."""
-    from . import pace
-    from .artefacts import Run
-    from .closer import run_closer
-    from .datasets import load_split
-    from .profiles import get_profile
-    from .report import aligned, closer_table, report_from
-    from .results import closer_from
+    from ivt_utils.closer import run_closer
+    from ivt_utils.course import pace
+    from ivt_utils.profiles import get_profile
+    from ivt_utils.records import load_split
+    from ivt_utils.runtime.store import Run
+    from ivt_utils.show.report import aligned, closer_table, report_from
+    from ivt_utils.show.results import closer_from
 
     profile = get_profile(arguments.profile)
     for change in arguments.set:
@@ -302,32 +302,32 @@ def closer_command(arguments) -> int:
 
 def build_command(arguments) -> int:
     """Return 0 after making one of the shipped parts again."""
-    from .artefacts import DATA, ROOT, note_files, read_json, ship_reference
-    from .report import paper_results, write_between, write_table
+    from ivt_utils.runtime.store import DATA, ROOT, note_files, read_json, ship_reference
+    from ivt_utils.show.report import paper_results, write_between, write_table
 
     run_dir = (arguments.run_dir or ROOT / "runs" / "micro").resolve()
     if arguments.what == "student":
-        from .pretrain import train_student
+        from ivt_utils.micro.pretrain import train_student
 
         made = train_student(DATA / "student", arguments.seed)
     elif arguments.what == "benchmark":
-        from .datasets import build_benchmark
+        from ivt_utils.records import build_benchmark
 
         made = build_benchmark(seed=arguments.seed)
     elif arguments.what == "notebooks":
-        from .lessons import build_notebooks
+        from ivt_utils.course.lessons import build_notebooks
 
         made = build_notebooks()
     elif arguments.what == "guide":
-        from .guide import keep_timings, write_guide
+        from ivt_utils.course.guide import keep_timings, write_guide
 
         keep_timings(run_dir)
         made = write_guide()
     elif arguments.what == "docs":
-        from .book import write_pages
-        from .memory import CONFIGURATIONS
-        from .plan import plan_text
-        from .profiles import get_profile
+        from ivt_utils.course.book import write_pages
+        from ivt_utils.paper_scale.memory import CONFIGURATIONS
+        from ivt_utils.paper_scale.plan import plan_text
+        from ivt_utils.profiles import get_profile
 
         note_files(DATA, ["paper_results.json"])  # these are written by hand
         note_files(DATA / "qwen3vl", CONFIGURATIONS.values())
@@ -344,9 +344,9 @@ def build_command(arguments) -> int:
 
 def doctor_command(arguments) -> int:
     """Return 0 when nothing needed is missing, else 1, after printing what `examine` found and the cost."""
-    from .course import PROJECT, cost, find_notebooks
-    from .doctor import MISS, examine
-    from .profiles import get_profile
+    from ivt_utils.course.doctor import MISS, examine
+    from ivt_utils.course.execute import PROJECT, cost, find_notebooks
+    from ivt_utils.profiles import get_profile
 
     profile = get_profile(arguments.profile)
     lines = examine(PROJECT, profile)

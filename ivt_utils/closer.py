@@ -21,10 +21,10 @@ from PIL import Image
 from ivt_utils import metrics, protocol
 from ivt_utils.boxes import SCALE, from_view, parse_answer, snap, to_view, view
 from ivt_utils.controls import OWN, RANDOM, TRUTH, shown_boxes
-from ivt_utils.datasets import numbered
-from ivt_utils.distributed import each_batch
 from ivt_utils.loop import evaluate, generate, sampled_answers
-from ivt_utils.render import closer_look, load_image
+from ivt_utils.overlay import closer_look, load_image
+from ivt_utils.records import numbered
+from ivt_utils.runtime.distributed import each_batch
 from ivt_utils.selection import choose, medoid
 from ivt_utils.sft import train_sft
 from ivt_utils.student import bound_images, load_student

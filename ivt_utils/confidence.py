@@ -10,11 +10,11 @@ from os.path import commonprefix
 import numpy as np
 
 from ivt_utils import metrics, protocol
-from ivt_utils.datasets import numbered
-from ivt_utils.distributed import each_batch
-from ivt_utils.hardware import memory_advice
 from ivt_utils.loop import continued, remember
-from ivt_utils.render import draw_box, load_image
+from ivt_utils.overlay import draw_box, load_image
+from ivt_utils.records import numbered
+from ivt_utils.runtime.distributed import each_batch
+from ivt_utils.runtime.hardware import memory_advice
 from ivt_utils.student import Student
 
 SIGNALS = ("fits", "likelihood")

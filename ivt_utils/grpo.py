@@ -8,13 +8,14 @@ import json
 import os
 from pathlib import Path
 
-from ivt_utils import distributed, hardware, protocol
-from ivt_utils.artefacts import PROBE, read_json, write_text
+from ivt_utils import protocol
 from ivt_utils.boxes import format_answer, iou, parse_answer, valid
-from ivt_utils.datasets import first, load_split
 from ivt_utils.loop import evaluate
 from ivt_utils.metrics import iou_matrix
-from ivt_utils.render import draw_box, load_image
+from ivt_utils.overlay import draw_box, load_image
+from ivt_utils.records import first, load_split
+from ivt_utils.runtime import distributed, hardware
+from ivt_utils.runtime.store import PROBE, read_json, write_text
 from ivt_utils.sft import finish, trainer_options
 from ivt_utils.student import Student, lora
 

@@ -8,11 +8,11 @@ import numpy as np
 
 from ivt_utils import protocol
 from ivt_utils.boxes import from_view, parse_answer, snap, view
-from ivt_utils.datasets import numbered
-from ivt_utils.distributed import each_batch
-from ivt_utils.hardware import memory_advice
 from ivt_utils.metrics import first_steps
-from ivt_utils.render import closer_look, draw_box, load_image
+from ivt_utils.overlay import closer_look, draw_box, load_image
+from ivt_utils.records import numbered
+from ivt_utils.runtime.distributed import each_batch
+from ivt_utils.runtime.hardware import memory_advice
 from ivt_utils.student import Student
 
 

@@ -4,10 +4,10 @@ With the stages there, tables and figures need no model.
 """
 
 from ivt_utils import confidence, controls, selection
-from ivt_utils.artefacts import ArtefactError
-from ivt_utils.datasets import first
 from ivt_utils.loop import answer_again, evaluate, sampled_answers
 from ivt_utils.metrics import first_steps
+from ivt_utils.records import first
+from ivt_utils.runtime.store import ArtefactError
 from ivt_utils.student import load_student
 
 # A method of `results`, and its adapter. The untrained student is not asked: it has never met `protocol.TRACE_FITS`.

@@ -3,10 +3,11 @@
 import json
 from pathlib import Path
 
-from ivt_utils import distributed, hardware, protocol
-from ivt_utils.artefacts import ArtefactError, read_json, write_text
-from ivt_utils.datasets import numbered
-from ivt_utils.render import draw_box, load_image
+from ivt_utils import protocol
+from ivt_utils.overlay import draw_box, load_image
+from ivt_utils.records import numbered
+from ivt_utils.runtime import distributed, hardware
+from ivt_utils.runtime.store import ArtefactError, read_json, write_text
 from ivt_utils.student import Student, lora
 
 LOG = "training_log.json"

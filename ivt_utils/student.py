@@ -7,9 +7,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from ivt_utils import hardware, protocol, scenes
-from ivt_utils.artefacts import ROOT, ArtefactError, intact
+from ivt_utils import protocol
+from ivt_utils.micro import scenes
 from ivt_utils.profiles import STUDENT_RECIPE, StudentRecipe, get_profile
+from ivt_utils.runtime import hardware
+from ivt_utils.runtime.store import ROOT, ArtefactError, intact
 
 GRID = get_profile("micro").grid  # the micro student's coordinates are multiples of this
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",

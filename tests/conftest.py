@@ -96,7 +96,7 @@ def records():
 
 def sample_records(count: int, name: str) -> list[dict]:
     """Records with different images, made as the benchmark's are, but for no split of it."""
-    from ivt_utils import scenes
+    from ivt_utils.micro import scenes
 
     rows = []
     for i in range(count):

@@ -6,9 +6,9 @@ import pytest
 from datasets import Dataset
 
 from ivt_utils import ablations, protocol
-from ivt_utils.artefacts import Run
 from ivt_utils.boxes import iou
 from ivt_utils.harvest import trajectory
+from ivt_utils.runtime.store import Run
 
 TRUTH = [100, 100, 300, 300]
 NEAR, FAR = (120, 110, 310, 300), (240, 240, 440, 440)

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from ivt_utils import artefacts
-from ivt_utils.artefacts import ArtefactError, Run
 from ivt_utils.profiles import get_profile
+from ivt_utils.runtime import store
+from ivt_utils.runtime.store import ArtefactError, Run
 
 SMOKE = get_profile("smoke")
 ROWS = [{"id": "a", "expression": "links\u2028of the \x85 “star”", "steps": [{"text": "\ud800", "box": [1, 2, 3, 4]}]},
@@ -76,7 +76,7 @@ def test_stages_say_how_long_they_took_and_what_they_left(run):
     assert 0.1 <= run.seconds("tables/slow") < 5 and run.seconds("tables/never") == 0.0
     assert set(run.stages()) == {"tables/slow", "rollouts/quick"}
     for key, path in (("tables/slow", "tables/slow.json"), ("rollouts/quick", "rollouts/quick.jsonl")):
-        assert run.stages()[key]["sha256"] == artefacts.checksum(run.root / path)
+        assert run.stages()[key]["sha256"] == store.checksum(run.root / path)
 
 
 @pytest.mark.parametrize("kind, path", [("rollouts", "rollouts/a.jsonl"), ("rows", "tables/a.json")])
@@ -174,7 +174,7 @@ def test_how_a_run_is_made_to_fit_a_machine_does_not_matter(run):
 
 
 def test_the_folder_is_named_after_the_profile_unless_told_otherwise(monkeypatch, tmp_path):
-    monkeypatch.setattr(artefacts, "ROOT", tmp_path)
+    monkeypatch.setattr(store, "ROOT", tmp_path)
     assert Run(SMOKE).root == tmp_path / "runs" / "smoke"
     assert Run(SMOKE, 3, str(tmp_path / "mine")).root == tmp_path / "mine"
 
@@ -195,7 +195,7 @@ def test_a_damaged_note_is_one_sentence(run, name):
 def reference(tmp_path, monkeypatch):
     """A folder of reference results with one adapter, one table and one file of rollouts."""
     folder = tmp_path / "reference"
-    monkeypatch.setattr(artefacts, "REFERENCE", folder)
+    monkeypatch.setattr(store, "REFERENCE", folder)
     made = Run(SMOKE, 0, folder)
     made.adapter("sft", train)
     made.rows("ablations", lambda: [1])
@@ -261,21 +261,21 @@ def test_a_damaged_artefact_of_this_run_is_not_used(run, reference, relative):
 @pytest.fixture
 def finished(run):
     """A run with everything that becomes the reference."""
-    for name in artefacts.ADAPTERS:
+    for name in store.ADAPTERS:
         run.adapter(name, train)
     run.rows("ablations", lambda: [2])
     run.rollouts("base_ivt", lambda: ROWS)
     for name in ("results.json", "figures/final.png"):
-        artefacts.write_text(run.root / name, "{}")
+        store.write_text(run.root / name, "{}")
     return run
 
 
 def test_a_finished_run_becomes_the_reference(finished, reference, tmp_path, capsys):
-    assert artefacts.ship_reference(finished.root) == reference
+    assert store.ship_reference(finished.root) == reference
     other = Run(SMOKE, 1, tmp_path / "other")
     for relative in (*RELATIVE, "figures/final.png", "adapters/grpo"):
         assert other.find(relative) == reference / relative
-        assert artefacts.checksum(reference / relative) == artefacts.checksum(finished.root / relative)
+        assert store.checksum(reference / relative) == store.checksum(finished.root / relative)
     assert capsys.readouterr().out.count("reference") == 5
     assert not [path for path in files(reference) if "checkpoint" in path or "training" in path]
 
@@ -284,17 +284,17 @@ def test_of_what_is_only_counted_the_boxes_are_shipped(finished, reference):
     asked = {"id": "a", "expression": "the star", "steps": [{"text": "It fits.", "box": [1, 2, 3, 4], "shown": None}]}
     finished.rollouts("control_sft_ivt_no_box", lambda: [asked])
     finished.rollouts("sft_ivt", lambda: [asked])
-    seed = Run(finished.profile, 3, finished.root / artefacts.SEEDS / "3")
+    seed = Run(finished.profile, 3, finished.root / store.SEEDS / "3")
     for name in ("sft_ivt", "sft_ivt_long", "grpo_single", "train_step0"):
         seed.rollouts(name, lambda: [asked])
-    artefacts.ship_reference(finished.root)
+    store.ship_reference(finished.root)
     boxes = [{"id": "a", "steps": [{"box": [1, 2, 3, 4], "shown": None}]}]
-    assert artefacts.read_jsonl(reference / "rollouts" / "control_sft_ivt_no_box.jsonl") == boxes
-    assert artefacts.read_jsonl(reference / "rollouts" / "sft_ivt.jsonl") == [asked]
+    assert store.read_jsonl(reference / "rollouts" / "control_sft_ivt_no_box.jsonl") == boxes
+    assert store.read_jsonl(reference / "rollouts" / "sft_ivt.jsonl") == [asked]
     shipped = sorted(path.name for path in (reference / "seeds" / "3").rglob("*.*"))
     assert shipped == ["grpo_single.jsonl", "sft_ivt_long.jsonl", "stages.json"]  # a long loop begins as the short one
-    assert artefacts.read_jsonl(reference / "seeds" / "3" / "rollouts" / "sft_ivt_long.jsonl") == boxes
-    assert set(artefacts.read_json(reference / "seeds" / "3" / "stages.json")) == {
+    assert store.read_jsonl(reference / "seeds" / "3" / "rollouts" / "sft_ivt_long.jsonl") == boxes
+    assert set(store.read_json(reference / "seeds" / "3" / "stages.json")) == {
         "rollouts/grpo_single", "rollouts/sft_ivt_long"}  # fmt: skip
 
 
@@ -303,7 +303,7 @@ def test_an_unfinished_run_does_not_become_the_reference(finished, reference, mi
     before = {path: (reference / path).read_bytes() for path in files(reference)}
     (finished.root / missing).rename(finished.root / "elsewhere")
     with pytest.raises(ArtefactError) as caught:
-        artefacts.ship_reference(finished.root)
+        store.ship_reference(finished.root)
     assert missing in sentence(caught) and {p: (reference / p).read_bytes() for p in files(reference)} == before
     assert not list(reference.parent.glob(".*"))
 
@@ -317,18 +317,18 @@ def full(*_, **__):
 
 def test_a_text_is_written_with_its_folders_and_replaces_the_old_one(tmp_path):
     path = tmp_path / "a" / "b" / "note.txt"
-    artefacts.write_text(path, "ä\n")
-    artefacts.write_text(path, "second")
+    store.write_text(path, "ä\n")
+    store.write_text(path, "second")
     assert path.read_text(encoding="utf-8") == "second" and files(tmp_path) == ["a/b/note.txt"]
 
 
 @pytest.mark.parametrize("call", ["write_text", "mkdir"])
 def test_no_disk_space_is_one_sentence_and_the_old_file_stays(tmp_path, monkeypatch, call):
     path = tmp_path / "note.txt"
-    artefacts.write_text(path, "old")
+    store.write_text(path, "old")
     monkeypatch.setattr(Path, call, full)
     with pytest.raises(ArtefactError) as caught:
-        artefacts.write_text(path, "new")
+        store.write_text(path, "new")
     monkeypatch.undo()
     assert "No space left on the disk for" in sentence(caught) and "note.txt" in sentence(caught)
     assert path.read_text() == "old" and files(tmp_path) == ["note.txt"]
@@ -343,12 +343,12 @@ def test_a_disk_that_fills_up_while_writing_leaves_no_half_file(tmp_path, monkey
 
     monkeypatch.setattr(Path, "write_text", half)
     with pytest.raises(ArtefactError):
-        artefacts.write_text(path, "a long text")
+        store.write_text(path, "a long text")
     assert files(tmp_path) == []
 
 
 def test_no_disk_space_in_a_stage_is_the_same_sentence(run, monkeypatch):
-    monkeypatch.setattr(artefacts.os, "replace", full)
+    monkeypatch.setattr(store.os, "replace", full)
     with pytest.raises(ArtefactError) as caught:
         run.rollouts("a", lambda: ROWS)
     monkeypatch.undo()
@@ -362,27 +362,28 @@ def test_no_disk_space_in_a_stage_is_the_same_sentence(run, monkeypatch):
     (errno.EROFS, "runs/a.json", "runs/a.json cannot be written (Read-only file system): name a folder of yours with "
                                  "--run-dir (in a notebook: RUN_DIR).", "free some"),
     (errno.EACCES, "runs/a.json", "(Permission denied): name a folder of yours with --run-dir", "free some"),
-    (errno.EACCES, artefacts.DATA / "hub/paper-dry-run", "copy the course into a folder of yours", "--run-dir"),
+    (errno.EACCES, store.DATA / "hub/paper-dry-run", "copy the course into a folder of yours", "--run-dir"),
     (errno.EIO, "runs/a.json", "runs/a.json: Input/output error.", "free some"),
     (errno.EINVAL, None, "Invalid argument", "free some"),
 ])  # fmt: skip
 def test_the_remedy_fits_what_the_disk_says(number, path, says, never_says):
-    told = artefacts.trouble(OSError(number, os.strerror(number)), path)
+    told = store.trouble(OSError(number, os.strerror(number)), path)
     assert says in told and never_says not in told and "\n" not in told
 
 
 def test_what_may_not_be_read_is_not_told_to_be_written(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
     path.write_text("{}")
-    monkeypatch.setattr(artefacts.os, "access", lambda *_: False)  # root may read everything
-    told = artefacts.trouble(PermissionError(errno.EACCES, "Permission denied", str(path)))
+    monkeypatch.setattr(store.os, "access", lambda *_: False)  # root may read everything
+    told = store.trouble(PermissionError(errno.EACCES, "Permission denied", str(path)))
     assert told == f"{path} cannot be read: Permission denied."
 
 
 CLOSED = """
 import os, sys, tempfile
 from pathlib import Path
-from ivt_utils import artefacts, doctor
+from ivt_utils.course import doctor
+from ivt_utils.runtime import store
 if os.getuid() == 0:  # root may write everywhere, so become nobody
     os.setgroups([]), os.setgid(65534), os.setuid(65534)
 place = Path(sys.argv[1])
@@ -396,8 +397,8 @@ print(*doctor.writable(place))
 
 @pytest.mark.parametrize("name", [b"runs/a.json", "runs/a.json", Path("runs/a.json")])
 def test_a_file_may_be_named_in_any_way(name):
-    assert artefacts.trouble(OSError(errno.EIO, "Input/output error"), name) == "runs/a.json: Input/output error."
-    assert "what was to be written" in artefacts.trouble(OSError(errno.ENOSPC, "No space left on device", 3))
+    assert store.trouble(OSError(errno.EIO, "Input/output error"), name) == "runs/a.json: Input/output error."
+    assert "what was to be written" in store.trouble(OSError(errno.ENOSPC, "No space left on device", 3))
 
 
 def test_a_folder_that_really_may_not_be_written_names_the_way_out():
@@ -405,7 +406,7 @@ def test_a_folder_that_really_may_not_be_written_names_the_way_out():
         os.chmod(outer, 0o755)
         closed = Path(outer, "closed")
         closed.mkdir(mode=0o555)
-        done = subprocess.run([sys.executable, "-c", CLOSED, closed], cwd=artefacts.ROOT, text=True,
+        done = subprocess.run([sys.executable, "-c", CLOSED, closed], cwd=store.ROOT, text=True,
                               capture_output=True)  # fmt: skip
         if "setgroups" in done.stderr or "setuid" in done.stderr:
             pytest.skip("this root may not become another user")
@@ -422,51 +423,51 @@ def test_the_advice_restores_a_clone_that_was_made_with_other_line_ends(tmp_path
     """In a clone of before .gitattributes, git takes the files with CRLF for unchanged, and leaves them alone."""
     here, there = tmp_path / "here", tmp_path / "there"
     (here / "data").mkdir(parents=True)
-    artefacts.write_text(here / "data" / "a.json", "{}\n")
-    artefacts.note_files(here / "data", ["a.json"])
+    store.write_text(here / "data" / "a.json", "{}\n")
+    store.note_files(here / "data", ["a.json"])
     git(here, "init", "-q")
     git(here, "add", "-A")
     git(here, "commit", "-q", "-m", "first")
     git(tmp_path, "clone", "-q", "-c", "core.autocrlf=true", "here", "there")
-    monkeypatch.setattr(artefacts, "ROOT", there)
+    monkeypatch.setattr(store, "ROOT", there)
     (there / ".gitattributes").write_text("* text=auto eol=lf\n")
     with pytest.raises(ArtefactError, match="damaged") as caught:
-        artefacts.intact(there / "data" / "a.json")
+        store.intact(there / "data" / "a.json")
     subprocess.run(sentence(caught).rpartition("restore it with: ")[2], shell=True, cwd=there, check=True)
-    assert artefacts.intact(there / "data" / "a.json")
+    assert store.intact(there / "data" / "a.json")
 
 
 @needs_git
 def test_a_project_inside_another_repository_has_no_commit(tmp_path, monkeypatch):
     inside = tmp_path / "theirs" / "ivt-course"
     inside.mkdir(parents=True)
-    monkeypatch.setattr(artefacts, "ROOT", inside)
+    monkeypatch.setattr(store, "ROOT", inside)
     for folder in (inside.parent, inside):  # first theirs alone, then one of our own as well
-        assert artefacts.commit() is None
+        assert store.commit() is None
         git(folder, "init", "-q")
         git(folder, "commit", "-q", "-m", "first", "--allow-empty")
-    assert len(artefacts.commit()) == 40
+    assert len(store.commit()) == 40
 
 
 def test_advice_fits_a_clone_an_archive_and_a_folder_of_ones_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(artefacts, "ROOT", tmp_path)
-    assert "git" not in artefacts.restoring(tmp_path / "data" / "student")
-    assert "archive (ZIP)" in artefacts.restoring(tmp_path / "data" / "student")
+    monkeypatch.setattr(store, "ROOT", tmp_path)
+    assert "git" not in store.restoring(tmp_path / "data" / "student")
+    assert "archive (ZIP)" in store.restoring(tmp_path / "data" / "student")
     (tmp_path / ".git").mkdir()
-    told = artefacts.restoring(tmp_path / "data" / "student")
+    told = store.restoring(tmp_path / "data" / "student")
     assert told == "restore it with: rm -rf data/student && git checkout -- data/student"
-    assert "git" not in artefacts.restoring(tmp_path.parent / "mine")
+    assert "git" not in store.restoring(tmp_path.parent / "mine")
 
 
 def test_a_kill_at_any_moment_leaves_the_old_text_or_the_new_one(tmp_path):
     path = tmp_path / "note.txt"
     code = (
-        "import itertools, sys; from pathlib import Path; from ivt_utils.artefacts import write_text\n"
+        "import itertools, sys; from pathlib import Path; from ivt_utils.runtime.store import write_text\n"
         "for i in itertools.count(): write_text(Path(sys.argv[1]), 'ab'[i % 2] * 3_000_000)"
     )
     for pause in (0.0, 0.013, 0.029):
         path.unlink(missing_ok=True)
-        child = subprocess.Popen([sys.executable, "-c", code, path], cwd=artefacts.ROOT)
+        child = subprocess.Popen([sys.executable, "-c", code, path], cwd=store.ROOT)
         try:
             until = time.monotonic() + 60
             while not path.exists() and time.monotonic() < until:
@@ -488,7 +489,7 @@ def folder(tmp_path):
 
 
 def test_a_folder_is_replaced_as_a_whole(folder):
-    with artefacts.replace_folder(folder) as new:
+    with store.replace_folder(folder) as new:
         assert files(new) == [] and files(folder) == ["old"]
         (new / "new").write_text("new")
     assert files(folder.parent) == ["folder/new"]
@@ -497,7 +498,7 @@ def test_a_folder_is_replaced_as_a_whole(folder):
 @pytest.mark.parametrize("stop", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
 def test_an_error_while_a_folder_is_written_keeps_the_old_one(folder, stop):
     with pytest.raises(type(stop)):
-        with artefacts.replace_folder(folder) as new:
+        with store.replace_folder(folder) as new:
             (new / "new").write_text("new")
             raise stop
     assert files(folder.parent) == ["folder/old"]
@@ -513,16 +514,16 @@ def test_an_error_while_a_folder_is_renamed_keeps_the_old_one(folder, monkeypatc
             full()
         real(source, target)
 
-    monkeypatch.setattr(artefacts.os, "replace", replace_or_fail)
+    monkeypatch.setattr(store.os, "replace", replace_or_fail)
     with pytest.raises((OSError, ArtefactError)):
-        with artefacts.replace_folder(folder) as new:
+        with store.replace_folder(folder) as new:
             (new / "new").write_text("new")
     assert files(folder.parent) == ["folder/old"]
 
 
 def test_a_first_folder_that_fails_leaves_nothing(tmp_path):
     with pytest.raises(ValueError):
-        with artefacts.replace_folder(tmp_path / "deep" / "folder"):
+        with store.replace_folder(tmp_path / "deep" / "folder"):
             raise ValueError
     assert files(tmp_path) == [] and not (tmp_path / "deep" / "folder").exists()
 
@@ -532,16 +533,16 @@ def test_a_first_folder_that_fails_leaves_nothing(tmp_path):
 
 def test_an_unreadable_file_is_one_sentence(tmp_path):
     with pytest.raises(ArtefactError) as caught:
-        artefacts.read_json(tmp_path / "gone.json")
+        store.read_json(tmp_path / "gone.json")
     assert "gone.json is missing" in sentence(caught)
     for name, content in (("a.json", b"{"), ("b.json", b"\xff\xfe")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ArtefactError) as caught:
-            artefacts.read_json(tmp_path / name)
+            store.read_json(tmp_path / name)
         assert f"{name} is not valid JSON" in sentence(caught)
     (tmp_path / "c.jsonl").write_text('{"a": 1}\n{"a": \n')
     with pytest.raises(ArtefactError) as caught:
-        artefacts.read_jsonl(tmp_path / "c.jsonl")
+        store.read_jsonl(tmp_path / "c.jsonl")
     assert "Line 2 of" in sentence(caught) and "c.jsonl" in sentence(caught)
 
 
@@ -551,40 +552,40 @@ def test_rows_that_are_missing_or_of_another_encoding_are_one_sentence_and_other
     if content is not None:
         path.write_bytes(content)
     if content and content[0] == ord("{"):
-        assert artefacts.read_jsonl(path) == [{"a": "line\u2028separator"}]
+        assert store.read_jsonl(path) == [{"a": "line\u2028separator"}]
     else:
         with pytest.raises(ArtefactError) as caught:
-            artefacts.read_jsonl(path)
+            store.read_jsonl(path)
         assert "rows.jsonl" in sentence(caught)
 
 
 def test_a_checksum_knows_names_and_contents(tmp_path):
     for name, content in (("x/a", "1"), ("y/a", "1"), ("z/b", "1"), ("w/a", "2"), ("v/sub/a", "1")):
-        artefacts.write_text(tmp_path / name, content)
-    sums = {name: artefacts.checksum(tmp_path / name) for name in "vwxyz"}
+        store.write_text(tmp_path / name, content)
+    sums = {name: store.checksum(tmp_path / name) for name in "vwxyz"}
     assert sums["x"] == sums["y"] and len(set(sums.values())) == 4
-    assert artefacts.checksum(tmp_path / "x/a").startswith("6b86b273ff34fce1")  # SHA-256 of "1"
+    assert store.checksum(tmp_path / "x/a").startswith("6b86b273ff34fce1")  # SHA-256 of "1"
 
 
 # --- where results come from
 
 
 def test_versions_of_all_that_matters(monkeypatch):
-    found = artefacts.versions()
+    found = store.versions()
     assert set(found) >= {"torch", "transformers", "trl", "peft", "datasets"} and "missing" not in found.values()
-    monkeypatch.setattr(artefacts, "LIBRARIES", ("numpy", "no-such-library"))
-    assert artefacts.versions()["no-such-library"] == "missing"
+    monkeypatch.setattr(store, "LIBRARIES", ("numpy", "no-such-library"))
+    assert store.versions()["no-such-library"] == "missing"
 
 
 def test_the_commit_with_a_plus_for_changed_files_and_none_outside_a_checkout(tmp_path, monkeypatch):
-    monkeypatch.setattr(artefacts, "ROOT", tmp_path)
+    monkeypatch.setattr(store, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert artefacts.commit() is None
+    assert store.commit() is None
     (tmp_path / "file").write_text("1")
     identity = ["-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
     for words in (["init", "-q"], ["add", "file"], [*identity, "commit", "-qm", "one"]):
         subprocess.run(["git", "-C", tmp_path, *words], check=True)
-    clean = artefacts.commit()
+    clean = store.commit()
     assert len(clean) == 40 and set(clean) <= set("0123456789abcdef")
     (tmp_path / "file").write_text("2")
-    assert artefacts.commit() == clean + "+"
+    assert store.commit() == clean + "+"

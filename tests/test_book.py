@@ -11,13 +11,14 @@ from urllib.parse import unquote
 import pytest
 from conftest import chromium
 
-from ivt_utils import book, closer
-from ivt_utils.artefacts import REFERENCE, ROOT, read_json
+from ivt_utils import closer
 from ivt_utils.controls import TRUTH
-from ivt_utils.course import find_notebooks
-from ivt_utils.report import paper_results
-from ivt_utils.results import CONSENSUS
+from ivt_utils.course import book
+from ivt_utils.course.execute import find_notebooks
+from ivt_utils.runtime.store import REFERENCE, ROOT, read_json
 from ivt_utils.selection import ORACLE
+from ivt_utils.show.report import paper_results
+from ivt_utils.show.results import CONSENSUS
 
 NOTEBOOKS = [path.stem for path in find_notebooks(ROOT / "notebooks")]
 START, EXPLORE, GLOSSARY = "docs/index.html", "docs/explore.html", "docs/glossary.html"

@@ -6,8 +6,9 @@ import re
 import pytest
 import torch
 
-from ivt_utils import chats, protocol, scenes, student
+from ivt_utils import protocol, student
 from ivt_utils.boxes import iou, parse_answer, valid
+from ivt_utils.micro import chats, scenes
 from ivt_utils.profiles import STUDENT_RECIPE
 
 FOLLOW_UPS = (*protocol.AGAIN, *protocol.ANOTHER)

@@ -14,11 +14,14 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from ivt_utils import artefacts, course, datasets, doctor, stages, vlm_teacher
-from ivt_utils import lessons as lessons_module
-from ivt_utils.artefacts import ArtefactError
+from ivt_utils import pipeline, records
 from ivt_utils.cli import main
+from ivt_utils.course import doctor, execute
+from ivt_utils.course import lessons as lessons_module
+from ivt_utils.paper_scale import vlm_teacher
 from ivt_utils.profiles import get_profile
+from ivt_utils.runtime import store
+from ivt_utils.runtime.store import ArtefactError
 
 
 def write_notebook(folder: Path, stem: str, *cells: str) -> Path:
@@ -41,7 +44,7 @@ def log(text: str) -> str:
 @pytest.fixture
 def lessons(tmp_path, monkeypatch):
     """A folder for notebooks; profiles and the report are stand-ins."""
-    profiles, report = types.ModuleType("ivt_utils.profiles"), types.ModuleType("ivt_utils.report")
+    profiles, report = types.ModuleType("ivt_utils.profiles"), types.ModuleType("ivt_utils.show.report")
 
     def get_profile(name):
         if name != "tiny":
@@ -51,13 +54,13 @@ def lessons(tmp_path, monkeypatch):
     profiles.get_profile = get_profile
     report.report_from = lambda run_dir: print(f"the report of {run_dir.name}")
     seconds = {"01_first": {"Start": 120.0}, "02_second": {"Start": 90.0}}
-    monkeypatch.setattr(course, "section_seconds", lambda name: seconds)
+    monkeypatch.setattr(execute, "section_seconds", lambda name: seconds)
     monkeypatch.setitem(sys.modules, "ivt_utils.profiles", profiles)
-    monkeypatch.setitem(sys.modules, "ivt_utils.report", report)
+    monkeypatch.setitem(sys.modules, "ivt_utils.show.report", report)
     package, folder = tmp_path / "package", tmp_path / "lessons"
     package.mkdir()
     (package / "boxes.py").write_text("1")
-    monkeypatch.setattr(course, "PACKAGE", package)  # its sources may be edited while the tests run
+    monkeypatch.setattr(execute, "PACKAGE", package)  # its sources may be edited while the tests run
     folder.mkdir()
     return folder
 
@@ -80,7 +83,7 @@ def test_notebooks_run_in_order_once_and_again_when_changed(lessons, capsys):
     )
     write_notebook(lessons, "exercise", log("not of the course"))
     assert ivt_run(lessons) == 0
-    first = f"first tiny 3 {course.PROJECT.name} True"
+    first = f"first tiny 3 {execute.PROJECT.name} True"
     assert logged(lessons) == [first, "second"]
     said = capsys.readouterr().out
     first_line = said.splitlines()[0]  # the cost comes first
@@ -104,7 +107,7 @@ def test_notebooks_run_in_order_once_and_again_when_changed(lessons, capsys):
     assert logged(lessons)[3:] == ["first, better", "second, better"]
 
     for name, again in (("cli.py", 0), ("boxes.py", 2)):  # the package's code, where results depend on it
-        (course.PACKAGE / name).write_text("2")
+        (execute.PACKAGE / name).write_text("2")
         before = len(logged(lessons))
         assert ivt_run(lessons) == 0
         assert len(logged(lessons)) == before + again
@@ -161,14 +164,14 @@ def test_ctrl_c_says_what_is_finished(lessons, capsys, monkeypatch):
         if notebook.stem == "02_second":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(course, "execute", execute)
+    monkeypatch.setattr(execute, "execute", execute)
     assert ivt_run(lessons) == 130
     told = capsys.readouterr().err
     assert told == "Stopped in 02_second. Finished: 01_first. The same command goes on from there.\n"
 
 
 def test_executed_notebook_names_no_path_of_the_machine(lessons, monkeypatch):
-    monkeypatch.setattr(course, "PROJECT", lessons.parent)
+    monkeypatch.setattr(execute, "PROJECT", lessons.parent)
     write_notebook(lessons, "01_first", log("first"))
     assert ivt_run(lessons) == 0
     text = (lessons.parent / "run" / "notebooks" / "01_first.ipynb").read_text()
@@ -178,18 +181,18 @@ def test_executed_notebook_names_no_path_of_the_machine(lessons, monkeypatch):
 def test_a_run_is_stale_without_its_artefacts(tmp_path):
     metadata = {
         "papermill": {"exception": None},
-        course.MARK: {"made_from": "x", "artefacts": ["tables/a.json"]},
+        execute.MARK: {"made_from": "x", "artefacts": ["tables/a.json"]},
     }
     executed = tmp_path / "01.ipynb"
     executed.write_text(json.dumps({"metadata": metadata}))
-    assert not course.is_current(executed, "x", tmp_path)
+    assert not execute.is_current(executed, "x", tmp_path)
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables" / "a.json").write_text("1")
-    assert course.artefacts_in(tmp_path) == ["tables/a.json"]
-    assert course.is_current(executed, "x", tmp_path)
-    assert not course.is_current(executed, "y", tmp_path)
+    assert execute.artefacts_in(tmp_path) == ["tables/a.json"]
+    assert execute.is_current(executed, "x", tmp_path)
+    assert not execute.is_current(executed, "y", tmp_path)
     executed.write_text(executed.read_text()[:-5])  # cut off
-    assert not course.is_current(executed, "x", tmp_path)
+    assert not execute.is_current(executed, "x", tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------- bad input
@@ -236,7 +239,7 @@ def test_what_a_user_can_put_right_is_one_sentence(lessons, tmp_path, capsys, mo
     def report_from(_):
         raise error
 
-    monkeypatch.setattr(sys.modules["ivt_utils.report"], "report_from", report_from)
+    monkeypatch.setattr(sys.modules["ivt_utils.show.report"], "report_from", report_from)
     assert main(["report", "--from", str(tmp_path)]) == 2
     assert said in one_sentence(capsys)
 
@@ -245,8 +248,8 @@ def test_only_some_notebooks_may_leave_no_report(lessons, capsys, monkeypatch):
     def report_from(_):
         raise ArtefactError("No predictions yet.")
 
-    monkeypatch.setattr(sys.modules["ivt_utils.report"], "report_from", report_from)
-    monkeypatch.setattr(course, "execute", lambda *_: None)
+    monkeypatch.setattr(sys.modules["ivt_utils.show.report"], "report_from", report_from)
+    monkeypatch.setattr(execute, "execute", lambda *_: None)
     write_notebook(lessons, "01_first", "1")
     assert ivt_run(lessons, "--only", "01") == 0
     assert "No report yet: No predictions yet." in capsys.readouterr().out
@@ -263,8 +266,8 @@ class Terminal(io.StringIO):
                                                    (io.StringIO(), "xterm", False)])  # fmt: skip
 def test_progress_rewrites_its_line_only_on_a_terminal(out, term, live, monkeypatch):
     monkeypatch.setenv("TERM", term)
-    monkeypatch.setattr(course, "PLAIN_SECONDS", 0.2)
-    with course.progress(lambda: "cell 3/9", out):
+    monkeypatch.setattr(execute, "PLAIN_SECONDS", 0.2)
+    with execute.progress(lambda: "cell 3/9", out):
         time.sleep(1.5)
     assert "cell 3/9" in out.getvalue()
     assert ("\r" in out.getvalue()) is live and ("\n" in out.getvalue()) is not live
@@ -272,12 +275,12 @@ def test_progress_rewrites_its_line_only_on_a_terminal(out, term, live, monkeypa
 
 def test_the_line_says_what_is_left_on_this_machine(lessons, monkeypatch):
     """Measured: 3.5 minutes. Here the first notebook takes two seconds, so much less is left than that."""
-    monkeypatch.setattr(course, "PLAIN_SECONDS", 0.3)
+    monkeypatch.setattr(execute, "PLAIN_SECONDS", 0.3)
     write_notebook(lessons, "01_first", "import time; time.sleep(2)")
     write_notebook(lessons, "02_second", "import time; time.sleep(2)")
     out = io.StringIO()
     profile = sys.modules["ivt_utils.profiles"].get_profile("tiny")
-    course.run_course(profile, 0, lessons.parent / "run", lessons, out=out)
+    execute.run_course(profile, 0, lessons.parent / "run", lessons, out=out)
     left = re.findall(r"\[(\d)/2\].*cell \d/3, .*, about (\d+)m(\d\d)s to go", out.getvalue())
     seconds = [(number, 60 * int(m) + int(s)) for number, m, s in left]
     assert max(s for number, s in seconds if number == "1") > 150
@@ -316,7 +319,7 @@ def test_doctor_sees_what_a_clone_lacks(tmp_path, monkeypatch):
     (tmp_path / "data" / "reference" / "adapter").mkdir(parents=True)
     (tmp_path / "data" / "reference" / "adapter" / "a.safetensors").touch()
     for name in ("paper_results.json", "timings.json", "manifest.json"):
-        shutil.copy(artefacts.DATA / name, tmp_path / "data")
+        shutil.copy(store.DATA / name, tmp_path / "data")
     lines = doctor.examine(tmp_path, get_profile("micro"))
     missing = [text.split(":")[0] for tag, text in lines if tag == doctor.MISS]
     assert {"benchmark", "micro student", "notebooks"} <= set(missing)
@@ -343,7 +346,7 @@ TEACH = ("--base-url", "http://127.0.0.1:9/v1", "--model", "teacher")
     (("teach", "--profile", "paper", *TEACH), "ivt data --profile paper"),
 ])  # fmt: skip
 def test_what_the_papers_scale_lacks_is_one_sentence(words, said, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(datasets, "HUB", tmp_path / "hub")
+    monkeypatch.setattr(records, "HUB", tmp_path / "hub")
     where = [] if words[0] in ("data", "plan") else ["--run-dir", str(tmp_path / "run")]
     assert main([*words, *where]) == 2
     assert said in one_sentence(capsys)
@@ -361,7 +364,7 @@ def test_a_teacher_writes_the_traces_once(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys.modules["ivt_utils.profiles"], "get_profile", lambda name: profile)
     truth, wrong = [100.0, 100.0, 300.0, 300.0], {"text": "", "box": [100, 100, 300, 200]}
     kept = {"image_id": "i", "subset": "s", "expression": "e", "truth": truth, "steps": [wrong]}
-    monkeypatch.setattr(stages, "own_answers", lambda run, train: [{"id": train[0]["id"], **kept}])
+    monkeypatch.setattr(pipeline, "own_answers", lambda run, train: [{"id": train[0]["id"], **kept}])
 
     def teach(rollouts, records, profile, **ask):
         assert (ask["model"], ask["base_url"]) == ("teacher", "http://127.0.0.1:9/v1") and len(records) == 6
@@ -371,7 +374,7 @@ def test_a_teacher_writes_the_traces_once(tmp_path, capsys, monkeypatch):
     run_dir = tmp_path / "run"
     assert main(["teach", "--profile", "paper", *TEACH, "--run-dir", str(run_dir)]) == 2
     assert "run ivt eval first" in one_sentence(capsys)
-    artefacts.Run(profile, 0, run_dir).rollouts("train_step0", lambda: [{"id": "answered"}])
+    store.Run(profile, 0, run_dir).rollouts("train_step0", lambda: [{"id": "answered"}])
     assert main(["teach", "--profile", "paper", *TEACH, "--run-dir", str(run_dir)]) == 0
     said = capsys.readouterr().out
     assert "2 traces for 1 rollouts" in said and "2 traces, 1 of them by the geometric teacher" in said

@@ -11,9 +11,9 @@ from PIL import Image
 
 from ivt_utils import cli, closer, loop, protocol
 from ivt_utils.boxes import from_view, iou, parse_answer, snap, to_view, valid, view
+from ivt_utils.overlay import closer_look
 from ivt_utils.profiles import get_profile
-from ivt_utils.render import closer_look
-from ivt_utils.results import closer_from
+from ivt_utils.show.results import closer_from
 from ivt_utils.student import bound_images
 
 COORDINATE = st.integers(0, 1000)

@@ -6,7 +6,7 @@ import torch
 from scipy.stats import mannwhitneyu, pearsonr
 
 from ivt_utils import confidence, protocol
-from ivt_utils.render import draw_box
+from ivt_utils.overlay import draw_box
 
 BOXES = [(100, 200, 300, 400), (110, 220, 330, 440)]
 

@@ -6,7 +6,7 @@ import pytest
 
 from ivt_utils import controls, loop, protocol
 from ivt_utils.boxes import iou, snap, valid
-from ivt_utils.render import draw_box
+from ivt_utils.overlay import draw_box
 
 
 @pytest.fixture

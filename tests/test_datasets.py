@@ -13,10 +13,10 @@ from PIL import Image, ImageChops, ImageStat
 from pyarrow import parquet
 from test_scenes import pointed_at
 
-from ivt_utils import datasets as data
-from ivt_utils import scenes
-from ivt_utils.artefacts import ArtefactError, read_json
+from ivt_utils import records as data
+from ivt_utils.micro import scenes
 from ivt_utils.profiles import get_profile
+from ivt_utils.runtime.store import ArtefactError, read_json
 from ivt_utils.student import expression_words
 
 SIZES = {"train": 2400, "val": 510, "test": 505}

@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from ivt_utils import boxes, exercises, harvest, metrics, render, teacher
+from ivt_utils import boxes, exercises, harvest, metrics, overlay, teacher
 from ivt_utils.exercises import LESSONS, RIGHT, TODO, WRONG, check, find, lesson, same
 from ivt_utils.exercises.gap import my_from_pixels, my_iou, my_overlays, my_to_pixels
 from ivt_utils.exercises.harvesting import my_keep_errors, my_straight_line, my_trace
@@ -396,7 +396,7 @@ def test_my_overlay_is_the_courses_outline_one_pixel_larger(box):
     image = Image.new("RGB", (100, 100), "white")
     x1, y1, x2, y2 = (100 * v for v in box)
     [mine] = my_overlays(image, [(x1, y1, x2 - 10, y2 - 10)])
-    assert same(mine, render.draw_box(image, (x1, y1, x2, y2), "outline"))
+    assert same(mine, overlay.draw_box(image, (x1, y1, x2, y2), "outline"))
 
 
 @given(st.lists(st.one_of(st.none(), a_box()), max_size=6), a_box(), st.floats(0, 1))

@@ -4,11 +4,12 @@ from itertools import product
 
 import pytest
 
-from ivt_utils import closer, findings
-from ivt_utils.artefacts import REFERENCE, read_json, read_jsonl
+from ivt_utils import closer
 from ivt_utils.closer import BASE, CLOSER, TAUGHT
 from ivt_utils.controls import TRUTH
 from ivt_utils.metrics import iou_matrix, paired_difference, side, step_score
+from ivt_utils.runtime.store import REFERENCE, read_json, read_jsonl
+from ivt_utils.show import findings
 
 LIMITS = {"above": (0.01, 0.02), "below": (-0.02, -0.01), "open": (-0.01, 0.01)}
 CELLS = {where: {"low": low, "high": high} for where, (low, high) in LIMITS.items()}

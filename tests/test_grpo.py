@@ -11,12 +11,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ivt_utils import grpo, protocol, student
-from ivt_utils.artefacts import ArtefactError
 from ivt_utils.boxes import iou, snap
-from ivt_utils.datasets import load_split
 from ivt_utils.loop import evaluate
 from ivt_utils.metrics import iou_matrix
-from ivt_utils.render import draw_box, load_image
+from ivt_utils.overlay import draw_box, load_image
+from ivt_utils.records import load_split
+from ivt_utils.runtime.store import ArtefactError
 
 BOX, OTHER, TRUTH = (100, 200, 300, 400), (500, 500, 700, 900), [100.0, 200.0, 300.0, 500.0]
 

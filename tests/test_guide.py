@@ -8,9 +8,10 @@ import shlex
 
 import pytest
 
-from ivt_utils import cli, exercises, guide, pace
-from ivt_utils.artefacts import ROOT, ArtefactError
+from ivt_utils import cli, exercises
+from ivt_utils.course import guide, pace
 from ivt_utils.profiles import get_profile
+from ivt_utils.runtime.store import ROOT, ArtefactError
 
 PAGE = guide.GUIDE.read_text(encoding="utf-8")
 HOW = {"talk", "all together", "alone", "pairs", "break"}
@@ -147,7 +148,7 @@ def test_every_picture_for_the_projector_is_drawn_by_its_notebook():
 def messages() -> str:
     """Every text of the package, a value in it written "...", and the Makefile."""
     texts = [(ROOT / "Makefile").read_text()]
-    for path in ROOT.glob("ivt_utils/*.py"):
+    for path in ROOT.glob("ivt_utils/**/*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.JoinedStr):
                 texts.append("".join(part.value if isinstance(part, ast.Constant) else "..." for part in node.values))

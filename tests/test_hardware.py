@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ivt_utils import hardware, student
-from ivt_utils.artefacts import ArtefactError, Run
+from ivt_utils import student
 from ivt_utils.loop import evaluate
 from ivt_utils.profiles import get_profile
+from ivt_utils.runtime import hardware
+from ivt_utils.runtime.store import ArtefactError, Run
 from ivt_utils.sft import trainer_options
 
 
@@ -196,7 +197,7 @@ def test_a_student_that_overflows_in_float16_is_not_used(fresh_student):
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep what was freed")
 def test_large_tensors_come_and_go_without_page_faults():
     """In a process of its own, for it cannot be undone: 16,384 pages of 4 KB are touched once, and then no more."""
-    lines = ["import resource, sys, numpy as np", "from ivt_utils.hardware import keep_memory", "keep_memory()",
+    lines = ["import resource, sys, numpy as np", "from ivt_utils.runtime.hardware import keep_memory", "keep_memory()",
              "for turn in range(2):", "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt",
              "    np.ones(2**23)", "    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"]
     done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)

@@ -17,10 +17,10 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from ivt_utils import datasets as data
-from ivt_utils import download, hub, hub_fixture, split
-from ivt_utils.artefacts import ArtefactError, read_json, write_text
+from ivt_utils import records as data
+from ivt_utils.paper_scale import download, fixture, hub, split
 from ivt_utils.profiles import get_profile
+from ivt_utils.runtime.store import ArtefactError, read_json, write_text
 from ivt_utils.student import expression_words
 
 SMALL = replace(get_profile("paper"), name="paper-dry-run", train=8, val=8, test=8)
@@ -38,7 +38,7 @@ def sentence(caught) -> str:
 def written(tmp_path_factory):
     """(folder, fetch) of the sets as they are on the Hub."""
     folder = tmp_path_factory.mktemp("hub")
-    return folder, hub_fixture.write_hub(folder, 24, seed=1)
+    return folder, fixture.write_hub(folder, 24, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def prepared(written, tmp_path_factory):
 @pytest.fixture
 def own(tmp_path):
     """(folder, fetch) of sets that a test may spoil."""
-    return tmp_path, hub_fixture.write_hub(tmp_path, 24, seed=1)
+    return tmp_path, fixture.write_hub(tmp_path, 24, seed=1)
 
 
 def records(folder) -> dict[str, list[dict]]:
@@ -58,7 +58,7 @@ def records(folder) -> dict[str, list[dict]]:
 
 def spoil(folder, source, change) -> None:
     """Change every row of a set's parquet files; `change(row, number)` edits a row in place."""
-    for name in hub_fixture.FILES[source.repo]:
+    for name in fixture.FILES[source.repo]:
         if name.endswith(".parquet"):
             rows = parquet.read_table(folder / source.repo / name).to_pylist()
             for number, row in enumerate(rows):
@@ -80,7 +80,7 @@ def refused(own, tmp_path) -> str:
 def test_every_record_has_the_box_that_its_set_gives_in_its_own_convention(written, prepared):
     expected = {}
     for source in hub.SOURCES:
-        for name in hub_fixture.FILES[source.repo]:
+        for name in fixture.FILES[source.repo]:
             if name.endswith(".parquet"):
                 for row in parquet.read_table(written[0] / source.repo / name).to_pylist():
                     if source is REFCOCOG:
@@ -156,7 +156,7 @@ def test_no_image_is_on_two_sides_and_the_sets_are_balanced(written, prepared):
     names = [{row["image_id"] for row in hub.read_rows(source, written[1](source.repo, (), None)[1])[0]}
              for source in hub.SOURCES]  # fmt: skip
     for k, one in enumerate(names):  # the fixture does share images, or this test would say nothing
-        assert all(len(one & other) == hub_fixture.SHARED for other in names[k + 1 :])
+        assert all(len(one & other) == fixture.SHARED for other in names[k + 1 :])
 
 
 def rows_like_the_real_sets(rng):

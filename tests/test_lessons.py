@@ -9,12 +9,13 @@ import nbformat
 import pytest
 from conftest import numbers
 
-from ivt_utils import exercises, lessons
-from ivt_utils.artefacts import ROOT, ArtefactError, read_json
-from ivt_utils.course import MARK, PROJECT, find_notebooks
+from ivt_utils import exercises
+from ivt_utils.course import execute, lessons
+from ivt_utils.course.execute import MARK, PROJECT, find_notebooks
+from ivt_utils.course.setting_up import badge_links, repository
 from ivt_utils.profiles import get_profile
-from ivt_utils.report import paper_results
-from ivt_utils.setting_up import badge_links, repository
+from ivt_utils.runtime.store import ROOT, ArtefactError, read_json
+from ivt_utils.show.report import paper_results
 
 NOTEBOOKS = find_notebooks(lessons.NOTEBOOKS)
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -57,6 +58,16 @@ def test_made_parts_are_those_of_today(path):
     assert nbformat.writes(again) == nbformat.writes(notebook)
 
 
+def test_the_stamp_rests_on_the_code_that_is_reached_and_not_on_what_is_said_of_it(tmp_path):
+    module = tmp_path / "module.py"
+    module.write_text('"""Says."""\n\n\ndef f(x):\n    """Says\n\n    more."""\n    return "# x" + x  # why\n')
+    assert execute.code_of(module) == 'def f(x):\n    return "# x" + x'
+    names = {path.stem for path in execute.reached(["from ivt_utils.boxes import iou\nimport numpy"])}
+    assert names == {"boxes"}
+    names = {path.stem for path in execute.reached(["def f():\n    from ivt_utils import loop"])}
+    assert {"loop", "protocol", "student", "store"} <= names and not names & {"book", "lessons", "widgets", "plan"}
+
+
 @each
 def test_outputs_belong_to_the_present_code(path):
     """`ivt build notebooks` makes them anew, in a minute: the cells, the package and the reference must be the same."""
@@ -71,7 +82,7 @@ def test_the_stamp_changes_with_cells_and_code_but_not_with_outputs(tmp_path, mo
     notebook.cells[1].outputs, notebook.cells[1].execution_count = [], None
     lessons.write_notebook(path, notebook)
     assert lessons.stamp(path) == before
-    monkeypatch.setattr("ivt_utils.course.TERMINAL_ONLY", ("boxes.py",))
+    monkeypatch.setattr("ivt_utils.course.execute.code_of", lambda path: f"changed {path.name == 'boxes.py'}")
     assert lessons.stamp(path) != before
     monkeypatch.undo()
     notebook.cells[1].source += "\n"

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 
 from ivt_utils import loop, protocol
-from ivt_utils.artefacts import REFERENCE, Run
-from ivt_utils.datasets import load_split
+from ivt_utils.overlay import ImageError, draw_box, load_image
 from ivt_utils.profiles import get_profile
-from ivt_utils.render import ImageError, draw_box, load_image
+from ivt_utils.records import load_split
+from ivt_utils.runtime.store import REFERENCE, Run
 from ivt_utils.student import load_student
 
 BOXES = [(100, 200, 300, 400), (110, 220, 330, 440), (120, 240, 360, 480), (0, 0, 1000, 1000)]

@@ -406,7 +406,7 @@ def test_505_rollouts_with_2000_resamples_take_less_than_3_seconds():
 
 def test_importing_does_not_import_torch_or_matplotlib():
     heavy = "{'torch', 'torchvision', 'matplotlib', 'transformers'}"
-    code = f"import sys, ivt_utils.report; sys.exit(', '.join({heavy} & sys.modules.keys()) or 0)"
+    code = f"import sys, ivt_utils.show.report; sys.exit(', '.join({heavy} & sys.modules.keys()) or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -13,10 +13,10 @@ from nbformat.v4 import new_code_cell
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from ivt_utils.artefacts import ROOT
-from ivt_utils.course import find_notebooks
-from ivt_utils.doctor import read_lock
-from ivt_utils.setting_up import NO_NETWORK, repository, setup_cell
+from ivt_utils.course.doctor import read_lock
+from ivt_utils.course.execute import find_notebooks
+from ivt_utils.course.setting_up import NO_NETWORK, repository, setup_cell
+from ivt_utils.runtime.store import ROOT
 
 NOTEBOOKS = find_notebooks(ROOT / "notebooks")
 COLAB = ("torch", "torchvision", "numpy", "pandas", "pillow", "matplotlib", "scipy", "pyarrow", "tqdm", "requests",
@@ -121,7 +121,7 @@ def prepared(path: Path):
     notebook = nbformat.read(path, as_version=4)
     cell = new_code_cell(setup_cell(repository()))
     first = next(i for i, c in enumerate(notebook.cells) if c.cell_type == "code")
-    if "ivt_utils.setting_up" in notebook.cells[first].source:
+    if "ivt_utils.course.setting_up" in notebook.cells[first].source:
         assert notebook.cells[first].source == cell.source, "run: ivt build notebooks"
         del notebook.cells[first]
     look = new_code_cell("import sys\nprint('torch' in sys.modules)")

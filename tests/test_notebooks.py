@@ -6,14 +6,15 @@ import time
 import nbformat
 import pytest
 
-from ivt_utils import artefacts, cli
-from ivt_utils.artefacts import ROOT
+from ivt_utils import cli
 from ivt_utils.controls import SECOND_TURNS, second_turn_stage
-from ivt_utils.course import find_notebooks
+from ivt_utils.course.execute import find_notebooks
 from ivt_utils.mirage import ADAPTERS
+from ivt_utils.pipeline import STAGES as NOTEBOOK_STAGES
 from ivt_utils.profiles import get_profile
-from ivt_utils.results import METHODS
-from ivt_utils.stages import STAGES as NOTEBOOK_STAGES
+from ivt_utils.runtime import store
+from ivt_utils.runtime.store import ROOT
+from ivt_utils.show.results import METHODS
 
 NOTEBOOKS = find_notebooks(ROOT / "notebooks")
 
@@ -108,7 +109,7 @@ def test_the_dry_run_walks_through_the_papers_settings(tmp_path, capsys):
     assert all(method["n"] == 8 for method in results["methods"].values())
     subsets = {row["subset"] for row in map(json.loads, (root / "rollouts" / "base_ivt.jsonl").open())}
     assert subsets == {"refcocog", "ref_adv_s", "ref_l4"}
-    for name in artefacts.ADAPTERS:
+    for name in store.ADAPTERS:
         assert json.loads((root / "adapters" / name / "adapter_config.json").read_text())["r"] == paper.lora_rank
     assert len(list((root / "notebooks").glob("0*.ipynb"))) == len(NOTEBOOKS)
     assert "using the reference result" not in (root / "notebooks" / NOTEBOOKS[3].name).read_text()

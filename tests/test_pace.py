@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from ivt_utils import course, pace
-from ivt_utils.artefacts import ROOT, read_json
-from ivt_utils.pace import Pace
+from ivt_utils.course import execute, pace
+from ivt_utils.course.pace import Pace
+from ivt_utils.runtime.store import ROOT, read_json
 
 EXPECTED = {"01_first": {"Start": 1.0, "Look": 9.0}, "02_second": {"Start": 2.0, "Train": 100.0, "Score": 20.0}}
 
@@ -88,7 +88,7 @@ def test_clock():
 # ------------------------------------------------------------------------------------------------ one source
 def test_every_section_of_the_present_notebooks_was_measured():
     """Otherwise: `make course`, then `ivt build guide`."""
-    for path in course.find_notebooks(ROOT / "notebooks"):
+    for path in execute.find_notebooks(ROOT / "notebooks"):
         sections = pace.measured(read_json(path)["cells"])
         assert list(pace.section_seconds("micro")[path.stem]) == list(sections), path.stem
     assert pace.timings()["closer"] > 0

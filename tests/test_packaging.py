@@ -18,7 +18,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from ivt_utils import artefacts
+from ivt_utils.runtime import store
 
 PROJECT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text())
@@ -92,7 +92,7 @@ def test_the_readme_names_the_pythons_that_are_tested():
 def test_every_locked_release_accepts_every_python_of_the_readme():
     """Read in the metadata of what is installed. What is not is for another system or Python, by its marker."""
     here = [name for name, want in LOCK.items() if want.marker is None or want.marker.evaluate()]
-    there = {name: artefacts.installed(name) for name in here}
+    there = {name: store.installed(name) for name in here}
     if wrong := [name for name, version in there.items() if version is None or version.split("+")[0] != pinned(name)]:
         pytest.skip(f"not the lock's versions are installed here, but others or none, of {', '.join(wrong)}")
     assert len(here) > 170
@@ -146,7 +146,7 @@ def test_python_versions_agree():
     makefile = (PROJECT / "Makefile").read_text()
     for version in re.findall(r"python3\.(\d+)", makefile):
         assert allowed.contains(f"3.{version}.0")
-    from ivt_utils import doctor
+    from ivt_utils.course import doctor
 
     low, high = (".".join(map(str, pair)) for pair in doctor.PYTHONS)
     assert PYPROJECT["project"]["requires-python"] == f">={low},<{high}"
@@ -330,13 +330,13 @@ def test_a_clone_has_the_same_bytes_whatever_git_does_to_line_ends(tmp_path):
     for words in (["init", "-q"], ["add", "-A"], [*AUTHOR, "commit", "-q", "-m", "first"]):
         subprocess.run(["git", *words], cwd=tmp_path / "here", check=True)
     subprocess.run(["git", "clone", "-q", "-c", "core.autocrlf=true", "here", "there"], cwd=tmp_path, check=True)
-    assert artefacts.intact(tmp_path / "there" / "data" / "student" / "tokenizer.json")
+    assert store.intact(tmp_path / "there" / "data" / "student" / "tokenizer.json")
     assert (tmp_path / "there" / "LICENSE").read_bytes() == (PROJECT / "LICENSE").read_bytes()
 
 
 @needs_git
 def test_every_file_of_the_project_is_known_as_text_with_lf_or_as_binary():
-    if artefacts.commit() is None:
+    if store.commit() is None:
         pytest.skip("not a git clone")
     git = ["git", "-C", PROJECT, "ls-files", "--eol"]
     lines = subprocess.run(git, capture_output=True, text=True, check=True).stdout.splitlines()

@@ -16,9 +16,11 @@ import pytest
 import torch
 from conftest import sample_records
 
-from ivt_utils import ablations, confidence, grpo, loop, memory, mirage, pace, plan, protocol, sft, stages, student
-from ivt_utils.artefacts import ROOT, ArtefactError, Run
+from ivt_utils import ablations, confidence, grpo, loop, mirage, pipeline, protocol, sft, student
+from ivt_utils.course import pace
+from ivt_utils.paper_scale import memory, plan
 from ivt_utils.profiles import PROFILES, Profile, get_profile
+from ivt_utils.runtime.store import ROOT, ArtefactError, Run
 
 NEAR = 0.15  # how far a prediction may be from the measured peak
 BOX = (100, 200, 300, 400)
@@ -336,13 +338,13 @@ def asked(monkeypatch, tmp_path, processor):
     stub = student.Student(SimpleNamespace(), processor, 10)
     monkeypatch.setattr(loop, "generate", generate)
     monkeypatch.setattr(confidence, "with_confidence", sure)
-    for module in (stages, ablations, mirage):
+    for module in (pipeline, ablations, mirage):
         monkeypatch.setattr(module, "load_student", lambda *_, **__: stub)
         for name in {"train_sft", "train_grpo"} & set(dir(module)):
             monkeypatch.setattr(module, name, train)
     profile = replace(get_profile("smoke"), resamples=10, generations=3, turns=1, ablation_test=9)
     run = Run(profile, 0, tmp_path / "run")
-    for name, make in stages.STAGES.items():
+    for name, make in pipeline.STAGES.items():
         now.append(name)
         make(run)
     return profile, counts

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ivt_utils import chats, pretrain, protocol, scenes, student
+from ivt_utils import protocol, student
+from ivt_utils.micro import chats, pretrain, scenes
 from ivt_utils.profiles import STUDENT_RECIPE, get_profile
 
 BEGIN = STUDENT_RECIPE.vision_steps  # the first step of the text model

@@ -15,11 +15,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ivt_utils import chats, grpo, protocol, scenes, sft, student
+from ivt_utils import grpo, protocol, sft, student
 from ivt_utils.boxes import parse_answer
 from ivt_utils.loop import run_loop
+from ivt_utils.micro import chats, scenes
+from ivt_utils.overlay import draw_box
 from ivt_utils.profiles import STUDENT_RECIPE
-from ivt_utils.render import draw_box
 
 BOXES = [(100, 200, 300, 400), (110, 220, 330, 440), (120, 240, 360, 480)]
 TRACES = ["", "It is too high and too narrow: move down and make it wider.", "It fits: keep it."]

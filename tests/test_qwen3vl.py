@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ivt_utils import memory, protocol, student
+from ivt_utils import protocol, student
+from ivt_utils.overlay import draw_box
+from ivt_utils.paper_scale import memory
 from ivt_utils.profiles import get_profile
-from ivt_utils.render import draw_box
 
 PUBLISHED = {"colab": 2.13e9, "paper": 4.44e9}  # parameters
 OURS = ("student", "source", "image_processor")  # keys of the file that are not of the model's configuration

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ivt_utils import render
+from ivt_utils import overlay
 
 
 def picture(width=40, height=30) -> Image.Image:
@@ -36,7 +36,7 @@ def sentence(caught) -> str:
 def test_every_mode_becomes_rgb_of_the_same_size(mode):
     grey = picture().convert("L")
     source = Image.new("LAB", grey.size) if mode == "LAB" else grey.convert(mode)
-    image = render.load_image(source)
+    image = overlay.load_image(source)
     assert image.mode == "RGB" and image.size == (40, 30)
     if mode in ("L", "LA", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"):
         assert abs(np.asarray(image, int) - np.asarray(grey, int)[..., None]).max() < 12
@@ -48,37 +48,37 @@ def test_every_mode_becomes_rgb_of_the_same_size(mode):
 def test_files_and_bytes_of_the_usual_kinds(kind, options, tmp_path):
     content = encoded(picture(), kind, **options)
     (tmp_path / "image").write_bytes(content)
-    from_bytes, from_path = render.load_image(content), render.load_image(tmp_path / "image")
-    assert from_bytes.tobytes() == from_path.tobytes() == render.load_image(str(tmp_path / "image")).tobytes()
+    from_bytes, from_path = overlay.load_image(content), overlay.load_image(tmp_path / "image")
+    assert from_bytes.tobytes() == from_path.tobytes() == overlay.load_image(str(tmp_path / "image")).tobytes()
     assert from_bytes.size == (40, 30) and from_bytes.mode == "RGB"
 
 
 def test_what_is_transparent_becomes_white():
     see_through = Image.new("RGBA", (10, 10), (255, 0, 0, 0))
-    assert render.load_image(see_through).getpixel((5, 5)) == (255, 255, 255)
+    assert overlay.load_image(see_through).getpixel((5, 5)) == (255, 255, 255)
     half = Image.new("LA", (10, 10), (0, 128))
-    assert render.load_image(half).getpixel((5, 5)) == pytest.approx((127, 127, 127), abs=1)
+    assert overlay.load_image(half).getpixel((5, 5)) == pytest.approx((127, 127, 127), abs=1)
     palette = Image.new("P", (10, 10), 0)
     palette.putpalette([200, 0, 0, 0, 0, 200])
     content = encoded(palette, "PNG", transparency=0)
-    assert render.load_image(content).getpixel((5, 5)) == (255, 255, 255)
+    assert overlay.load_image(content).getpixel((5, 5)) == (255, 255, 255)
     for mode, clear in (("L", 0), ("RGB", (0, 0, 0)), ("1", 0), ("I;16", 0)):
         content = encoded(Image.new(mode, (10, 10)), "PNG", transparency=clear)
-        assert render.load_image(content).size == (10, 10)
+        assert overlay.load_image(content).size == (10, 10)
 
 
 def test_sixteen_bits_a_pixel_are_scaled_to_eight():
     ramp = np.linspace(0, 65535, 400).astype("uint16").reshape(20, 20)
-    image = render.load_image(encoded(Image.fromarray(ramp), "PNG"))
+    image = overlay.load_image(encoded(Image.fromarray(ramp), "PNG"))
     assert abs(np.asarray(image, int)[..., 0] - ramp // 256).max() <= 1
 
 
 def test_cmyk_and_palette_files():
     cmyk = encoded(Image.new("CMYK", (20, 20), (0, 255, 255, 0)), "JPEG")
-    red = render.load_image(cmyk).getpixel((9, 9))
+    red = overlay.load_image(cmyk).getpixel((9, 9))
     assert red[0] > 200 and max(red[1:]) < 60
     palette = picture().quantize(16)
-    from_file = render.load_image(encoded(palette, "PNG"))
+    from_file = overlay.load_image(encoded(palette, "PNG"))
     assert from_file.tobytes() == palette.convert("RGB").tobytes() and len(from_file.getcolors()) > 8
 
 
@@ -86,16 +86,16 @@ def test_cmyk_and_palette_files():
 @pytest.mark.parametrize("part", [0.0, 0.02, 0.5, 0.9])
 def test_a_truncated_file_is_one_sentence(kind, part):
     content = encoded(picture(300, 200), kind)
-    with pytest.raises(render.ImageError) as caught:
-        render.load_image(content[: int(len(content) * part)])
+    with pytest.raises(overlay.ImageError) as caught:
+        overlay.load_image(content[: int(len(content) * part)])
     assert "cannot be read" in sentence(caught)
 
 
 def test_a_truncated_picture_that_pillow_has_opened_is_one_sentence():
     content = encoded(picture(300, 200), "JPEG")
     lazy = Image.open(io.BytesIO(content[: len(content) // 2]))
-    with pytest.raises(render.ImageError) as caught:
-        render.load_image(lazy)
+    with pytest.raises(overlay.ImageError) as caught:
+        overlay.load_image(lazy)
     assert "cannot be read" in sentence(caught)
 
 
@@ -103,16 +103,16 @@ def test_a_truncated_picture_that_pillow_has_opened_is_one_sentence():
 def test_what_is_no_image_is_one_sentence(content, tmp_path):
     (tmp_path / "file.jpg").write_bytes(content)
     for source in (content, tmp_path / "file.jpg"):
-        with pytest.raises(render.ImageError) as caught:
-            render.load_image(source)
+        with pytest.raises(overlay.ImageError) as caught:
+            overlay.load_image(source)
         assert "cannot be read" in sentence(caught) and "0x" not in sentence(caught)
 
 
 def test_a_missing_file_and_a_folder_are_one_sentence(tmp_path):
-    with pytest.raises(render.ImageError, match="There is no image at .*gone.png"):
-        render.load_image(tmp_path / "gone.png")
-    with pytest.raises(render.ImageError) as caught:
-        render.load_image(tmp_path)
+    with pytest.raises(overlay.ImageError, match="There is no image at .*gone.png"):
+        overlay.load_image(tmp_path / "gone.png")
+    with pytest.raises(overlay.ImageError) as caught:
+        overlay.load_image(tmp_path)
     sentence(caught)
 
 
@@ -121,22 +121,22 @@ def test_a_missing_file_and_a_folder_are_one_sentence(tmp_path):
     ((3000, 10), "3000 x 10"),
 ])  # fmt: skip
 def test_an_image_of_no_use_is_one_sentence(size, why):
-    with pytest.raises(render.ImageError) as caught:
-        render.load_image(Image.new("RGB", size))
+    with pytest.raises(overlay.ImageError) as caught:
+        overlay.load_image(Image.new("RGB", size))
     assert why in sentence(caught)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (8, 800), (1000, 10)])
 def test_small_and_long_images_within_the_limits_are_used(size, processor):
-    image = render.load_image(Image.new("L", size))
+    image = overlay.load_image(Image.new("L", size))
     assert image.size == size
     assert processor.image_processor(images=[image], return_tensors="pt")["image_grid_thw"].tolist()
 
 
 def test_a_decompression_bomb_is_one_sentence(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
-    with pytest.raises(render.ImageError) as caught:
-        render.load_image(encoded(picture(300, 200), "PNG"))
+    with pytest.raises(overlay.ImageError) as caught:
+        overlay.load_image(encoded(picture(300, 200), "PNG"))
     assert "too large" in sentence(caught)
 
 
@@ -150,14 +150,14 @@ def test_a_file_with_wrong_bytes_gives_an_image_or_one_sentence(kind, damage):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's own remarks on damaged files
         try:
-            assert render.load_image(bytes(content)).mode == "RGB"
-        except render.ImageError as error:
+            assert overlay.load_image(bytes(content)).mode == "RGB"
+        except overlay.ImageError as error:
             assert "\n" not in str(error)
 
 
 def test_loading_gives_a_copy(records):
     image = records[0]["image"]
-    loaded = render.load_image(image)
+    loaded = overlay.load_image(image)
     loaded.paste((0, 0, 0), (0, 0, 50, 50))
     assert image.tobytes() != loaded.tobytes()
 
@@ -178,7 +178,7 @@ def touched(before, after):
 
 @pytest.mark.parametrize("style", ["filled", "outline"])
 def test_a_box_changes_its_own_pixels_and_no_other(style, grey):
-    drawn = render.draw_box(grey, (100, 200, 600, 800), style)
+    drawn = overlay.draw_box(grey, (100, 200, 600, 800), style)
     assert drawn.mode == "RGB" and drawn.size == grey.size
     assert touched(grey, drawn) == (20, 20, 120, 80)
     assert drawn.getpixel((20, 50)) == drawn.getpixel((119, 79)) == (255, 0, 0)
@@ -192,7 +192,7 @@ def test_a_box_changes_its_own_pixels_and_no_other(style, grey):
 def test_any_box_leaves_a_mark_within_a_pixel_of_its_place(xs, ys, style, width, height):
     image = Image.new("RGB", (width, height), (128, 128, 128))
     box = min(xs), min(ys), max(xs), max(ys)
-    left, top, right, bottom = touched(image, render.draw_box(image, box, style))
+    left, top, right, bottom = touched(image, overlay.draw_box(image, box, style))
     scaled = [v * size / 1000 for v, size in zip(box, (width, height) * 2, strict=True)]
     assert left >= scaled[0] - 1 and top >= scaled[1] - 1
     slack = 1 if min(scaled[2] - scaled[0], scaled[3] - scaled[1]) >= 2 else 2  # Pillow's thinnest rectangles
@@ -202,15 +202,15 @@ def test_any_box_leaves_a_mark_within_a_pixel_of_its_place(xs, ys, style, width,
 def test_drawing_leaves_the_image_alone_and_never_draws_box_on_box(records):
     image = records[0]["image"]
     before = image.tobytes()
-    first = render.draw_box(image, (0, 0, 300, 300))
-    second = render.draw_box(image, (600, 600, 900, 900))
+    first = overlay.draw_box(image, (0, 0, 300, 300))
+    second = overlay.draw_box(image, (600, 600, 900, 900))
     assert image.tobytes() == before
-    assert second.tobytes() == render.draw_box(image.copy(), (600, 600, 900, 900)).tobytes()
+    assert second.tobytes() == overlay.draw_box(image.copy(), (600, 600, 900, 900)).tobytes()
     assert touched(image, second)[0] >= 100 and touched(image, first)[2] <= 60  # 192 pixels a side
 
 
 def test_no_box_or_the_style_none_gives_the_bare_image_as_a_copy(grey):
-    for bare in (render.draw_box(grey, None), render.draw_box(grey, (0, 0, 500, 500), "none")):
+    for bare in (overlay.draw_box(grey, None), overlay.draw_box(grey, (0, 0, 500, 500), "none")):
         assert bare is not grey and bare.tobytes() == grey.tobytes()
 
 
@@ -218,7 +218,7 @@ def test_no_box_or_the_style_none_gives_the_bare_image_as_a_copy(grey):
 @pytest.mark.parametrize("box", [None, (0, 0, 10, 10)])
 def test_an_unknown_style_is_one_sentence_with_the_choices(style, box, grey):
     with pytest.raises(ValueError, match="filled, outline, none"):
-        render.draw_box(grey, box, style)
+        overlay.draw_box(grey, box, style)
 
 
 # --- strips
@@ -238,7 +238,7 @@ def strip(records, rollouts):
     """`strip(style)`: the figure, closed at the end."""
     import matplotlib.pyplot as plt
 
-    yield lambda **style: render.trajectory_strip(records, rollouts, "A title", **style)
+    yield lambda **style: overlay.trajectory_strip(records, rollouts, "A title", **style)
     plt.close("all")
 
 
@@ -251,13 +251,13 @@ def test_a_strip_shows_each_step_of_each_rollout(records, strip):
     assert records[0]["expression"] in figure.axes[0].get_xlabel()
 
 
-@pytest.mark.parametrize("style", render.STYLES)
+@pytest.mark.parametrize("style", overlay.STYLES)
 def test_a_strip_shows_what_the_student_was_shown_before_each_answer(style, records, rollouts, strip):
     figure = strip(style=style)
     shown = [ax.images[0].get_array() for ax in figure.axes]
     for row, (record, rollout) in enumerate(zip(records, rollouts, strict=False)):
         before = [None, *(step["box"] for step in rollout["steps"][:-1])]  # nothing is drawn on the first picture
         for step, box in enumerate(before):
-            assert np.array_equal(shown[3 * row + step], render.draw_box(record["image"], box, style))
+            assert np.array_equal(shown[3 * row + step], overlay.draw_box(record["image"], box, style))
     told = [text.get_text() for text in figure.legends[0].get_texts()]
     assert told == ["ground truth", "answer", "shown: the last answer"][: 2 + (style != "none")]

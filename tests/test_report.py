@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ivt_utils import closer, controls, metrics, report, results
-from ivt_utils.artefacts import ArtefactError, Run, checksum
+from ivt_utils import closer, controls, metrics
 from ivt_utils.profiles import get_profile
+from ivt_utils.runtime.store import ArtefactError, Run, checksum
+from ivt_utils.show import report, results
 
 FULL, HALF, NONE, SMALL = [0, 0, 100, 100], [0, 0, 100, 50], [500, 500, 600, 600], [0, 0, 100, 80]
 SETTINGS = {
@@ -630,7 +631,7 @@ def test_a_line_separator_inside_an_expression_is_not_a_new_line(run):
 @pytest.mark.parametrize("why", ["the reference", "read-only"])
 def test_a_report_of_what_may_not_change_is_printed_and_writes_nothing(run, monkeypatch, capsys, why):
     if why == "the reference":
-        monkeypatch.setattr(report.artefacts, "REFERENCE", run)
+        monkeypatch.setattr(report.store, "REFERENCE", run)
     else:
         monkeypatch.setattr(report.os, "access", lambda *_: False)  # root may write everywhere
     content = results.results_from(run, versions={}, commit=None)
@@ -690,7 +691,7 @@ def test_a_run_made_by_the_notebooks_can_be_reported(tmp_path, built):
     assert content["methods"]["sft_ivt"]["wall_seconds"] == made.seconds("rollouts/sft_ivt")
     assert content["versions"]["numpy"] == np.__version__
     assert content["machine"]["threads"] >= 1 and content["machine"]["processor"]
-    assert content["machine"]["student_sha256"] == checksum(report.artefacts.DATA / "student" / "model.safetensors")
+    assert content["machine"]["student_sha256"] == checksum(report.store.DATA / "student" / "model.safetensors")
     assert str(tmp_path) not in (tmp_path / "results.json").read_text(encoding="utf-8")
 
 

@@ -1,7 +1,7 @@
 """Scenes: every expression is read back from its English by a second implementation and points at one thing.
 
-The reader below shares nothing with `ivt_utils.scenes` but the names of the colours' values: it parses the words with
-a grammar of its own, takes sizes and colours from what was measured, and counts which things the words fit.
+The reader below shares nothing with `ivt_utils.micro.scenes` but the names of the colours' values: it parses the
+words with a grammar of its own, takes sizes and colours from what was measured, and counts which things the words fit.
 """
 
 import random
@@ -9,7 +9,8 @@ import re
 
 import pytest
 
-from ivt_utils import scenes, student
+from ivt_utils import student
+from ivt_utils.micro import scenes
 
 COUNT = 300  # scenes a subset
 HEAD = re.compile(

@@ -18,10 +18,10 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from ivt_utils import setting_up
-from ivt_utils.artefacts import ROOT
-from ivt_utils.course import find_notebooks
-from ivt_utils.setting_up import NotReady, badge_links, badges, needed, ready, repository, setup_cell
+from ivt_utils.course import setting_up
+from ivt_utils.course.execute import find_notebooks
+from ivt_utils.course.setting_up import NotReady, badge_links, badges, needed, ready, repository, setup_cell
+from ivt_utils.runtime.store import ROOT
 
 ADDRESS = "https://github.com/someone/course"
 NOTEBOOKS = find_notebooks(ROOT / "notebooks")
@@ -108,8 +108,8 @@ def test_colab_keeps_its_torch_and_its_front_end(monkeypatch):
 
 
 def test_here_everything_is_there_and_torch_stays_unloaded():
-    code = ("import sys, time; from ivt_utils.setting_up import ready; t = time.process_time(); ready(); ready(); "
-            "print('torch' in sys.modules, time.process_time() - t < 1)")  # fmt: skip
+    code = ("import sys, time; from ivt_utils.course.setting_up import ready; "
+            "t = time.process_time(); ready(); ready(); print('torch' in sys.modules, time.process_time() - t < 1)")  # fmt: skip
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert out.splitlines() == ["The course is ready: all its packages are there, nothing was installed."] * 2 + [
         "False True"
@@ -228,7 +228,7 @@ def write_wheel(folder: Path, version: str) -> None:
             wheel.writestr(name, text)
 
 
-READY = "from ivt_utils.setting_up import ready; from pathlib import Path; ready(Path.cwd())"
+READY = "from ivt_utils.course.setting_up import ready; from pathlib import Path; ready(Path.cwd())"
 
 
 @pytest.mark.parametrize("before, loads, restart", [(None, False, False), ("1.0", False, False), ("1.0", True, True)])
@@ -261,9 +261,10 @@ def test_the_real_pip_failing_is_told_in_one_sentence(python, tmp_path):
 @pytest.fixture
 def package(tmp_path):
     """A stand-in for the course's clone, whose `ready` says where it lies."""
-    (tmp_path / "clone" / "ivt_utils").mkdir(parents=True)
-    (tmp_path / "clone" / "ivt_utils" / "setting_up.py").write_text(
-        "from pathlib import Path\ndef ready():\n    print(Path(__file__).parent.parent)\n"
+    (tmp_path / "clone" / "ivt_utils" / "course").mkdir(parents=True)
+    (tmp_path / "clone" / "ivt_utils" / "profiles.py").touch()
+    (tmp_path / "clone" / "ivt_utils" / "course" / "setting_up.py").write_text(
+        "from pathlib import Path\ndef ready():\n    print(Path(__file__).parents[2])\n"
     )
     return tmp_path / "clone"
 
@@ -301,6 +302,6 @@ def test_loaded_packages_are_found_fast():
 
 def test_the_hook_of_setuptools_is_not_setuptools():
     """Every Python with setuptools loads the hook at its start, and many packages bring another setuptools."""
-    code = "import _distutils_hack; from ivt_utils.setting_up import loaded; print('setuptools' in loaded())"
+    code = "import _distutils_hack; from ivt_utils.course.setting_up import loaded; print('setuptools' in loaded())"
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert out.stdout == "False\n"

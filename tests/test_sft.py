@@ -11,9 +11,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ivt_utils import protocol, sft, student
-from ivt_utils.artefacts import ArtefactError
 from ivt_utils.harvest import trajectory
-from ivt_utils.render import draw_box, load_image
+from ivt_utils.overlay import draw_box, load_image
+from ivt_utils.runtime.store import ArtefactError
 
 
 def errors(records) -> list[dict]:

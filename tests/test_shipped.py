@@ -7,7 +7,7 @@ from fnmatch import fnmatch
 
 import pytest
 
-from ivt_utils.artefacts import DATA, ROOT
+from ivt_utils.runtime.store import DATA, ROOT
 
 # What a run takes from data/, by pattern; the rest is for readers, or made to be changed by them.
 READ = ("benchmark/*", "qwen3vl/*.json", "reference/adapters/*", "reference/rollouts/*", "reference/run.json",
@@ -19,12 +19,13 @@ MADE_HERE = ("hub/*", "*.training/*")
 READER = """
 import sys
 from pathlib import Path
-from ivt_utils import lessons, memory, pace
-from ivt_utils.artefacts import DATA, ArtefactError, Run
-from ivt_utils.datasets import SPLITS, load_split
+from ivt_utils.course import lessons, pace
+from ivt_utils.paper_scale import memory
+from ivt_utils.runtime.store import DATA, ArtefactError, Run
+from ivt_utils.records import SPLITS, load_split
 from ivt_utils.profiles import get_profile
-from ivt_utils.report import paper_results
-from ivt_utils.results import seeds_from
+from ivt_utils.show.report import paper_results
+from ivt_utils.show.results import seeds_from
 from ivt_utils.student import load_student
 
 micro, scratch = get_profile("micro"), Path(sys.argv[1])

@@ -2,21 +2,21 @@
 
 import pytest
 
-from ivt_utils import controls, stages
-from ivt_utils.artefacts import SEEDS, ArtefactError, Run, read_jsonl
+from ivt_utils import controls, pipeline
+from ivt_utils.runtime.store import SEEDS, ArtefactError, Run, read_jsonl
 
 GOOD, BAD = '{"bbox_2d": [10, 20, 30, 40]}', "10, 20, 30, 40"
 
 
 def test_the_first_answers_are_shown(scripted, records, tiny_profile, capsys):
-    stages.first_look(scripted(lambda turn, i: GOOD if i % 2 else BAD), records, tiny_profile)
+    pipeline.first_look(scripted(lambda turn, i: GOOD if i % 2 else BAD), records, tiny_profile)
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 3 and records[1]["expression"] in said[1] and GOOD in said[1]
 
 
 def test_a_student_that_answers_in_another_form_stops_at_once_with_one_sentence(scripted, records, tiny_profile):
     with pytest.raises(ArtefactError) as caught:
-        stages.first_look(scripted(lambda turn, i: BAD), records, tiny_profile)
+        pipeline.first_look(scripted(lambda turn, i: BAD), records, tiny_profile)
     message = str(caught.value)
     assert message.startswith("Only 0 of the first 6 answers") and BAD in message and "\n" not in message
 
@@ -25,11 +25,11 @@ def test_a_student_that_answers_in_another_form_stops_at_once_with_one_sentence(
 def test_only_a_student_of_the_hub_is_looked_at_and_once(hub, tmp_path, tiny_profile, monkeypatch, scripted):
     looked = []
     monkeypatch.setattr(type(tiny_profile), "hub_student", property(lambda self: hub))
-    monkeypatch.setattr(stages, "load_student", lambda profile: scripted(lambda turn, i: GOOD))
-    monkeypatch.setattr(stages, "first_look", lambda student, records, profile: looked.append(len(records)))
+    monkeypatch.setattr(pipeline, "load_student", lambda profile: scripted(lambda turn, i: GOOD))
+    monkeypatch.setattr(pipeline, "first_look", lambda student, records, profile: looked.append(len(records)))
     run = Run(tiny_profile, 0, tmp_path)
     for _ in range(2):
-        stages.evaluation(run)
+        pipeline.evaluation(run)
     assert looked == [tiny_profile.batch_size] * hub
     second = {controls.second_turn_stage(*turn) for turn in controls.SECOND_TURNS}
     wanted = {"base_ivt_long", "base_ivt", "base_ivt_bare", "train_step0", *second}
@@ -39,12 +39,12 @@ def test_only_a_student_of_the_hub_is_looked_at_and_once(hub, tmp_path, tiny_pro
 def test_each_seed_has_a_run_of_its_own_and_the_runs_own_seed_is_the_run(tiny_profile, tmp_path, monkeypatch):
     called, run = [], Run(tiny_profile, 0, tmp_path)
     answers, others = [{"id": "a"}], tmp_path / SEEDS / "2"
-    monkeypatch.setattr(stages, "evaluation", lambda run: called.append("eval"))
-    monkeypatch.setattr(stages, "own_answers", lambda run, train: run.rollouts("train_step0", lambda: answers))
-    monkeypatch.setattr(stages, "sft", lambda run: called.append(("sft", run.seed, run.root)))
-    monkeypatch.setattr(stages, "grpo", lambda run, steps: called.append(("grpo", run.seed, steps)))
-    monkeypatch.setattr(stages, "run_closer", lambda run, seeds, *splits: called.append(("closer", seeds, len(splits))))
-    stages.seeds(run, [0, 2], steps=7)
+    monkeypatch.setattr(pipeline, "evaluation", lambda run: called.append("eval"))
+    monkeypatch.setattr(pipeline, "own_answers", lambda run, train: run.rollouts("train_step0", lambda: answers))
+    monkeypatch.setattr(pipeline, "sft", lambda run: called.append(("sft", run.seed, run.root)))
+    monkeypatch.setattr(pipeline, "grpo", lambda run, steps: called.append(("grpo", run.seed, steps)))
+    monkeypatch.setattr(pipeline, "run_closer", lambda run, seeds, *data: called.append(("closer", seeds, len(data))))
+    pipeline.seeds(run, [0, 2], steps=7)
     own = ("sft", 0, tmp_path), ("grpo", 0, 7)
     assert called == ["eval", *own, ("sft", 2, others), ("grpo", 2, 7), ("closer", [0, 2], 2)]
     assert read_jsonl(others / "rollouts" / "train_step0.jsonl") == answers  # no seed changes the untrained student
@@ -55,4 +55,4 @@ def test_a_finished_training_of_other_steps_is_not_taken_for_the_one_asked_for(t
     for name in ("sft", "sft_keep", "grpo"):
         run.adapter(name, lambda folder: (folder / "training_log.json").write_text('[{"loss": 0}, {"loss": 0}]'))
     with pytest.raises(ArtefactError, match="adapters/grpo already, after 2 steps and not 7: leave out --steps"):
-        stages.grpo(run, 7)
+        pipeline.grpo(run, 7)

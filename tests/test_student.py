@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from ivt_utils import protocol, student
-from ivt_utils.artefacts import ArtefactError, note_files
 from ivt_utils.loop import run_loop
 from ivt_utils.profiles import STUDENT_RECIPE, get_profile
+from ivt_utils.runtime.store import ArtefactError, note_files
 
 
 def test_the_classes_are_those_of_the_papers_model(tiny_student):
@@ -164,10 +164,10 @@ def test_words_have_their_space_and_every_word_of_an_expression_is_there():
 
 
 def test_the_shipped_student_answers_with_boxes_and_mostly_right_ones():
-    from ivt_utils import datasets, loop, metrics
+    from ivt_utils import loop, metrics, records
     from ivt_utils.profiles import get_profile
 
     profile = get_profile("smoke")
-    val = datasets.load_split(profile, "val")
+    val = records.load_split(profile, "val")
     rollouts = loop.evaluate(student.load_student(profile), val, profile, turns=0)
     assert metrics.parsed_matrix(rollouts).all() and (metrics.iou_matrix(rollouts) >= 0.5).mean() > 0.6

@@ -3,7 +3,7 @@
 import pytest
 
 from ivt_utils.metrics import side
-from ivt_utils.trace_check import says_and_does, traces_told, ways
+from ivt_utils.paper_scale.trace_check import says_and_does, traces_told, ways
 
 TRUTH, LEFT, NEARER = [400.0, 400.0, 600.0, 600.0], [300, 400, 500, 600], [350, 400, 550, 600]
 CHANCE = {"seed": 0, "n_resamples": 20}

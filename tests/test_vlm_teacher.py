@@ -23,11 +23,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ivt_utils import harvest, protocol, trace_check, vlm_teacher
-from ivt_utils.artefacts import ArtefactError
+from ivt_utils import harvest, protocol
 from ivt_utils.boxes import format_answer
+from ivt_utils.overlay import draw_box
+from ivt_utils.paper_scale import trace_check, vlm_teacher
 from ivt_utils.profiles import get_profile
-from ivt_utils.render import draw_box
+from ivt_utils.runtime.store import ArtefactError
 from ivt_utils.teacher import geometric_trace
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -442,7 +443,7 @@ def test_the_key_is_sent_and_written_nowhere(serve, rollouts, records, tmp_path,
 
 
 def test_the_import_is_light_and_a_missing_package_is_said(rollouts, records, tmp_path, monkeypatch):
-    code = "import sys, ivt_utils.vlm_teacher; print([m for m in ('openai', 'torch') if m in sys.modules])"
+    code = "import sys, ivt_utils.paper_scale.vlm_teacher; print([m for m in ('openai', 'torch') if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], cwd=PROJECT, text=True).strip() == "[]"
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(ArtefactError, match=r"needs openai; run: pip install -e '\.\[teacher\]'"):

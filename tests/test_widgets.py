@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from IPython import display as ipython
 
-from ivt_utils import metrics, protocol, selection, views, widgets
-from ivt_utils.artefacts import REFERENCE, read_jsonl
+from ivt_utils import metrics, protocol, selection
 from ivt_utils.profiles import get_profile
+from ivt_utils.runtime.store import REFERENCE, read_jsonl
+from ivt_utils.show import views, widgets
 
 THRESHOLDS = get_profile("smoke").thresholds
 
@@ -316,7 +317,7 @@ def test_colab_is_told_to_show_our_widgets(monkeypatch):
 
     from anywidget import _util
 
-    from ivt_utils.box_canvas import canvas_class
+    from ivt_utils.show.box_canvas import canvas_class
 
     told = []
     output = SimpleNamespace(enable_custom_widget_manager=lambda: told.append(1))

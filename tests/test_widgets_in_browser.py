@@ -18,18 +18,18 @@ import pytest
 from conftest import chromium
 from nbformat.v4 import new_code_cell, new_notebook
 
-from ivt_utils.artefacts import ROOT
 from ivt_utils.metrics import iou_matrix
 from ivt_utils.profiles import get_profile
-from ivt_utils.widgets import WIDGET
+from ivt_utils.runtime.store import ROOT
+from ivt_utils.show.widgets import WIDGET
 
 SHOTS = ROOT / "build" / "screenshots"
 CELLS = (
     """
 from pathlib import Path
-from ivt_utils import widgets
-from ivt_utils.artefacts import REFERENCE, read_jsonl
-from ivt_utils.datasets import load_split
+from ivt_utils.show import widgets
+from ivt_utils.runtime.store import REFERENCE, read_jsonl
+from ivt_utils.records import load_split
 from ivt_utils.loop import evaluate
 from ivt_utils.profiles import get_profile
 from ivt_utils.student import load_student
@@ -198,7 +198,7 @@ def focused(page, script: str):
 
 @pytest.fixture(scope="module")
 def truths():
-    from ivt_utils.datasets import load_split
+    from ivt_utils.records import load_split
 
     return load_split(get_profile("smoke"), "test")["bbox"]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from ivt_utils.metrics import intervals
-from ivt_utils.report import COLOURS, markdown_table, number, save_figure
+from ivt_utils.show.report import COLOURS, markdown_table, number, save_figure
 
 __all__ = ["cell_text", "curves_figure", "lines_figure", "log_figure", "markdown_table", "show"]
 

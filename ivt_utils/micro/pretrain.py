@@ -12,10 +12,11 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 
-from ivt_utils import scenes, student
-from ivt_utils.artefacts import note_files, replace_folder, write_text
-from ivt_utils.chats import answer_mask, answer_tokens, make_batch
+from ivt_utils import student
+from ivt_utils.micro import scenes
+from ivt_utils.micro.chats import answer_mask, answer_tokens, make_batch
 from ivt_utils.profiles import STUDENT_RECIPE
+from ivt_utils.runtime.store import note_files, replace_folder, write_text
 
 CURVE = ["step", "things", "seconds", "nats_per_coordinate", "binding", "said", "shown", "copying", "nats_of_copies",
          "naming", "framing"]  # fmt: skip
@@ -206,8 +207,8 @@ def _card(model, state: dict, seed: int) -> str:
     return f"""# The micro student
 
 A `Qwen3VLForConditionalGeneration` with {size:,} parameters and a word-level `Qwen3VLProcessor`, trained from
-scratch to answer synthetic referring expressions with a box. It knows the words of `ivt_utils/scenes.py`, those of the
-follow-ups in `ivt_utils/protocol.py`, and nothing else; it is a teaching instrument, not a detector. It has seen chats
+scratch to answer synthetic referring expressions with a box. It knows the words of `ivt_utils/micro/scenes.py`, those
+of the follow-ups in `ivt_utils/protocol.py`, and nothing else; it is a teaching instrument, not a detector. It has seen chats
 of several questions and images, and two kinds of follow-up: without an image ("Say it again.": the same box), and with
 another one ("And in this image?": the same expression there). It has never seen a box drawn on an image, nor the
 feedback, nor a phrase of a trace, though the words of both are among the follow-ups'; nor an image of the benchmark.

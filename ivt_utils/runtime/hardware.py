@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from ivt_utils.artefacts import ArtefactError
+from ivt_utils.runtime.store import ArtefactError
 
 
 def processor() -> str:

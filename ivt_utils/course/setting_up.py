@@ -17,8 +17,8 @@ from urllib.parse import quote
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from ivt_utils.artefacts import ROOT, installed
-from ivt_utils.doctor import PYTHONS, read_lock
+from ivt_utils.course.doctor import PYTHONS, read_lock
+from ivt_utils.runtime.store import ROOT, installed
 
 BRANCH = "main"
 # These start notebooks and serve them. Who runs the cell has a kernel already, and Colab's own must not be replaced.
@@ -44,14 +44,14 @@ from pathlib import Path
 
 if importlib.util.find_spec("ivt_utils") is None:
     places = [Path.cwd(), *Path.cwd().parents, Path.cwd() / "ivt-course"]
-    course = next((place for place in places if (place / "ivt_utils" / "setting_up.py").is_file()), None)
+    course = next((place for place in places if (place / "ivt_utils" / "profiles.py").is_file()), None)
     if course is None:
         course, source = places[-1], os.environ.get("IVT_REPOSITORY", "REPOSITORY")
         quiet = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}  # no question that nobody sees
         if not shutil.which("git") or subprocess.call(["git", "clone", "-q", "--depth=1", source, course], env=quiet):
             sys.exit(f"git could not fetch {source}. Is the network on? Is a broken {course.name}/ there? Delete it.")
     sys.path.insert(0, str(course))
-from ivt_utils.setting_up import ready
+from ivt_utils.course.setting_up import ready
 ready()'''
 
 

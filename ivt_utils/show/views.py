@@ -10,10 +10,10 @@ import numpy as np
 
 from ivt_utils import metrics, selection
 from ivt_utils.boxes import to_pixels
-from ivt_utils.datasets import numbered
-from ivt_utils.figures import MARKERS, cell_text
-from ivt_utils.render import COLORS, draw_box, load_image
-from ivt_utils.report import COLOURS
+from ivt_utils.overlay import COLORS, draw_box, load_image
+from ivt_utils.records import numbered
+from ivt_utils.show.figures import MARKERS, cell_text
+from ivt_utils.show.report import COLOURS
 
 FILTERS = ("all", "most improved", "most degraded", "worst at the end")
 SPREADS = ("batch", "group", "none")  # as TRL's `scale_rewards`

@@ -5,7 +5,7 @@ import io
 from functools import cache
 from pathlib import Path
 
-from ivt_utils.render import COLORS
+from ivt_utils.overlay import COLORS
 
 CSS = """
 .ivt-canvas { max-width: 400px; width: 100%; }

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from .artefacts import ArtefactError, installed, intact, trouble
-from .hardware import usable_cores
+from ivt_utils.runtime.hardware import usable_cores
+from ivt_utils.runtime.store import ArtefactError, installed, intact, trouble
 
 OK, NOTE, MISS = " OK ", "NOTE", "MISS"
 MAIN = ("torch", "torchvision", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "scipy",
@@ -114,7 +114,7 @@ def writable(project: Path) -> tuple[str, str]:
 
 def shipped(data: Path) -> list[tuple[str, str]]:
     """Return the lines about what comes with the project and every run reads, after comparing checksums."""
-    from .student import FILES
+    from ivt_utils.student import FILES
 
     parts = {
         "benchmark": [f"benchmark/{split}.parquet" for split in ("train", "val", "test")],
@@ -135,7 +135,7 @@ def shipped(data: Path) -> list[tuple[str, str]]:
 
 def needs(profile) -> list[tuple[str, str]]:
     """Return what `ivt plan` warns of on this computer: memory of the card, free memory and disk."""
-    from .plan import this_machine, warnings
+    from ivt_utils.paper_scale.plan import this_machine, warnings
 
     found = warnings(profile, this_machine(profile))
     return [(NOTE, sentence) for sentence in found] or [(OK, f"memory and disk as {profile.name} needs them")]

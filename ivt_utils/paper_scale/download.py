@@ -10,7 +10,7 @@ import os
 from contextlib import contextmanager
 from pathlib import Path
 
-from ivt_utils.artefacts import DATA, ArtefactError, checksum, read_json
+from ivt_utils.runtime.store import DATA, ArtefactError, checksum, read_json
 
 REVISIONS = DATA / "hub_revisions.json"
 DOWNLOADS = DATA / "hub" / "downloads"

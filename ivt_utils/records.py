@@ -9,9 +9,9 @@ import json
 import random
 from pathlib import Path
 
-from ivt_utils import scenes
-from ivt_utils.artefacts import DATA, ArtefactError, checksum, intact, read_json, write_text
+from ivt_utils.micro import scenes
 from ivt_utils.profiles import Profile, get_profile
+from ivt_utils.runtime.store import DATA, ArtefactError, checksum, intact, read_json, write_text
 
 BENCHMARK = DATA / "benchmark"
 HUB = DATA / "hub"  # a folder for each profile whose data come from the Hub

@@ -13,12 +13,13 @@ from pathlib import Path
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell
 
-from ivt_utils import exercises, guide, pace
-from ivt_utils.artefacts import REFERENCE, ROOT, ArtefactError, Run, checksum, find_reference, read_json, write_text
-from ivt_utils.course import MARK, find_notebooks, made_from, run_course
+from ivt_utils import exercises
+from ivt_utils.course import guide, pace
+from ivt_utils.course.execute import MARK, find_notebooks, made_from, run_course
+from ivt_utils.course.setting_up import badges, repository, setup_cell
 from ivt_utils.profiles import COST_ONLY, get_profile
-from ivt_utils.report import write_between
-from ivt_utils.setting_up import badges, repository, setup_cell
+from ivt_utils.runtime.store import REFERENCE, ROOT, ArtefactError, Run, checksum, find_reference, read_json, write_text
+from ivt_utils.show.report import write_between
 
 NOTEBOOKS = ROOT / "notebooks"
 SETUP = "setup"

@@ -15,12 +15,12 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from ivt_utils import protocol
-from ivt_utils.artefacts import ArtefactError, write_text
-from ivt_utils.datasets import numbered
 from ivt_utils.harvest import trajectory
-from ivt_utils.render import draw_box, load_image
+from ivt_utils.overlay import draw_box, load_image
+from ivt_utils.paper_scale.trace_check import objection, tidy
+from ivt_utils.records import numbered
+from ivt_utils.runtime.store import ArtefactError, write_text
 from ivt_utils.teacher import geometric_trace
-from ivt_utils.trace_check import objection, tidy
 
 RETRIES = 5  # of a request that met a full, failing or silent server: after 0.5, 1, 2, ... s, or its Retry-After
 FIRST = 20  # rollouts after which a teacher without one accepted answer is stopped

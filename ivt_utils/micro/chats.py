@@ -8,8 +8,9 @@ import itertools
 import random
 from dataclasses import replace
 
-from ivt_utils import protocol, scenes, student
+from ivt_utils import protocol, student
 from ivt_utils.boxes import snap
+from ivt_utils.micro import scenes
 from ivt_utils.profiles import STUDENT_RECIPE
 
 _processor = None  # one a worker process

@@ -7,18 +7,18 @@ import json
 import os
 from pathlib import Path
 
-from ivt_utils import artefacts
 from ivt_utils.closer import GAINS
 from ivt_utils.mirage import ADAPTERS
-from ivt_utils.results import METHODS, SINGLE, build_results, by_name, changed, results_from, targets
+from ivt_utils.runtime import store
 from ivt_utils.selection import ORACLE, best_rule
+from ivt_utils.show.results import METHODS, SINGLE, build_results, by_name, changed, results_from, targets
 
 __all__ = [
     "METHODS", "build_results", "iou_per_step", "paper_and_ours", "paper_results", "report_from", "summary",
     "table", "targets", "to_markdown", "to_text",
 ]  # fmt: skip
-PAPER = artefacts.DATA / "paper_results.json"
-SCALE = artefacts.ROOT / "runs" / "paper" / "results.json"
+PAPER = store.DATA / "paper_results.json"
+SCALE = store.ROOT / "runs" / "paper" / "results.json"
 SCALE_TITLE = "The paper's own scale: profile `paper`, Qwen3-VL-4B on the real sets"
 COLOURS = ("#0072B2", "#D55E00", "#999999", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")  # Okabe and Ito
 RESULT_COLUMNS = (
@@ -66,8 +66,8 @@ NOTES = (
 
 def paper_results(path: Path = PAPER) -> dict:
     """Return the paper's numbers, each with its version and source; null where a number is not known."""
-    remedy = f"{artefacts.restoring(path)} (after a change of your own: ivt build docs)"
-    return artefacts.read_json(artefacts.intact(path, remedy))
+    remedy = f"{store.restoring(path)} (after a change of your own: ivt build docs)"
+    return store.read_json(store.intact(path, remedy))
 
 
 def table(results: dict, paper: dict) -> list[dict]:
@@ -100,7 +100,7 @@ def _our_row(name: str, methods: dict) -> dict:
 
 def scale_table(path: Path = SCALE) -> list[list[str]]:
     """Return the results of the profile `paper` as a grid of text, its head first: "not run" until somebody runs it."""
-    found = artefacts.read_json(path) if path.exists() else {}
+    found = store.read_json(path) if path.exists() else {}
     methods = found["methods"] if found.get("profile") == "paper" else {}
     rows = [{"method": name, "label": METHODS[name]} | _our_row(name, methods) for name in _listed(methods)]
     grid = _grid(rows, RESULT_COLUMNS)
@@ -399,18 +399,18 @@ def report_from(root: Path, *, names=tuple(METHODS), versions=None, commit=None,
     """
     root = Path(root)
     if versions is None:
-        versions, commit = artefacts.versions(), artefacts.commit()
+        versions, commit = store.versions(), store.commit()
     results = results_from(root, versions=versions, commit=commit, names=names)
     paper = paper or paper_results()
     print(summary(results, paper))
-    if root == artefacts.REFERENCE or not os.access(root, os.W_OK):
+    if root == store.REFERENCE or not os.access(root, os.W_OK):
         print(f"\nRecomputed from {root}; nothing was written there.")
         if (root / "results.json").exists():
-            differing = changed(artefacts.read_json(root / "results.json"), json.loads(json.dumps(results)))
+            differing = changed(store.read_json(root / "results.json"), json.loads(json.dumps(results)))
             print("\n".join([f"{len(differing)} values differ from its results.json.", *differing[:10]]))
         return results
     text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)
-    artefacts.write_text(root / "results.json", text + "\n")
+    store.write_text(root / "results.json", text + "\n")
     os.environ.setdefault("MPLBACKEND", "Agg")  # no display needed; a notebook has set its own
     figures = {"iou_per_step": iou_per_step(results), "paper_and_ours": paper_and_ours(results, paper)}
     for name, figure in figures.items():
@@ -437,7 +437,7 @@ def write_between(page: Path, mark: str, content: str) -> None:
     """Put `content` between the two marks `<!-- mark -->` and `<!-- /mark -->` of a Markdown page."""
     before, rest = page.read_text(encoding="utf-8").split(f"<!-- {mark} -->")
     after = rest.split(f"<!-- /{mark} -->")[1]
-    artefacts.write_text(page, f"{before}<!-- {mark} -->\n{content}<!-- /{mark} -->{after}")
+    store.write_text(page, f"{before}<!-- {mark} -->\n{content}<!-- /{mark} -->{after}")
 
 
 def save_figure(figure, path: Path) -> None:

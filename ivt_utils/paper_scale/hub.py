@@ -18,14 +18,14 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image, ImageOps
 
-from ivt_utils import datasets
-from ivt_utils.artefacts import ArtefactError, checksum, read_json, replace_folder, write_text
+from ivt_utils import records
 from ivt_utils.boxes import SCALE
-from ivt_utils.download import DOWNLOADS, sources
-from ivt_utils.download import fetch as fetch_from_hub
+from ivt_utils.overlay import ImageError, load_image
+from ivt_utils.paper_scale.download import DOWNLOADS, sources
+from ivt_utils.paper_scale.download import fetch as fetch_from_hub
+from ivt_utils.paper_scale.split import choose
 from ivt_utils.profiles import Profile
-from ivt_utils.render import ImageError, load_image
-from ivt_utils.split import choose
+from ivt_utils.runtime.store import ArtefactError, checksum, read_json, replace_folder, write_text
 
 OVERHANG = 1.0  # pixels that a box may leave its image by: rounding in the annotations
 SLIPS = 0.01  # the share of a set's boxes that may be wrong, and are left out and counted; more: another convention
@@ -63,12 +63,12 @@ SOURCES = (
 def announce(profile: Profile, folder: Path | None = None) -> str:
     """Return what `prepare` is about to do: the sets with their sizes and licences, and where the data will lie."""
     noted = {source.repo: sources()[source.repo] for source in SOURCES}
-    counts = ", ".join(f"{count:,} {split}" for split, count in datasets.sizes(profile).items())
+    counts = ", ".join(f"{count:,} {split}" for split, count in records.sizes(profile).items())
     return "\n".join([
         f"The profile {profile.name} draws its records ({counts}) from three sets of the Hub:",
         *(f"- {repo}: {entry['bytes'] / 1e9:.2f} GB; {entry['license']}" for repo, entry in noted.items()),
         f"To download: {sum(entry['bytes'] for entry in noted.values()) / 1e9:.1f} GB, to {DOWNLOADS}, which may be "
-        "deleted afterwards.", f"The prepared data: {folder or datasets.HUB / profile.name}.",
+        "deleted afterwards.", f"The prepared data: {folder or records.HUB / profile.name}.",
     ])  # fmt: skip
 
 
@@ -81,7 +81,7 @@ def prepare(profile: Profile, folder: Path | None = None, fetch=None) -> Path:
     """
     if profile.data != "hub":
         raise ArtefactError(f"The profile {profile.name!r} comes with its data; there is nothing to prepare.")
-    folder = Path(folder or datasets.HUB / profile.name)
+    folder = Path(folder or records.HUB / profile.name)
     if is_prepared(profile, folder):
         print(f"The data of the profile {profile.name} are prepared already: {folder}")
         return folder
@@ -98,20 +98,20 @@ def prepare(profile: Profile, folder: Path | None = None, fetch=None) -> Path:
         listed = [{key: file[key] for key in ("name", "size", "sha256")} for file in files]
         used.append({"repo": source.repo, "revision": commit, "license": noted[source.repo]["license"],
                      "left_out": left_out, "files": listed})  # fmt: skip
-    manifest = {"data_seed": profile.data_seed, "sizes": datasets.sizes(profile), "files": {}, "sources": used}
+    manifest = {"data_seed": profile.data_seed, "sizes": records.sizes(profile), "files": {}, "sources": used}
     with replace_folder(folder) as fresh:
         pictures, unusable = fresh / "pictures", {"none yet"}
         while unusable:  # a few rows may turn out to have no usable image: then it is drawn again without them
             shutil.rmtree(pictures, ignore_errors=True)
             pictures.mkdir()
             rows = [row for row in rows if row["id"] not in unusable]
-            chosen = choose(rows, datasets.sizes(profile), profile.data_seed)
+            chosen = choose(rows, records.sizes(profile), profile.data_seed)
             drawn = [row for part in chosen.values() for row in part]
             unusable = {name for source in SOURCES for name in read_pictures(
                 source, [row for row in drawn if row["source"] == source], pictures)}  # fmt: skip
         for split, part in chosen.items():
             path = fresh / f"{split}.parquet"
-            manifest["files"][path.name] = datasets.write_split(path, map(record, part))
+            manifest["files"][path.name] = records.write_split(path, map(record, part))
         shutil.rmtree(pictures)
         write_text(fresh / "manifest.json", json.dumps(manifest, indent=1))
     return folder
@@ -120,7 +120,7 @@ def prepare(profile: Profile, folder: Path | None = None, fetch=None) -> Path:
 def earlier_revision(repo: str) -> str | None:
     """Return the commit of a set that data prepared here before came from, so that profiles agree; None: there is none.
     """
-    for note in sorted(datasets.HUB.glob("*/manifest.json")):
+    for note in sorted(records.HUB.glob("*/manifest.json")):
         for used in read_json(note).get("sources", []):
             if used["repo"] == repo and "dry-run" not in note.parent.name:
                 return used["revision"]
@@ -132,13 +132,13 @@ def is_prepared(profile: Profile, folder: Path) -> bool:
     if not (folder / "manifest.json").exists():
         return False
     manifest = read_json(folder / "manifest.json")
-    if not datasets.fits(profile, manifest):
+    if not records.fits(profile, manifest):
         return False
     pinned = {repo: entry["revision"] for repo, entry in sources().items() if entry["revision"]}
     came = {used["repo"]: used["revision"] for used in manifest.get("sources", [])}
     if any(came.get(source.repo) != pinned.get(source.repo, came.get(source.repo)) for source in SOURCES):
         return False
-    paths = [folder / f"{split}.parquet" for split in datasets.SPLITS]
+    paths = [folder / f"{split}.parquet" for split in records.SPLITS]
     noted = manifest.get("files", {})
     return all(path.exists() and checksum(path) == noted.get(path.name, {}).get("sha256") for path in paths)
 

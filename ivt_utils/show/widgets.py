@@ -11,10 +11,11 @@ import os
 from html import escape
 from pathlib import Path
 
-from ivt_utils import loop, metrics, selection, views
-from ivt_utils.box_canvas import canvas_class, data_url, panel
-from ivt_utils.render import load_image
-from ivt_utils.report import save_figure
+from ivt_utils import loop, metrics, selection
+from ivt_utils.overlay import load_image
+from ivt_utils.show import views
+from ivt_utils.show.box_canvas import canvas_class, data_url, panel
+from ivt_utils.show.report import save_figure
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -97,7 +98,7 @@ def present(view, path: Path, controls=None, *, does: str = "", note: str = "") 
     """Save and display a view; with controls, those, and the figure where widgets cannot be shown."""
     from IPython.display import Markdown, display
 
-    from ivt_utils.figures import show
+    from ivt_utils.show.figures import show
 
     figure, alt, caption = view
     if controls is None:

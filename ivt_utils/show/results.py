@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ivt_utils import closer, confidence, controls, hardware, metrics, selection
-from ivt_utils.artefacts import PROBE, ROOT, SEEDS, ArtefactError, checksum, read_json, stage_key
+from ivt_utils import closer, confidence, controls, metrics, selection
+from ivt_utils.runtime import hardware
+from ivt_utils.runtime.store import PROBE, ROOT, SEEDS, ArtefactError, checksum, read_json, stage_key
 
 METHODS = {
     "base_single": "base, single shot",

@@ -3,7 +3,7 @@
 import random
 from itertools import zip_longest
 
-from ivt_utils.artefacts import ArtefactError
+from ivt_utils.runtime.store import ArtefactError
 
 CAPS = (2, 4, 8, 10**9)  # expressions of one image that a set gives: more only when the counts need it
 

@@ -6,8 +6,8 @@ against measurements of the micro student.
 
 import math
 
-from ivt_utils.artefacts import DATA, ROOT, ArtefactError, intact, read_json
-from ivt_utils.distributed import batch_share
+from ivt_utils.runtime.distributed import batch_share
+from ivt_utils.runtime.store import DATA, ROOT, ArtefactError, intact, read_json
 
 CONFIGURATIONS = {"Qwen/Qwen3-VL-2B-Instruct": "2b.json", "Qwen/Qwen3-VL-4B-Instruct": "4b.json"}  # in data/qwen3vl
 OVERHEAD = {"GPU": 1.0e9, "CPU": 0.8e9}  # bytes of CUDA's context, or of Python with its libraries

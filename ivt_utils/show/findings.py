@@ -2,9 +2,9 @@
 
 from ivt_utils.closer import BASE, CLOSER, FIRST, SEEN, TAUGHT, WHOLE
 from ivt_utils.controls import TRUTH
-from ivt_utils.figures import cell_text
 from ivt_utils.metrics import side
-from ivt_utils.results import CONSENSUS
+from ivt_utils.show.figures import cell_text
+from ivt_utils.show.results import CONSENSUS
 
 RARE = 0.1  # a share below it
 

@@ -1,6 +1,8 @@
 """The course as a whole: notebooks executed in order, each skipped while what it rests on is unchanged."""
 
+import ast
 import hashlib
+import io
 import json
 import logging
 import os
@@ -9,17 +11,15 @@ import shutil
 import sys
 import threading
 import time
+import tokenize
 from contextlib import contextmanager
 from pathlib import Path
 
-from ivt_utils.artefacts import read_json
-from ivt_utils.pace import START, Pace, clock, heading, machine, section_seconds
+from ivt_utils.course.pace import START, Pace, clock, heading, machine, section_seconds
+from ivt_utils.runtime.store import read_json
 
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parent.parent
 PROJECT = PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").is_file() else Path.cwd()
-# No result depends on these.
-TERMINAL_ONLY = ("book.py", "cli.py", "course.py", "doctor.py", "guide.py", "lessons.py", "memory.py", "pace.py",
-                 "plan.py", "setting_up.py", "stages.py")  # fmt: skip
 PLAIN_SECONDS = 15  # between two lines where a line cannot be rewritten
 ARTEFACTS = ("rollouts/*.jsonl", "tables/*.json", "adapters/*/*.safetensors", "figures/*.png")
 MARK = "ivt_course"  # our key in the metadata of an executed notebook
@@ -183,26 +183,57 @@ def make_portable(executed, notebook: Path, output: Path) -> None:
 def made_from(notebook: Path, parameters: dict, earlier: list[Path]) -> str:
     """Return the hex SHA-256 over all that an executed notebook rests on.
 
-    That is its source (the cells without their outputs), the parameters, the package's code, and the executed notebooks
-    before it (or their absence): after one is executed anew, the later ones are too, quickly, for finished stages stay.
+    That is its source (the cells without their outputs), the parameters, the code of the package that it reaches
+    (`reached`, without comments and docstrings), and the executed notebooks before it (or their absence): after one is
+    executed anew, the later ones are too, quickly, for finished stages stay.
     """
-    code = [
-        path
-        for path in sorted(PACKAGE.rglob("*"))
-        if path.suffix in (".py", ".jinja", ".js") and path.name not in TERMINAL_ONLY
-    ]
-    digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode())
-    for path in [notebook, *code, *earlier]:
-        content = source(path) if path == notebook else path.read_bytes() if path.is_file() else b"missing"
-        digest.update(f"\n{path.name} {len(content)}\n".encode() + content)
-    return digest.hexdigest()
-
-
-def source(notebook: Path) -> bytes:
-    """Return the cells of a notebook without their outputs: kind, tags and text of each."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     kept = [[cell["cell_type"], cell["metadata"].get("tags", []), "".join(cell["source"])] for cell in cells]
-    return json.dumps(kept).encode()
+    resources = sorted(path for kind in ("*.jinja", "*.js") for path in PACKAGE.rglob(kind))
+    parts = [("parameters", json.dumps(parameters, sort_keys=True)), (notebook.name, json.dumps(kept))]
+    parts += [(path.name, code_of(path)) for path in reached([text for kind, _, text in kept if kind == "code"])]
+    parts += [(path.name, path.read_text(encoding="utf-8") if path.is_file() else "missing")
+              for path in (*resources, *earlier)]  # fmt: skip
+    return hashlib.sha256("\n".join(f"{name} {len(text)}\n{text}" for name, text in parts).encode()).hexdigest()
+
+
+def reached(texts: list[str]) -> list[Path]:
+    """Return the modules of the package that code imports, and those that they import in turn, in alphabetical order.
+
+    Imports inside functions count as well.
+    """
+    found, waiting = set(), list(texts)
+    while waiting:
+        for name in imported(waiting.pop()):
+            place = PACKAGE.parent / name.replace(".", "/")
+            path = next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()), None)
+            if path and path not in found:
+                found.add(path)
+                waiting.append(path.read_text(encoding="utf-8"))
+    return sorted(found)
+
+
+def imported(text: str):
+    """Yield the dotted names that code imports from the package: its modules, and names that may be modules."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == PACKAGE.name)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == PACKAGE.name:
+            yield from (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
+
+
+def code_of(path: Path) -> str:
+    """Return the code of a module without comments, docstrings and empty lines."""
+    text = path.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False):
+            first = node.body[0]
+            lines[first.lineno - 1 : first.end_lineno] = [""] * (first.end_lineno - first.lineno + 1)
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT and lines[token.start[0] - 1]:
+            lines[token.start[0] - 1] = lines[token.start[0] - 1][: token.start[1]]
+    return "\n".join(line.rstrip() for line in lines if line.strip())
 
 
 def is_current(executed: Path, stamp: str, run_dir: Path) -> bool:

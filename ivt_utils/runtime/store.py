@@ -16,10 +16,10 @@ from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
-from ivt_utils import distributed
 from ivt_utils.profiles import COST_ONLY
+from ivt_utils.runtime import distributed
 
-ROOT = Path(__file__).resolve().parent.parent  # the project's folder
+ROOT = Path(__file__).resolve().parents[2]  # the project's folder
 DATA = ROOT / "data"
 REFERENCE = DATA / "reference"
 MANIFEST = "manifest.json"  # in a folder of data: the SHA-256 of its files

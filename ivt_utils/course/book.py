@@ -7,14 +7,14 @@ import base64
 import json
 from pathlib import Path
 
-from ivt_utils.artefacts import REFERENCE, ROOT, read_json
 from ivt_utils.controls import TRUTH
-from ivt_utils.datasets import BENCHMARK
 from ivt_utils.exercises import LESSONS
 from ivt_utils.metrics import iou_matrix, side
-from ivt_utils.report import markdown_table, number, paper_results, write_between
-from ivt_utils.results import CONSENSUS, METHODS, by_name, read_rollouts
+from ivt_utils.records import BENCHMARK
+from ivt_utils.runtime.store import REFERENCE, ROOT, read_json
 from ivt_utils.selection import ORACLE, best_rule
+from ivt_utils.show.report import markdown_table, number, paper_results, write_between
+from ivt_utils.show.results import CONSENSUS, METHODS, by_name, read_rollouts
 
 EXPLORED = ("base_ivt", "sft_ivt", "sft_grpo_ivt")
 SEEN, NOT_SEEN, OPEN = "seen", "not seen", "open"

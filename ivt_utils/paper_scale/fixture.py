@@ -15,9 +15,11 @@ from tempfile import TemporaryDirectory
 
 from PIL import Image
 
-from ivt_utils import datasets, hub, scenes
-from ivt_utils.artefacts import checksum
+from ivt_utils import records
 from ivt_utils.boxes import to_pixels
+from ivt_utils.micro import scenes
+from ivt_utils.paper_scale import hub
+from ivt_utils.runtime.store import checksum
 
 SHARED = 8  # images that each two of the three sets have in common
 SHAPES = ((640, 480), (480, 640))  # pixels
@@ -32,7 +34,7 @@ def prepare_fixture(profile) -> Path:
     """Return the folder of a dry run's data, prepared from small made-up sets as `ivt data` prepares the real ones."""
     print(f"{profile.name}: samples made up in the schemas of the Hub's sets, the micro student, and the settings of "
           f"{profile.name.partition('-')[0]}. Its numbers mean nothing.")  # fmt: skip
-    shutil.rmtree(datasets.HUB / profile.name, ignore_errors=True)  # made anew by the present code
+    shutil.rmtree(records.HUB / profile.name, ignore_errors=True)  # made anew by the present code
     with TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):  # it would speak of the real sizes
         return hub.prepare(profile, fetch=write_hub(Path(folder), 3 * SHARED))
 
@@ -97,7 +99,7 @@ def questions(pictures: list[dict], first: int):
 
 def write_refcocog(folder: Path, pictures: list[dict]) -> None:
     """Write the files of RefCOCOg: splits val and test, boxes xywh, expressions in a list, images in the table."""
-    from datasets import Features, Image, List, Value
+    from records import Features, Image, List, Value
 
     features = Features({
         "question_id": Value("string"), "image": Image(), "question": Value("string"), "answer": List(Value("string")),
@@ -119,7 +121,7 @@ def write_refcocog(folder: Path, pictures: list[dict]) -> None:
 
 def write_ref_adv_s(folder: Path, pictures: list[dict]) -> None:
     """Write the file of Ref-Adv-s: one split train, boxes xyxy, images of COCO and OpenImages in the table."""
-    from datasets import Features, Image, List, Value
+    from records import Features, Image, List, Value
 
     features = Features({
         "row_idx": Value("int64"), "image": Image(), "file_name": Value("string"), "normal_caption": Value("string"),
@@ -138,7 +140,7 @@ def write_ref_adv_s(folder: Path, pictures: list[dict]) -> None:
 
 def write_ref_l4(folder: Path, pictures: list[dict]) -> None:
     """Write the files of Ref-L4: splits val and test, boxes xywh, and a tar with the images and some others."""
-    from datasets import Features, List, Value
+    from records import Features, List, Value
 
     features = Features({
         "id": Value("int64"), "caption": Value("string"), "bbox": List(Value("float64")), "bbox_area": Value("float64"),
@@ -167,7 +169,7 @@ def write_ref_l4(folder: Path, pictures: list[dict]) -> None:
 
 def write_table(path: Path, rows: list[dict], features) -> None:
     """Write rows to a parquet file as the Hub's sets are written."""
-    from datasets import Dataset
+    from records import Dataset
 
     path.parent.mkdir(parents=True, exist_ok=True)
     Dataset.from_list(rows, features=features).to_parquet(path)
