@@ -109,7 +109,8 @@ def test_colab_keeps_its_torch_and_its_front_end(monkeypatch):
 
 def test_here_everything_is_there_and_torch_stays_unloaded():
     code = ("import sys, time; from ivt_utils.course.setting_up import ready; "
-            "t = time.process_time(); ready(); ready(); print('torch' in sys.modules, time.process_time() - t < 1)")  # fmt: skip
+            "t = time.process_time(); ready(); ready(); "
+            "print('torch' in sys.modules, time.process_time() - t < 1)")  # fmt: skip
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert out.splitlines() == ["The course is ready: all its packages are there, nothing was installed."] * 2 + [
         "False True"

@@ -208,8 +208,8 @@ def _card(model, state: dict, seed: int) -> str:
 
 A `Qwen3VLForConditionalGeneration` with {size:,} parameters and a word-level `Qwen3VLProcessor`, trained from
 scratch to answer synthetic referring expressions with a box. It knows the words of `ivt_utils/micro/scenes.py`, those
-of the follow-ups in `ivt_utils/protocol.py`, and nothing else; it is a teaching instrument, not a detector. It has seen chats
-of several questions and images, and two kinds of follow-up: without an image ("Say it again.": the same box), and with
+of the follow-ups in `ivt_utils/protocol.py`, and nothing else; it is a teaching instrument, not a detector. It has seen
+chats of several questions and images, and two kinds of follow-up: without an image ("Say it again.": the same box), and with
 another one ("And in this image?": the same expression there). It has never seen a box drawn on an image, nor the
 feedback, nor a phrase of a trace, though the words of both are among the follow-ups'; nor an image of the benchmark.
 
