@@ -271,9 +271,9 @@ def seeds_command(arguments) -> int:
 def closer_command(arguments) -> int:
     """Return 0 after training and scoring the closer look on each seed, and printing its table."""
     from ivt_utils.closer import run_closer
-    from ivt_utils.course import pace
     from ivt_utils.profiles import get_profile
     from ivt_utils.records import load_split
+    from ivt_utils.runtime import pace
     from ivt_utils.runtime.store import Run
     from ivt_utils.show.report import aligned, closer_table, report_from
     from ivt_utils.show.results import closer_from
@@ -311,7 +311,7 @@ def build_command(arguments) -> int:
 
         made = train_student(DATA / "student", arguments.seed)
     elif arguments.what == "benchmark":
-        from ivt_utils.records import build_benchmark
+        from ivt_utils.micro.benchmark import build_benchmark
 
         made = build_benchmark(seed=arguments.seed)
     elif arguments.what == "notebooks":

@@ -12,6 +12,7 @@ from ivt_utils.student import load_student
 
 # A method of `results`, and its adapter. The untrained student is not asked: it has never met `protocol.TRACE_FITS`.
 ADAPTERS = {"sft_ivt": "sft", "sft_keep_ivt": "sft_keep", "sft_grpo_ivt": "grpo"}
+SAMPLED = "sampled_sft_ivt"  # the stage of notebook 6: as many sampled first answers as the loop of SFT gives
 
 
 def second_turns(run, student, test, base: list[dict], bare: list[dict]) -> dict[tuple[str, str], list[dict]]:

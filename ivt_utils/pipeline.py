@@ -9,11 +9,10 @@ from ivt_utils.closer import run_closer
 from ivt_utils.grpo import probe_records, prompts_dataset, train_grpo
 from ivt_utils.harvest import keep_errors, trajectory
 from ivt_utils.loop import both_lengths, evaluate, sampled_answers
-from ivt_utils.mirage import ADAPTERS, measure, second_turns
+from ivt_utils.mirage import ADAPTERS, SAMPLED, measure, second_turns
 from ivt_utils.records import first, load_split
 from ivt_utils.runtime.store import SEEDS, ArtefactError, Run, read_jsonl
 from ivt_utils.sft import read_log, train_sft, trajectories_dataset
-from ivt_utils.show.results import SAMPLED
 from ivt_utils.student import load_student
 from ivt_utils.teacher import geometric_trace
 

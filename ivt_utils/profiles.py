@@ -1,6 +1,7 @@
 """Every value of every experiment: the profiles `smoke`, `micro`, `colab`, `paper`, and the micro student's recipe."""
 
-from dataclasses import dataclass, replace
+import json
+from dataclasses import asdict, dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,11 @@ class Profile:
     def hub_student(self) -> bool:
         """Return whether the student is one of the Hub's ("owner/name"), not the micro student in a folder."""
         return not self.student.startswith(("data/", "/"))
+
+    def recipe(self) -> dict:
+        """Return the values that make a run what it is, in the types of JSON: all but those of `COST_ONLY`."""
+        values = {name: value for name, value in asdict(self).items() if name not in COST_ONLY}
+        return json.loads(json.dumps(values))
 
 
 # What a run costs, and how it fits a machine: these values may be changed in the middle of a run.

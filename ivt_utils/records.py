@@ -4,19 +4,14 @@ A record: {"id", "image_id", "image" (PIL RGB), "expression", "bbox" (x1, y1, x2
 Splits share no image. The data of the profiles `colab` and `paper` are prepared by `hub.py` (`ivt data`).
 """
 
-import io
-import json
-import random
 from pathlib import Path
 
-from ivt_utils.micro import scenes
-from ivt_utils.profiles import Profile, get_profile
-from ivt_utils.runtime.store import DATA, ArtefactError, checksum, intact, read_json, write_text
+from ivt_utils.profiles import Profile
+from ivt_utils.runtime.store import DATA, ArtefactError, checksum, intact, read_json
 
 BENCHMARK = DATA / "benchmark"
 HUB = DATA / "hub"  # a folder for each profile whose data come from the Hub
 SPLITS = ("train", "val", "test")
-THINGS, QUESTIONS = (4, 8), 2  # a benchmark scene has 4..8 things and up to 2 expressions
 
 
 def load_split(profile: Profile, split: str, folder: Path | None = None):
@@ -67,31 +62,6 @@ def numbered(records) -> dict[str, int]:
     return {name: number for number, name in enumerate(names)}
 
 
-def sample_split(split: str, size: int, seed: int) -> list[dict]:
-    """Return `size` synthetic records of a split with JPEG bytes as image; subsets in turn, balanced to one."""
-    records: list[dict] = []
-    number = 0
-    while len(records) < size:
-        subset = scenes.SUBSETS[number % len(scenes.SUBSETS)]
-        quota = size // len(scenes.SUBSETS) + (scenes.SUBSETS.index(subset) < size % len(scenes.SUBSETS))
-        room = quota - sum(record["subset"] == subset for record in records)
-        rng = random.Random(f"benchmark {seed} {split} {number}")
-        image_id = f"{split}-{number:05d}"
-        number += 1
-        if room <= 0:
-            continue
-        scene, pairs = scenes.sample_questions(rng, subset, rng.randint(*THINGS), QUESTIONS)
-        buffer = io.BytesIO()
-        scenes.draw_scene(scene).save(buffer, "JPEG", quality=85)
-        for k, (expression, target) in enumerate(pairs[:room]):
-            records.append({
-                "id": f"{image_id}-{k}", "image_id": image_id,
-                "image": {"bytes": buffer.getvalue(), "path": f"{image_id}.jpg"},
-                "expression": expression, "bbox": [round(v, 2) for v in scene.things[target].box], "subset": subset,
-            })  # fmt: skip
-    return records
-
-
 def write_split(path: Path, records) -> dict:
     """Return {"rows", "sha256"} of the parquet file that is written from any iterable of records.
 
@@ -116,13 +86,3 @@ def write_split(path: Path, records) -> dict:
         return {"rows": len(rows), "sha256": checksum(path)}
     finally:
         arrow.unlink(missing_ok=True)
-
-
-def build_benchmark(folder: Path = BENCHMARK, seed: int = 0) -> Path:
-    """Write the benchmark's three parquet files and their manifest; the same bytes for the same seed."""
-    profile, manifest = get_profile("micro"), {"seed": seed, "files": {}}
-    for split in SPLITS:
-        path = folder / f"{split}.parquet"
-        manifest["files"][path.name] = write_split(path, sample_split(split, getattr(profile, split), seed))
-    write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
-    return folder

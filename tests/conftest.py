@@ -54,7 +54,7 @@ def smoke_run(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def processor():
-    from ivt_utils.student import micro_processor
+    from ivt_utils.micro.model import micro_processor
 
     return micro_processor()
 
@@ -64,7 +64,8 @@ def tiny_student(processor):
     """The micro student with random weights, so that no test rests on the shipped ones; nobody may train it."""
     import torch
 
-    from ivt_utils.student import GRID, Student, build_micro
+    from ivt_utils.micro.model import GRID, build_micro
+    from ivt_utils.student import Student
 
     torch.set_num_threads(1)
     return Student(build_micro(processor, seed=0).eval(), processor, GRID)
@@ -75,7 +76,8 @@ def fresh_student(processor):
     """A student of the test's own, to be trained or changed."""
     import torch
 
-    from ivt_utils.student import GRID, Student, build_micro
+    from ivt_utils.micro.model import GRID, build_micro
+    from ivt_utils.student import Student
 
     torch.set_num_threads(1)
     return Student(build_micro(processor, seed=0).eval(), processor, GRID)
@@ -84,7 +86,8 @@ def fresh_student(processor):
 @pytest.fixture
 def scripted(processor):
     """Make a student that answers from a script: `scripted(lambda turn, i: ...)`."""
-    from ivt_utils.student import GRID, Student
+    from ivt_utils.micro.model import GRID
+    from ivt_utils.student import Student
 
     return lambda script: Student(ScriptedModel(processor, script), processor, GRID)
 

@@ -6,9 +6,10 @@ import re
 import pytest
 import torch
 
-from ivt_utils import protocol, student
+from ivt_utils import protocol
 from ivt_utils.boxes import iou, parse_answer, valid
 from ivt_utils.micro import chats, scenes
+from ivt_utils.micro import model as micro
 from ivt_utils.profiles import STUDENT_RECIPE
 
 FOLLOW_UPS = (*protocol.AGAIN, *protocol.ANOTHER)
@@ -32,7 +33,7 @@ def test_a_chat_has_its_images_and_an_answer_on_the_grid_after_every_turn(images
         assert pictures_of(chat) == [scenes.draw_scene(scene).tobytes() for scene in shown] and len(shown) == images
         for message, (image, _, target, _) in zip(chat[1::2], asked, strict=True):
             box = parse_answer(text_of(message))
-            assert valid(box) and all(v % student.GRID == 0 for v in box)
+            assert valid(box) and all(v % micro.GRID == 0 for v in box)
             assert iou(box, shown[image].things[target].box) > 0.8
 
 
@@ -142,7 +143,7 @@ def test_the_labels_of_an_answer_are_its_words_and_its_referent_s_image_tokens(s
     for answer, (chat, first) in enumerate(zip(row[:, 0].tolist(), at[:, 0].tolist(), strict=True)):
         ids = batch["input_ids"][chat]
         asked = tokenizer.decode(ids[:first]).split(protocol.PROMPT[0])[-1].split(protocol.PROMPT[1])[0]
-        share = dict(zip(student.expression_words(), labels["said"][answer].tolist(), strict=True))
+        share = dict(zip(micro.expression_words(), labels["said"][answer].tolist(), strict=True))
         said = {word.strip() for word, value in share.items() if value}
         assert said == set(asked.split()) and sum(share.values()) == pytest.approx(1)
         box = parse_answer(tokenizer.decode(ids[at[answer]], skip_special_tokens=True))

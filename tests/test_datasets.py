@@ -14,10 +14,10 @@ from pyarrow import parquet
 from test_scenes import pointed_at
 
 from ivt_utils import records as data
-from ivt_utils.micro import scenes
+from ivt_utils.micro import benchmark, scenes
+from ivt_utils.micro.model import expression_words
 from ivt_utils.profiles import get_profile
 from ivt_utils.runtime.store import ArtefactError, read_json
-from ivt_utils.student import expression_words
 
 SIZES = {"train": 2400, "val": 510, "test": 505}
 
@@ -68,7 +68,7 @@ def test_splits_share_no_image(shipped):
 def test_an_image_is_asked_about_at_most_twice_and_never_the_same(shipped):
     for rows in shipped.values():
         asked = Counter(row["image_id"] for row in rows)
-        assert max(asked.values()) == data.QUESTIONS
+        assert max(asked.values()) == benchmark.QUESTIONS
         assert len({(row["image_id"], row["expression"]) for row in rows}) == len(rows)
 
 
@@ -105,7 +105,7 @@ def test_images_are_small_rgb_jpegs(shipped):
 @pytest.mark.parametrize("split", SIZES)
 def test_the_first_records_can_be_made_again(split, shipped):
     known = {row["id"]: row for row in shipped[split]}
-    again = data.sample_split(split, 12, seed=read_json(data.BENCHMARK / "manifest.json")["seed"])
+    again = benchmark.sample_split(split, 12, seed=read_json(data.BENCHMARK / "manifest.json")["seed"])
     assert Counter(record["subset"] for record in again) == dict.fromkeys(scenes.SUBSETS, 4)
     for record in again:
         row = known[record["id"]]
@@ -119,18 +119,18 @@ def test_the_first_records_can_be_made_again(split, shipped):
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 11])
 def test_any_size_is_balanced_to_one_and_depends_on_the_seed_alone(size):
-    first, second = data.sample_split("val", size, 5), data.sample_split("val", size, 5)
+    first, second = benchmark.sample_split("val", size, 5), benchmark.sample_split("val", size, 5)
     assert first == second and len(first) == size
     counts = [sum(r["subset"] == subset for r in first) for subset in scenes.SUBSETS]
     assert max(counts) - min(counts) <= 1
-    assert [r["expression"] for r in data.sample_split("val", size, 6)] != [r["expression"] for r in first]
+    assert [r["expression"] for r in benchmark.sample_split("val", size, 6)] != [r["expression"] for r in first]
 
 
 def test_a_benchmark_is_built_with_a_manifest_and_the_same_bytes_twice(tmp_path, monkeypatch):
     tiny = replace(get_profile("micro"), train=5, val=4, test=3)
     monkeypatch.setattr(data, "get_profile", lambda name: tiny)
     for name in ("a", "b"):
-        assert data.build_benchmark(tmp_path / name, seed=3) == tmp_path / name
+        assert benchmark.build_benchmark(tmp_path / name, seed=3) == tmp_path / name
     files = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert files == ["manifest.json", "test.parquet", "train.parquet", "val.parquet"]
     assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)

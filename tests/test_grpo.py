@@ -14,6 +14,7 @@ from ivt_utils import grpo, protocol, student
 from ivt_utils.boxes import iou, snap
 from ivt_utils.loop import evaluate
 from ivt_utils.metrics import iou_matrix
+from ivt_utils.micro import model as micro
 from ivt_utils.overlay import draw_box, load_image
 from ivt_utils.records import load_split
 from ivt_utils.runtime.store import ArtefactError
@@ -301,7 +302,7 @@ def sft_policy(processor, tmp_path_factory):
 
     profile = replace(get_profile("smoke"), lora_rank=4, lora_alpha=8)
     torch.manual_seed(0)
-    model = get_peft_model(student.build_micro(processor, seed=0), student.lora(profile))
+    model = get_peft_model(micro.build_micro(processor, seed=0), student.lora(profile))
     with torch.no_grad():
         for name, p in model.named_parameters():
             if "lora_B" in name:
@@ -314,8 +315,8 @@ def sft_policy(processor, tmp_path_factory):
 def with_policy(processor, folder):
     from peft import PeftModel
 
-    model = PeftModel.from_pretrained(student.build_micro(processor, seed=0), str(folder), is_trainable=True)
-    return student.Student(model, processor, student.GRID)
+    model = PeftModel.from_pretrained(micro.build_micro(processor, seed=0), str(folder), is_trainable=True)
+    return student.Student(model, processor, micro.GRID)
 
 
 def adapter_of(model, name) -> dict:
@@ -332,7 +333,7 @@ SCRIPT = {
 
 
 def script(turn, rollout, truth):
-    return SCRIPT[rollout](turn, snap(truth, student.GRID))
+    return SCRIPT[rollout](turn, snap(truth, micro.GRID))
 
 
 def train(trainer_class, student_, records, folder, profile, script=script, **options):
@@ -353,7 +354,7 @@ def trained(processor, records, sft_policy, scripted_trainer, tiny_profile, tmp_
 
 def test_each_rollout_ends_where_it_should_and_its_reward_says_so(trained):
     step = trained.step
-    boxes = [snap(truth, student.GRID) for truth in step["truth"]]
+    boxes = [snap(truth, micro.GRID) for truth in step["truth"]]
     assert [grpo.boxes_of(c) for c in step["completions"]] == [
         [OTHER, OTHER, boxes[0]], [boxes[1], None], [None, boxes[2], boxes[2]], [boxes[3], boxes[3], None],
     ]  # fmt: skip
@@ -382,7 +383,7 @@ def test_the_models_tokens_are_learnt_and_the_feedbacks_are_not(trained, process
 
 def test_a_rollout_has_the_ids_and_the_mask_of_its_chat_in_sft(trained, processor, records):
     step = trained.step
-    boxes = [OTHER, OTHER, snap(step["truth"][0], student.GRID)]
+    boxes = [OTHER, OTHER, snap(step["truth"][0], micro.GRID)]
     steps = [{"text": script(t, 0, step["truth"][0]), "box": box} for t, box in enumerate(boxes)]
     (record,) = [r for r in records if r["bbox"] == pytest.approx(step["truth"][0])]
     chat = protocol.transcript(record["image"], record["expression"], steps, draw_box)
@@ -497,7 +498,7 @@ def test_a_bare_student_gets_a_fresh_adapter_and_with_no_turns_a_single_answer(
     )  # fmt: skip
     assert [len(c) for c in made.step["completions"]] == [1, 1, 1, 1] and not any(made.step["tool_images"])
     truth = made.step["truth"]
-    final = [iou(snap(t, student.GRID), t) for t in truth]
+    final = [iou(snap(t, micro.GRID), t) for t in truth]
     assert made.step["rewards"] == pytest.approx([iou(OTHER, truth[0]), final[1], 0.0, final[3]], abs=1e-5)
     assert list(made.trainer.model.peft_config) == ["default"] and made.trainer.state.global_step == 1
     assert (tmp_path / "adapter_model.safetensors").exists()

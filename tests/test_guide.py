@@ -9,8 +9,9 @@ import shlex
 import pytest
 
 from ivt_utils import cli, exercises
-from ivt_utils.course import guide, pace
+from ivt_utils.course import guide
 from ivt_utils.profiles import get_profile
+from ivt_utils.runtime import pace
 from ivt_utils.runtime.store import ROOT, ArtefactError
 
 PAGE = guide.GUIDE.read_text(encoding="utf-8")

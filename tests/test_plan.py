@@ -17,9 +17,9 @@ import torch
 from conftest import sample_records
 
 from ivt_utils import ablations, confidence, grpo, loop, mirage, pipeline, protocol, sft, student
-from ivt_utils.course import pace
 from ivt_utils.paper_scale import memory, plan
 from ivt_utils.profiles import PROFILES, Profile, get_profile
+from ivt_utils.runtime import pace
 from ivt_utils.runtime.store import ROOT, ArtefactError, Run
 
 NEAR = 0.15  # how far a prediction may be from the measured peak

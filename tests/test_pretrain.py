@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from ivt_utils import protocol, student
 from ivt_utils.micro import chats, pretrain, scenes
+from ivt_utils.micro import model as micro
 from ivt_utils.profiles import STUDENT_RECIPE, get_profile
 
 BEGIN = STUDENT_RECIPE.vision_steps  # the first step of the text model
@@ -50,9 +51,9 @@ def test_the_loss_of_the_image_tokens_is_zero_for_a_perfect_guess_and_not_otherw
 @pytest.fixture(scope="module")
 def guided(processor):
     """A fresh student as the training holds it, a batch of its chats, and the words."""
-    model = student.build_micro(processor, 0).eval()
+    model = micro.build_micro(processor, 0).eval()
     model.set_attn_implementation({"text_config": "eager"})
-    words = torch.tensor(processor.tokenizer.convert_tokens_to_ids(student.expression_words()))
+    words = torch.tensor(processor.tokenizer.convert_tokens_to_ids(micro.expression_words()))
     return model, *chats.make_batch(0, BEGIN + 5, 8), words
 
 
@@ -166,7 +167,7 @@ class Now:
 @pytest.fixture(scope="module")
 def small():
     """A recipe of a second, checkpoints at every step, no second process."""
-    clock, build = iter(range(0, 10**9, 200)), student.build_micro
+    clock, build = iter(range(0, 10**9, 200)), micro.build_micro
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pretrain, "STUDENT_RECIPE", SMALL)
@@ -185,7 +186,7 @@ def whole(small, tmp_path_factory):
 
 def test_what_is_shipped_has_learnt_and_can_be_loaded(whole, processor):
     weights = load_file(whole / "model.safetensors")
-    before = dict(student.build_micro(processor, 1).named_parameters())
+    before = dict(micro.build_micro(processor, 1).named_parameters())
     assert weights.keys() <= before.keys()  # nothing that only training needs is shipped
     moved = {name for name in weights if not torch.equal(weights[name], before[name])}
     assert any("visual" in name for name in moved) and any("language_model" in name for name in moved)

@@ -15,10 +15,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ivt_utils import grpo, protocol, sft, student
+from ivt_utils import grpo, protocol, sft
 from ivt_utils.boxes import parse_answer
 from ivt_utils.loop import run_loop
 from ivt_utils.micro import chats, scenes
+from ivt_utils.micro import model as micro
 from ivt_utils.overlay import draw_box
 from ivt_utils.profiles import STUDENT_RECIPE
 
@@ -331,7 +332,7 @@ def test_pretraining_learns_the_tokens_that_sft_learns(step, level, processor, m
 
 def test_no_word_of_an_expression_or_a_follow_up_is_an_answer_token(processor):
     """Pretraining finds the answers by their tokens, so the rest of a chat must not hold any."""
-    text = protocol.PROMPT[0] + " ".join(w.strip() for w in student.expression_words()) + protocol.PROMPT[1]
+    text = protocol.PROMPT[0] + " ".join(w.strip() for w in micro.expression_words()) + protocol.PROMPT[1]
     text += " ".join((*protocol.AGAIN, *protocol.ANOTHER))
     ids = torch.tensor([processor.tokenizer.encode(f"<|im_start|>user\n{text}<|im_end|>\n")])
     assert not chats.answer_mask(ids, processor.tokenizer).any()

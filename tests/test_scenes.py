@@ -9,7 +9,7 @@ import re
 
 import pytest
 
-from ivt_utils import student
+from ivt_utils.micro import model as micro
 from ivt_utils.micro import scenes
 
 COUNT = 300  # scenes a subset
@@ -215,7 +215,7 @@ def test_a_seed_gives_the_same_scene_expressions_and_picture():
 
 
 def test_every_word_is_in_the_students_vocabulary():
-    known = {word.strip() for word in student.expression_words()}
+    known = {word.strip() for word in micro.expression_words()}
     said = {word for subset in scenes.SUBSETS for _, qs in sampled(subset) for text, _ in qs for word in text.split()}
     assert said <= known
     assert known - said <= {"medium"}  # nobody says it, and every other word is used

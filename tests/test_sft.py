@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from ivt_utils import protocol, sft, student
 from ivt_utils.harvest import trajectory
+from ivt_utils.micro import model as micro
 from ivt_utils.overlay import draw_box, load_image
 from ivt_utils.runtime.store import ArtefactError
 
@@ -25,7 +26,7 @@ def errors(records) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def dataset(records):
-    return sft.trajectories_dataset(records, [trajectory(error, 2, student.GRID) for error in errors(records[:4])])
+    return sft.trajectories_dataset(records, [trajectory(error, 2, micro.GRID) for error in errors(records[:4])])
 
 
 # --- data
@@ -34,7 +35,7 @@ def dataset(records):
 def test_a_row_is_the_chat_of_a_trajectory_with_its_images(dataset, records):
     assert len(dataset) == 4 and list(dataset[0]) == ["messages", "images"]
     for row, record, error in zip(dataset, records, errors(records), strict=False):
-        steps = trajectory(error, 2, student.GRID)["steps"]
+        steps = trajectory(error, 2, micro.GRID)["steps"]
         chat = protocol.transcript(record["image"], record["expression"], steps, draw_box)
         assert [m["role"] for m in row["messages"]] == [m["role"] for m in chat] == ["user", "assistant"] * 3
         for message, wanted in zip(row["messages"], chat, strict=True):
@@ -46,7 +47,7 @@ def test_a_row_is_the_chat_of_a_trajectory_with_its_images(dataset, records):
 
 
 def test_the_style_of_the_boxes_is_passed_on(records):
-    made = [trajectory(error, 1, student.GRID) for error in errors(records[:1])]
+    made = [trajectory(error, 1, micro.GRID) for error in errors(records[:1])]
     for style in ("outline", "none"):
         shown = sft.trajectories_dataset(records, made, style)[0]["images"][1]
         assert shown.tobytes() == draw_box(records[0]["image"], made[0]["steps"][0]["box"], style).tobytes()
@@ -58,7 +59,7 @@ def test_a_picture_from_a_jpeg_reaches_the_trainer_as_the_loop_shows_it(records)
     records[0]["image"].save(buffer, "JPEG", quality=85)
     picture = Image.open(buffer)  # as a data set of JPEG bytes gives it
     record = {**records[0], "image": picture}
-    row = sft.trajectories_dataset([record], [trajectory(errors([record])[0], 1, student.GRID)])[0]
+    row = sft.trajectories_dataset([record], [trajectory(errors([record])[0], 1, micro.GRID)])[0]
     assert row["images"][0].convert("RGB").tobytes() == load_image(picture).tobytes()
 
 
@@ -107,8 +108,8 @@ def train(processor, dataset, folder, profile):
     """Train a new copy of the student in `folder`; return the log and the base weights after it."""
     torch.set_num_threads(1)
     folder.mkdir(exist_ok=True)
-    model = student.build_micro(processor, seed=0)
-    log = sft.train_sft(student.Student(model, processor, student.GRID), dataset, folder, profile, 0, steps=4)
+    model = micro.build_micro(processor, seed=0)
+    log = sft.train_sft(student.Student(model, processor, micro.GRID), dataset, folder, profile, 0, steps=4)
     return log, {name: p.detach() for name, p in model.named_parameters() if "lora_" not in name}
 
 
@@ -124,7 +125,7 @@ def trained(processor, dataset, tiny_profile, recorded, tmp_path_factory):
 def test_the_adapter_learns_and_the_base_weights_stay(trained, processor):
     assert trained.adapter and all("language_model" in name and "lora_" in name for name in trained.adapter)
     assert any(value.abs().max() > 0 for name, value in trained.adapter.items() if "lora_B" in name)
-    before = dict(student.build_micro(processor, seed=0).named_parameters())
+    before = dict(micro.build_micro(processor, seed=0).named_parameters())
     after = {name.removeprefix("base_model.model.").replace(".base_layer", ""): p for name, p in trained.base.items()}
     assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
 

@@ -19,7 +19,8 @@ MADE_HERE = ("hub/*", "*.training/*")
 READER = """
 import sys
 from pathlib import Path
-from ivt_utils.course import lessons, pace
+from ivt_utils.runtime import pace
+from ivt_utils.course import lessons
 from ivt_utils.paper_scale import memory
 from ivt_utils.runtime.store import DATA, ArtefactError, Run
 from ivt_utils.records import SPLITS, load_split

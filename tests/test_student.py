@@ -8,6 +8,7 @@ import torch
 
 from ivt_utils import protocol, student
 from ivt_utils.loop import run_loop
+from ivt_utils.micro import model as micro
 from ivt_utils.profiles import STUDENT_RECIPE, get_profile
 from ivt_utils.runtime.store import ArtefactError, note_files
 
@@ -20,7 +21,7 @@ def test_the_classes_are_those_of_the_papers_model(tiny_student):
 
 
 def test_the_vocabulary_is_small_and_says_each_token_once(processor):
-    tokens = student.vocabulary([*student.expression_words(), *student.follow_up_words()])
+    tokens = micro.vocabulary([*micro.expression_words(), *micro.follow_up_words()])
     assert len(tokens) == len(set(tokens)) == len(processor.tokenizer) < 400
     assert processor.tokenizer.convert_tokens_to_ids(tokens) == list(range(len(tokens)))
     assert set(protocol.PROMPT) < set(tokens)
@@ -43,7 +44,7 @@ def test_a_square_image_is_36_tokens(processor, size):
 
 
 def test_a_seed_gives_the_same_weights(processor):
-    one, two, other = (student.build_micro(processor, seed).state_dict() for seed in (1, 1, 2))
+    one, two, other = (micro.build_micro(processor, seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert any(not torch.equal(one[name], other[name]) for name in one)
 
@@ -70,7 +71,7 @@ def test_one_head_starts_as_a_copier(tiny_student):
 
 def test_rotary_frequencies_fill_half_a_head():
     for half in (8, 16, 24, 64):
-        assert sum(student._mrope_section(half)) == half and min(student._mrope_section(half)) > 0
+        assert sum(micro._mrope_section(half)) == half and min(micro._mrope_section(half)) > 0
 
 
 # --- loading
@@ -80,14 +81,14 @@ def test_rotary_frequencies_fill_half_a_head():
 def shipped(tmp_path_factory, processor):
     """A student's folder with random weights, and a profile that names it."""
     folder = tmp_path_factory.mktemp("student") / "student"
-    student.build_micro(processor, seed=3).save_pretrained(folder)
+    micro.build_micro(processor, seed=3).save_pretrained(folder)
     processor.save_pretrained(folder)
     note_files(folder, student.FILES)
     return folder, replace(get_profile("smoke"), student=str(folder))
 
 
 def test_a_loaded_student_answers_as_it_did_when_it_was_saved(shipped, processor, records):
-    made = student.Student(student.build_micro(processor, seed=3).eval(), processor, student.GRID)
+    made = student.Student(micro.build_micro(processor, seed=3).eval(), processor, micro.GRID)
     loaded = student.load_student(shipped[1])
     assert loaded.grid == 10 and not loaded.model.training
     a, b = (run_loop(s, records[:2], turns=1, max_new_tokens=6) for s in (made, loaded))
@@ -153,13 +154,13 @@ def test_an_adapter_is_loaded_frozen_or_trainable(shipped, tmp_path):
 
 def test_the_recipe_is_used_for_the_model(processor):
     small = replace(STUDENT_RECIPE, text_layers=2, points_in=1, vision_layers=2, text_width=64, vision_width=32)
-    config = student.build_micro(processor, 0, small).config
+    config = micro.build_micro(processor, 0, small).config
     assert (config.text_config.num_hidden_layers, config.text_config.hidden_size) == (2, 64)
     assert (config.vision_config.depth, config.vision_config.hidden_size) == (2, 32)
 
 
 def test_words_have_their_space_and_every_word_of_an_expression_is_there():
-    words = student.expression_words()
+    words = micro.expression_words()
     assert words[0] == "the" and " the" in words and all(word[0] == " " for word in words[1:])
 
 

@@ -15,7 +15,7 @@ import tokenize
 from contextlib import contextmanager
 from pathlib import Path
 
-from ivt_utils.course.pace import START, Pace, clock, heading, machine, section_seconds
+from ivt_utils.runtime.pace import START, Pace, clock, heading, machine, section_seconds
 from ivt_utils.runtime.store import read_json
 
 PACKAGE = Path(__file__).resolve().parent.parent

@@ -10,9 +10,8 @@ import re
 from pathlib import Path
 
 from ivt_utils import exercises
-from ivt_utils.course import pace
-from ivt_utils.course.pace import START, clock, heading, measured
-from ivt_utils.runtime import hardware
+from ivt_utils.runtime import hardware, pace
+from ivt_utils.runtime.pace import START, clock, heading, measured
 from ivt_utils.runtime.store import ROOT, ArtefactError, note_files, read_json, write_text
 from ivt_utils.show.report import markdown_table, write_between
 

@@ -4,20 +4,19 @@
 is drawn by the present code from the reference's predictions, on any computer.
 """
 
-import json
 import re
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell
 
 from ivt_utils import exercises
-from ivt_utils.course import guide, pace
+from ivt_utils.course import guide
 from ivt_utils.course.execute import MARK, find_notebooks, made_from, run_course
 from ivt_utils.course.setting_up import badges, repository, setup_cell
-from ivt_utils.profiles import COST_ONLY, get_profile
+from ivt_utils.profiles import get_profile
+from ivt_utils.runtime import pace
 from ivt_utils.runtime.store import REFERENCE, ROOT, ArtefactError, Run, checksum, find_reference, read_json, write_text
 from ivt_utils.show.report import write_between
 
@@ -55,11 +54,11 @@ def seed_run(profile, seed: int, root: Path) -> Run:
     An ArtefactError, before anything is written, when profile, seed or values are not the reference's, or the folder
     holds another run.
     """
-    made, values = read_json(find_reference("run.json")), json.loads(json.dumps(asdict(profile)))
+    made, values = read_json(find_reference("run.json")), profile.recipe()
     if (profile.name, seed) != (made["profile"], made["seed"]):
         raise ArtefactError(f"The reference results are of profile {made['profile']} and seed {made['seed']}, not of "
                             f"{profile.name} and {seed}.")  # fmt: skip
-    shared = made["values"].keys() & values.keys() - {*COST_ONLY}
+    shared = made["values"].keys() & values.keys()
     if other := [name for name in shared if made["values"][name] != values[name]]:
         raise ArtefactError(f"The reference results were made with another {', '.join(sorted(other))}.")
     if (root / "stages.json").exists():

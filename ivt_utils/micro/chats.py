@@ -8,8 +8,9 @@ import itertools
 import random
 from dataclasses import replace
 
-from ivt_utils import protocol, student
+from ivt_utils import protocol
 from ivt_utils.boxes import snap
+from ivt_utils.micro import model as micro
 from ivt_utils.micro import scenes
 from ivt_utils.profiles import STUDENT_RECIPE
 
@@ -43,7 +44,7 @@ def sample_chat(rng: random.Random, level: int, images: int, questions: int) -> 
         shown.append(scene)
         for i, (form, target) in enumerate(pairs):
             here = picture if i == 0 else None
-            expression, box = scenes.to_text(form), snap(scene.things[target].box, student.GRID)
+            expression, box = scenes.to_text(form), snap(scene.things[target].box, micro.GRID)
             messages.append(protocol.follow_up(here, phrase) if phrase else protocol.question(here, expression))
             messages.append(protocol.answer(protocol.answer_text(box)))
             asked.append((image, expression, target, False))
@@ -107,7 +108,7 @@ def make_batch(seed: int, step: int, level: int) -> tuple[dict, dict]:
     global _processor
     if _processor is None:
         torch.set_num_threads(1)
-        _processor = student.micro_processor()
+        _processor = micro.micro_processor()
     rng = random.Random(f"student {seed} {step}")
     # One kind of chat a batch: little padding.
     images, questions = rng.choices(STUDENT_RECIPE.chats, STUDENT_RECIPE.chat_weights)[0]
@@ -120,7 +121,7 @@ def make_batch(seed: int, step: int, level: int) -> tuple[dict, dict]:
     batch = _processor(text=texts, images=pictures, padding=True, padding_side="right", return_tensors="pt")
     batch = {key: batch[key] for key in ("input_ids", "mm_token_type_ids", "pixel_values", "image_grid_thw")}
     side = STUDENT_RECIPE.image_side // STUDENT_RECIPE.patch // 2
-    vocabulary = student.expression_words()
+    vocabulary = micro.expression_words()
     cells, said, shown, again = [], [], [], []
     for ids, (_, chat_scenes, asked) in zip(batch["input_ids"], drawn, strict=True):
         labels = [label_cells(scene, side) for scene in chat_scenes]
@@ -139,7 +140,7 @@ def make_batch(seed: int, step: int, level: int) -> tuple[dict, dict]:
 
 def answer_tokens(tokenizer) -> list[int]:
     """Return the ids of which answers are made, without the end of the turn."""
-    numbers = [f"{sep}{v}" for sep in ("", ", ") for v in range(0, 1001, student.GRID)]
+    numbers = [f"{sep}{v}" for sep in ("", ", ") for v in range(0, 1001, micro.GRID)]
     return tokenizer.convert_tokens_to_ids([*numbers, '{"bbox_2d": [', "]}"])
 
 

@@ -13,6 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from ivt_utils import student
+from ivt_utils.micro import model as micro
 from ivt_utils.micro import scenes
 from ivt_utils.micro.chats import answer_mask, answer_tokens, make_batch
 from ivt_utils.profiles import STUDENT_RECIPE
@@ -33,8 +34,8 @@ def train_student(out: Path, seed: int = 0, scratch: Path | None = None, steps: 
     recipe = STUDENT_RECIPE
     steps = steps or recipe.steps
     scratch = scratch or out.with_name(out.name + ".training")
-    processor = student.micro_processor()
-    model = student.build_micro(processor, seed)
+    processor = micro.micro_processor()
+    model = micro.build_micro(processor, seed)
     model.set_attn_implementation({"text_config": "eager"})  # attention that the guides can read
     model.cells = torch.nn.Linear(recipe.text_width, 5)  # for `_cell_loss`; thrown away at the end
     seen = {}
@@ -50,7 +51,7 @@ def train_student(out: Path, seed: int = 0, scratch: Path | None = None, steps: 
     recent = deque(state["recent"], maxlen=recipe.window)
     ids = processor.tokenizer.convert_tokens_to_ids
     names = torch.tensor(ids([f" {w}" for w in (*scenes.COLORS, *scenes.SHAPES)]))
-    words = torch.tensor(ids(student.expression_words()))
+    words = torch.tensor(ids(micro.expression_words()))
     tokenizer, started, before, saved = processor.tokenizer, time.time(), state["seconds"], time.time()
     model.train()
     with ProcessPoolExecutor(1) as pool:
@@ -209,9 +210,9 @@ def _card(model, state: dict, seed: int) -> str:
 A `Qwen3VLForConditionalGeneration` with {size:,} parameters and a word-level `Qwen3VLProcessor`, trained from
 scratch to answer synthetic referring expressions with a box. It knows the words of `ivt_utils/micro/scenes.py`, those
 of the follow-ups in `ivt_utils/protocol.py`, and nothing else; it is a teaching instrument, not a detector. It has seen
-chats of several questions and images, and two kinds of follow-up: without an image ("Say it again.": the same box), and with
-another one ("And in this image?": the same expression there). It has never seen a box drawn on an image, nor the
-feedback, nor a phrase of a trace, though the words of both are among the follow-ups'; nor an image of the benchmark.
+chats of several questions and images, and two kinds of follow-up: without an image ("Say it again.": the same box),
+and with another one ("And in this image?": the same expression there). It has never seen a box drawn on an image, nor
+the feedback, nor a phrase of a trace, though the words of both are among the follow-ups'; nor an image of the benchmark.
 
 Made by `ivt build student --seed {seed}` in {state["seconds"] / 60:.0f} minutes on a CPU:
 {state["step"]:,} steps, ending at {last[3]} nats a coordinate on scenes of up to {last[1]} things

@@ -9,10 +9,10 @@ import shutil
 from collections import Counter
 
 from ivt_utils.controls import names
-from ivt_utils.course import pace
 from ivt_utils.mirage import ADAPTERS
 from ivt_utils.paper_scale import memory
 from ivt_utils.paper_scale.download import sources
+from ivt_utils.runtime import pace
 from ivt_utils.runtime.store import ROOT
 from ivt_utils.show.report import aligned
 

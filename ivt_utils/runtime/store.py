@@ -12,11 +12,9 @@ import shutil
 import subprocess
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
-from ivt_utils.profiles import COST_ONLY
 from ivt_utils.runtime import distributed
 
 ROOT = Path(__file__).resolve().parents[2]  # the project's folder
@@ -204,9 +202,7 @@ class Run:
     def __init__(self, profile, seed: int = 0, root: Path | str | None = None):
         self.profile, self.seed = profile, seed
         self.root = Path(root) if root else ROOT / "runs" / profile.name
-        values = json.loads(json.dumps({"profile": profile.name, "seed": seed, "values": asdict(profile)}))
-        for name in COST_ONLY:  # may change on the way, as when the memory does not suffice
-            del values["values"][name]
+        values = {"profile": profile.name, "seed": seed, "values": profile.recipe()}
         note = self.root / "run.json"
         if distributed.agree(note.exists()):
             if read_json(note) != values:

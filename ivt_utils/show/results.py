@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ivt_utils import closer, confidence, controls, metrics, selection
+from ivt_utils.mirage import SAMPLED
 from ivt_utils.runtime import hardware
 from ivt_utils.runtime.store import PROBE, ROOT, SEEDS, ArtefactError, checksum, read_json, stage_key
 
@@ -60,7 +61,6 @@ TRAINED = (  # the methods that `stages.seeds` trains with each seed; a short lo
     "sft_ivt", "sft_grpo_ivt", "grpo_single", "sft_keep_ivt", "sft_keep_grpo_ivt",
     "sft_ivt_long", "sft_grpo_ivt_long", "sft_keep_ivt_long", "sft_keep_grpo_ivt_long",
 )  # fmt: skip
-SAMPLED = "sampled_sft_ivt"  # the stage: as many sampled first answers as the loop of SFT gives
 CONSENSUS = "consensus of its steps"
 ROW = ("name", "a", "b", "metric")  # what tells a row of `seed_rows` from the others
 OF_THE_DAY = ("created", "commit", "versions", "machine", "wall_seconds")  # what may differ between equal results
