@@ -275,8 +275,10 @@ def closer_command(arguments) -> int:
     from ivt_utils.records import load_split
     from ivt_utils.runtime import pace
     from ivt_utils.runtime.store import Run
-    from ivt_utils.show.report import aligned, closer_table, report_from
+    from ivt_utils.runtime.text import aligned
+    from ivt_utils.show.report import report_from
     from ivt_utils.show.results import closer_from
+    from ivt_utils.show.tables import closer_table
 
     profile = get_profile(arguments.profile)
     for change in arguments.set:
@@ -303,7 +305,9 @@ def closer_command(arguments) -> int:
 def build_command(arguments) -> int:
     """Return 0 after making one of the shipped parts again."""
     from ivt_utils.runtime.store import DATA, ROOT, note_files, read_json, ship_reference
-    from ivt_utils.show.report import paper_results, write_between, write_table
+    from ivt_utils.runtime.text import write_between
+    from ivt_utils.show.report import write_table
+    from ivt_utils.show.tables import paper_results
 
     run_dir = (arguments.run_dir or ROOT / "runs" / "micro").resolve()
     if arguments.what == "student":

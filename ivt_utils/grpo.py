@@ -8,6 +8,8 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
+
 from ivt_utils import protocol
 from ivt_utils.boxes import format_answer, iou, parse_answer, valid
 from ivt_utils.loop import evaluate
@@ -18,6 +20,8 @@ from ivt_utils.runtime import distributed, hardware
 from ivt_utils.runtime.store import PROBE, read_json, write_text
 from ivt_utils.sft import finish, trainer_options
 from ivt_utils.student import Student, lora
+
+SPREADS = ("batch", "group", "none")  # as TRL's `scale_rewards`
 
 BOX_TOKENS = 20  # an answer of so many tokens may hold one box, and each is shown
 
@@ -211,3 +215,23 @@ def most_image_tokens(student: Student, max_pixels: int, image) -> int:
     """Return how many tokens an image of the data takes at most; without a bound, as many as this one."""
     kind = student.processor.image_processor
     return max_pixels // (kind.patch_size * kind.merge_size) ** 2 if max_pixels else image_tokens(student, image)
+
+
+def group_rewards(group, format_bonus: float) -> list[float]:
+    """Return GRPO's reward of each rollout: IoU of the final box, and the bonus when every answer parses."""
+    return [float(iou_matrix([r])[0, -1]) + format_bonus * all(step["box"] for step in r["steps"]) for r in group]
+
+
+def advantages(rewards: list[list[float]], spread: str) -> list[list[float]]:
+    """Return the advantages of groups of rewards: reward - mean of the group, divided as TRL does by a spread.
+
+    `spread`: the standard deviation of all rewards ("batch"), of the "group", or "none".
+    """
+    if spread not in SPREADS:
+        raise ValueError(f"There is no spread {spread!r}; choose one of {', '.join(SPREADS)}.")
+    everyone, divided = np.concatenate(rewards), []
+    for group in map(np.asarray, rewards):
+        values = {"batch": everyone, "group": group, "none": None}[spread]
+        by = 1 if values is None else (values.std(ddof=1) if len(values) > 1 else 0) + 1e-4
+        divided.append((np.round((group - group.mean()) / by, 9) + 0.0).tolist())  # no -0
+    return divided

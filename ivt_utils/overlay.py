@@ -1,5 +1,6 @@
 """What the student is shown and what the reader is shown: the box drawn on the image, and strips of a trajectory."""
 
+
 import io
 from pathlib import Path
 
@@ -68,49 +69,3 @@ def draw_box(image: Image.Image, box, style: str = "filled") -> Image.Image:
 def closer_look(image: Image.Image, box, zoom: float) -> Image.Image:
     """Return the part of the image around a 0..1000 box that `boxes.view` names, enlarged to the image's size."""
     return image.resize(image.size, Image.Resampling.BICUBIC, box=to_pixels(view(box, zoom), *image.size))
-
-
-def trajectory_strip(records, rollouts, title: str = "", style: str = "none"):
-    """Return a Matplotlib figure: one row a rollout, one picture a step, with the answer and the truth drawn on it.
-
-    `style` is how the loop draws boxes. Each picture is then what the student was shown before this answer: the image
-    with the answer of the step before in red. With `none` it is the bare image.
-    """
-    import matplotlib.pyplot as plt
-    from matplotlib.patches import Rectangle
-    from matplotlib.patheffects import withStroke
-
-    from ivt_utils.metrics import iou_matrix
-
-    def edges(x1, y1, x2, y2, name):
-        look = {"color": COLORS[name], "ls": "--" if name == "truth" else "-", "lw": 2.2}
-        halo = [withStroke(linewidth=4, foreground="white")]  # so that it is seen on red, too
-        return Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, path_effects=halo, **look)
-
-    known = {record["id"]: record for record in records}
-    scores = iou_matrix(rollouts)
-    columns = len(rollouts[0]["steps"])
-    figure, axes = plt.subplots(len(rollouts), columns, figsize=(2.7 * columns, 3.0 * len(rollouts)), squeeze=False)
-    for row, rollout in enumerate(rollouts):
-        record, last = known[rollout["id"]], None
-        image = record["image"]
-        for column, step in enumerate(rollout["steps"]):
-            ax = axes[row][column]
-            ax.imshow(draw_box(image, last, style))
-            for box, name in ((step["box"], "answer"), (rollout["truth"], "truth")):
-                if box is not None:
-                    ax.add_patch(edges(*to_pixels(box, *image.size), name))
-            state = f"IoU {scores[row, column]:.2f}" if step["box"] is not None else "no box in the answer"
-            ax.set_title(f"step {column}: {state}", fontsize=9)
-            ax.set_xticks([])
-            ax.set_yticks([])
-            last = step["box"]
-        axes[row][0].set_xlabel("“" + record["expression"] + "”", fontsize=9, loc="left")
-    keys = {"ground truth": edges(0, 0, 1, 1, "truth"), "answer": edges(0, 0, 1, 1, "answer")}
-    if style != "none":
-        red = [value / 255 for value in OVERLAY]
-        keys["shown: the last answer"] = Rectangle((0, 0), 1, 1, fc=(*red, 0.3 * (style == "filled")), ec=red)
-    figure.legend(keys.values(), keys, loc="upper right", ncols=3, frameon=False, fontsize=9)
-    figure.suptitle(title, x=0.02, ha="left", fontsize=11)
-    figure.tight_layout(rect=(0, 0, 1, 1 - 0.1 / len(rollouts)), h_pad=2.5)  # room for title and legend
-    return figure

@@ -191,3 +191,14 @@ def _ious(boxes) -> np.ndarray:
     rows = metrics.ious([box for box in boxes for _ in boxes], boxes * len(boxes)).reshape(len(boxes), -1)
     np.fill_diagonal(rows, 0.0)
     return rows
+
+
+def rule_curve(rollouts, stop, thresholds) -> list[dict]:
+    """Return for each threshold of a stopping rule {"threshold", "acc50", "answers"}: samples answered by each step."""
+    ious, curve = metrics.iou_matrix(rollouts), []
+    for threshold in thresholds:
+        steps = np.array(list(map(stop(threshold), (rollout["steps"] for rollout in rollouts))))
+        right = ious[np.arange(len(ious)), steps] >= 0.5
+        answers = np.bincount(steps, minlength=ious.shape[1]).tolist()
+        curve.append({"threshold": threshold, "acc50": float(right.mean()), "answers": answers})
+    return curve

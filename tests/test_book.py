@@ -17,8 +17,8 @@ from ivt_utils.course import book
 from ivt_utils.course.execute import find_notebooks
 from ivt_utils.runtime.store import REFERENCE, ROOT, read_json
 from ivt_utils.selection import ORACLE
-from ivt_utils.show.report import paper_results
 from ivt_utils.show.results import CONSENSUS
+from ivt_utils.show.tables import paper_results
 
 NOTEBOOKS = [path.stem for path in find_notebooks(ROOT / "notebooks")]
 START, EXPLORE, GLOSSARY = "docs/index.html", "docs/explore.html", "docs/glossary.html"

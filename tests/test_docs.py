@@ -10,7 +10,7 @@ from ivt_utils import cli
 from ivt_utils.paper_scale.plan import plan_text
 from ivt_utils.profiles import get_profile
 from ivt_utils.runtime.store import ROOT
-from ivt_utils.show.report import paper_results
+from ivt_utils.show.tables import paper_results
 
 PAGES = [ROOT / "README.md", ROOT / "docs" / "researcher.md"]
 

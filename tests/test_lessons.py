@@ -15,7 +15,7 @@ from ivt_utils.course.execute import MARK, PROJECT, find_notebooks
 from ivt_utils.course.setting_up import badge_links, repository
 from ivt_utils.profiles import get_profile
 from ivt_utils.runtime.store import ROOT, ArtefactError, read_json
-from ivt_utils.show.report import paper_results
+from ivt_utils.show.tables import paper_results
 
 NOTEBOOKS = find_notebooks(lessons.NOTEBOOKS)
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ivt_utils import overlay
+from ivt_utils.show import figures
 
 
 def picture(width=40, height=30) -> Image.Image:
@@ -238,7 +239,7 @@ def strip(records, rollouts):
     """`strip(style)`: the figure, closed at the end."""
     import matplotlib.pyplot as plt
 
-    yield lambda **style: overlay.trajectory_strip(records, rollouts, "A title", **style)
+    yield lambda **style: figures.trajectory_strip(records, rollouts, "A title", **style)
     plt.close("all")
 
 

@@ -11,7 +11,7 @@ import pytest
 from ivt_utils import closer, controls, metrics
 from ivt_utils.profiles import get_profile
 from ivt_utils.runtime.store import ArtefactError, Run, checksum
-from ivt_utils.show import report, results
+from ivt_utils.show import figures, report, results, tables
 
 FULL, HALF, NONE, SMALL = [0, 0, 100, 100], [0, 0, 100, 50], [500, 500, 600, 600], [0, 0, 100, 80]
 SETTINGS = {
@@ -202,9 +202,9 @@ def test_several_trainings_are_one_row_a_score_with_an_interval_for_both_chances
     goals = {goal["key"]: goal for goal in results.targets(content)}
     assert goals["e"]["value"] == pytest.approx(0.2)
     assert (goals["e"]["trainings"], goals["h"]["trainings"]) == (2, None)
-    text = report.summary(content, report.paper_results())
-    assert report.SEEDS_TITLE in text and ", 0.0 to 100.0" in text
-    assert report.iou_per_step(content) and report.paper_and_ours(content, report.paper_results())
+    text = report.summary(content, tables.paper_results())
+    assert tables.SEEDS_TITLE in text and ", 0.0 to 100.0" in text
+    assert figures.iou_per_step(content) and figures.paper_and_ours(content, tables.paper_results())
 
 
 def test_the_loop_is_held_against_as_many_sampled_answers():
@@ -218,7 +218,7 @@ def test_the_loop_is_held_against_as_many_sampled_answers():
 
 
 def test_one_training_has_no_row_over_the_seeds(built):
-    assert built["seeds"] == [] and report.SEEDS_TITLE not in report.summary(built, report.paper_results())
+    assert built["seeds"] == [] and tables.SEEDS_TITLE not in report.summary(built, tables.paper_results())
 
 
 def test_other_seeds_are_read_from_their_folders(run):
@@ -290,7 +290,7 @@ def test_targets_are_reached_by_a_run_that_reaches_them():
 def test_targets_that_were_not_run_say_so():
     content = results.build_results({"base_ivt": all_methods()["base_ivt"]}, **SETTINGS)
     assert verdicts(content) == dict.fromkeys("abcdefghijklmn") | {"a": "reached", "c": "open", "d": "open"}
-    assert "not run" in report.summary(content, report.paper_results()).split("claim")[1]
+    assert "not run" in report.summary(content, tables.paper_results()).split("claim")[1]
 
 
 def looks(low):
@@ -307,27 +307,27 @@ def looks(low):
 def test_the_closer_look_must_gain_over_the_seeds(low, said, tmp_path):
     content = results.build_results(all_methods(), **SETTINGS, looks=looks(low))
     assert verdicts(content)["l"] == said
-    text = report.summary(content, report.paper_results())
+    text = report.summary(content, tables.paper_results())
     assert text.count(closer.GAINS[1]) == 3 and "5.0 [1.0, 9.0]" in text
     readme = tmp_path / "README.md"
     readme.write_text("before <!-- table -->earlier<!-- /table --> after")
-    report.write_table(readme, content, report.paper_results())
+    report.write_table(readme, content, tables.paper_results())
     assert readme.read_text().count(closer.GAINS[0]) == 3 and "earlier" not in readme.read_text()
 
 
 def test_the_papers_own_scale_is_not_run_until_somebody_runs_it(tmp_path, monkeypatch):
     content = results.build_results(all_methods(), **SETTINGS)
-    monkeypatch.setattr(report.scale_table, "__defaults__", (tmp_path / "results.json",))
-    _, *rows = report.scale_table()
+    monkeypatch.setattr(tables.scale_table, "__defaults__", (tmp_path / "results.json",))
+    _, *rows = tables.scale_table()
     assert rows == [["not run: ivt run --profile paper", *["-"] * 6]]
-    assert report.SCALE_TITLE in report.summary(content, report.paper_results())
+    assert tables.SCALE_TITLE in report.summary(content, tables.paper_results())
     (tmp_path / "results.json").write_text(json.dumps(content))  # of another profile
-    assert report.scale_table()[1:] == rows
+    assert tables.scale_table()[1:] == rows
     (tmp_path / "results.json").write_text(json.dumps(content | {"profile": "paper"}))
-    _, *rows = report.scale_table()
+    _, *rows = tables.scale_table()
     assert [row[0] for row in rows] == list(results.METHODS.values())
     assert "not run" not in str(rows) and rows[0][3].endswith("]")
-    assert report.SCALE_TITLE not in report.summary(content | {"profile": "paper"}, report.paper_results())
+    assert tables.SCALE_TITLE not in report.summary(content | {"profile": "paper"}, tables.paper_results())
 
 
 @pytest.mark.parametrize(
@@ -367,14 +367,14 @@ def test_where_sft_does_not_surely_lose_there_is_nothing_to_mend(sft):
     (goal,) = [goal for goal in results.targets(content) if goal["key"] == "g"]
     assert goal["verdict"] == "open" and "nothing to mend" in goal["claim"] and goal["low"] is None
     assert any(line.startswith("g ") and " open " in line
-               for line in report.summary(content, report.paper_results()).splitlines())  # fmt: skip
+               for line in report.summary(content, tables.paper_results()).splitlines())  # fmt: skip
 
 
 # --- the paper's numbers
 
 
 def test_the_papers_numbers_and_what_is_not_known():
-    paper = report.paper_results()
+    paper = tables.paper_results()
     methods = paper["methods"]
     assert methods["base_single"]["acc50"]["value"] == 0.796
     assert methods["sft_ivt"]["oracle_acc50"] == methods["sft_ivt"]["oracle_acc50"] | {
@@ -394,13 +394,13 @@ def test_the_papers_numbers_and_what_is_not_known():
 
 
 def test_rows_stand_in_order_paper_before_ours(built):
-    found = [(row["method"], row["source"]) for row in report.table(built, report.paper_results())]
+    found = [(row["method"], row["source"]) for row in tables.table(built, tables.paper_results())]
     assert found[:3] == [("base_single", "paper"), ("base_single", "ours"), ("base_ivt", "paper")]
     assert ("base_ivt_bare", "paper") not in found and ("base_ivt_bare", "ours") in found
 
 
 def test_the_oracle_never_stands_in_a_result_column(built):
-    text = report.to_markdown(report.table(built, report.paper_results()))
+    text = tables.to_markdown(tables.table(built, tables.paper_results()))
     result, loop, each = (part.split("\n\n")[1] for part in text.split("\n**") if "|" in part)
     assert "82.0" not in result and "82.0" in loop and "oracle" in loop and "oracle" not in result
     ours = [line for line in result.splitlines() if line.startswith("| SFT + IVT | ours")]
@@ -417,7 +417,7 @@ def test_the_oracle_never_stands_in_a_result_column(built):
 
 def test_every_step_stands_once_in_the_table_of_the_steps(built):
     def steps(content):
-        text = report.to_markdown(report.table(content, report.paper_results()))
+        text = tables.to_markdown(tables.table(content, tables.paper_results()))
         lines = text.split("**Acc@0.5 % at each step**")[1].split("\n\n")[1].splitlines()
         return [line.strip("| ").split(" | ") for line in lines]
 
@@ -443,7 +443,7 @@ def second_turns():
 
 def test_the_second_turn_is_a_table_of_words_by_pictures(tmp_path):
     table = controls.second_turn_rows(second_turns(), seed=0, n_resamples=200)
-    head, *lines = report.second_turn_table(table)
+    head, *lines = tables.second_turn_table(table)
     assert head[1:] == ["bare image", "box outlined", "box filled"] and len(lines) == 4
     for accuracy, loss in (lines[:2], lines[2:]):
         assert [value.split(" ")[0] for value in accuracy[1:]] == ["80.0", "60.0", "40.0"]
@@ -451,15 +451,15 @@ def test_the_second_turn_is_a_table_of_words_by_pictures(tmp_path):
     content = results.build_results(all_methods(), **SETTINGS, second_turn=table)
     readme = tmp_path / "README.md"
     readme.write_text("<!-- table --><!-- /table -->")
-    report.write_table(readme, content, report.paper_results())
-    for text in (readme.read_text(), report.summary(content, report.paper_results())):
-        assert report.SECOND_TURN_TITLE in text and "the question again: Acc@0.5 %" in text
-    assert "not run: notebook 1" in report.summary(content | {"second_turn": []}, report.paper_results())
+    report.write_table(readme, content, tables.paper_results())
+    for text in (readme.read_text(), report.summary(content, tables.paper_results())):
+        assert tables.SECOND_TURN_TITLE in text and "the question again: Acc@0.5 %" in text
+    assert "not run: notebook 1" in report.summary(content | {"second_turn": []}, tables.paper_results())
 
 
 def test_markdown_is_rectangular_and_marks_what_was_not_run():
     content = results.build_results({"base_ivt": all_methods()["base_ivt"], "a|b": rows([FULL])}, **SETTINGS)
-    text = report.to_markdown(report.table(content, report.paper_results()))
+    text = tables.to_markdown(tables.table(content, tables.paper_results()))
     for block in text.split("\n\n"):
         lines = [line.replace("\\|", "") for line in block.splitlines() if line.startswith("|")]
         assert len({line.count("|") for line in lines}) <= 1
@@ -469,14 +469,14 @@ def test_markdown_is_rectangular_and_marks_what_was_not_run():
 
 
 def test_text_shows_values_with_their_intervals(built):
-    text = report.to_text(report.table(built, report.paper_results()))
+    text = tables.to_text(tables.table(built, tables.paper_results()))
     cell = built["methods"]["base_single"]["metrics"]["final"]["acc50"]
     assert f"80.0 [{cell['low'] * 100:.1f}, {cell['high'] * 100:.1f}]" in text
     assert max(map(len, text.splitlines())) < 175
 
 
 def test_summary_says_which_targets_are_reached(built):
-    text = report.summary(built, report.paper_results())
+    text = report.summary(built, tables.paper_results())
     for name in ("base_ivt final - base_single", "sft_ivt oracle best step - base_single", "-60.0 ["):
         assert name in text
     assert any(line.startswith("a  ") and " reached " in line for line in text.splitlines())
@@ -486,7 +486,7 @@ def test_summary_says_which_targets_are_reached(built):
 
 
 def test_figures_draw_the_values_they_claim(built):
-    figure = report.iou_per_step(built)
+    figure = figures.iou_per_step(built)
     (axes,) = figure.axes
     lines = {line.get_label(): line.get_ydata() for line in axes.lines}
     assert list(lines) == [results.METHODS[f"{name}_long"] for name in ("base_ivt", "sft_ivt", "sft_grpo_ivt")]
@@ -495,14 +495,14 @@ def test_figures_draw_the_values_they_claim(built):
     assert axes.get_xlabel() and "IoU" in axes.get_ylabel()
     assert "SFT + IVT, long 0.800, 0.900, 0.500" in figure.get_label()
     short = results.build_results({name: all_methods()[name] for name in ("base_ivt", "sft_ivt")}, **SETTINGS)
-    assert [line.get_label() for line in report.iou_per_step(short).axes[0].lines] == [
+    assert [line.get_label() for line in figures.iou_per_step(short).axes[0].lines] == [
         "base + IVT, no training", "SFT + IVT"]  # fmt: skip
 
-    figure = report.paper_and_ours(built, report.paper_results())
+    figure = figures.paper_and_ours(built, tables.paper_results())
     (axes,) = figure.axes
     heights = sorted(round(bar.get_height(), 1) for bar in axes.patches)
     assert heights == sorted([79.6, 48.7, 80.6, 80.0, 80.0, 20.0, 100.0, 100.0, 80.0])
-    assert len(axes.get_xticks()) == len(report.paper_results()["methods"])
+    assert len(axes.get_xticks()) == len(tables.paper_results()["methods"])
     assert "not known" in [text.get_text() for text in axes.texts]
     assert "%" in axes.get_ylabel()
     assert "SFT + IVT, paper oracle 82.0" in figure.get_label()
@@ -510,8 +510,8 @@ def test_figures_draw_the_values_they_claim(built):
 
 def test_figures_of_a_run_with_too_few_images_have_no_band():
     content = results.build_results({"base_ivt": rows([FULL], [HALF], count=2)}, **SETTINGS)
-    assert not report.iou_per_step(content).axes[0].collections
-    report.paper_and_ours(content, report.paper_results())
+    assert not figures.iou_per_step(content).axes[0].collections
+    figures.paper_and_ours(content, tables.paper_results())
 
 
 # --- from raw predictions
@@ -557,7 +557,7 @@ def test_the_rules_of_notebook_6_are_recomputed_from_their_predictions(run):
     assert rules["step 0"]["acc50"]["value"] == 0.8 and rules["final step"]["acc50"]["value"] == 1.0
     assert content["methods"]["sft_grpo_ivt"]["rules"] is None
     assert all(m["rules"] is None for name, m in content["methods"].items() if name != "sft_ivt")
-    text = report.to_markdown(report.table(content, report.paper_results()))
+    text = tables.to_markdown(tables.table(content, tables.paper_results()))
     loop = text.split("**What the loop did**")[1].split("\n**")[0].splitlines()
     paper, ours = (line.split(" | ") for line in loop if line.startswith("| SFT + IVT |"))
     assert paper[4] == "75.6" and ours[4].startswith("100.0")
@@ -597,7 +597,7 @@ def test_learning_curves_are_read_where_a_training_left_one(run):
     content = results.results_from(run, versions={}, commit=None)
     assert content["learning_curve"] == {
         "grpo": metrics.curve_gain(curve["rows"], curve["image_ids"], 0, 200)}  # fmt: skip
-    assert "grpo: learning curve, last quarter - first" in report.summary(content, report.paper_results())
+    assert "grpo: learning curve, last quarter - first" in report.summary(content, tables.paper_results())
     (folder / "probe.json").write_text(json.dumps(curve | {"image_ids": ["a"]}))
     with pytest.raises(ArtefactError, match="grpo is damaged .checksum"):
         results.results_from(run, versions={}, commit=None)

@@ -25,7 +25,7 @@ from ivt_utils.paper_scale import memory
 from ivt_utils.runtime.store import DATA, ArtefactError, Run
 from ivt_utils.records import SPLITS, load_split
 from ivt_utils.profiles import get_profile
-from ivt_utils.show.report import paper_results
+from ivt_utils.show.tables import paper_results
 from ivt_utils.show.results import seeds_from
 from ivt_utils.student import load_student
 

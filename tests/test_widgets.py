@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from IPython import display as ipython
 
-from ivt_utils import metrics, protocol, selection
+from ivt_utils import grpo, metrics, protocol, selection
 from ivt_utils.profiles import get_profile
 from ivt_utils.runtime.store import REFERENCE, read_jsonl
 from ivt_utils.show import views, widgets
@@ -88,10 +88,10 @@ def test_all_needs_no_truth_and_the_other_filters_say_that_they_do(records, meth
 
 def test_a_reward_is_the_final_iou_and_a_bonus_for_answers_that_all_parse():
     group = [rollout("a", BAD, GOOD), rollout("a", None, GOOD), rollout("a", GOOD, None), rollout("a", GOOD, FAIR)]
-    assert views.group_rewards(group, 0.1) == pytest.approx([1.1, 1.0, 0.0, 2 / 3 + 0.1])
+    assert grpo.group_rewards(group, 0.1) == pytest.approx([1.1, 1.0, 0.0, 2 / 3 + 0.1])
 
 
-@pytest.mark.parametrize("spread", views.SPREADS)
+@pytest.mark.parametrize("spread", grpo.SPREADS)
 def test_advantages_are_those_of_trl(spread):
     import torch
     from trl.trainer.utils import nanstd
@@ -102,19 +102,19 @@ def test_advantages_are_those_of_trl(spread):
     if spread != "none":
         by = nanstd(given.view(-1)) if spread == "batch" else nanstd(given, dim=1)[:, None]
         expected = expected / (by + 1e-4)
-    assert np.allclose(views.advantages(rewards, spread), expected, atol=1e-5)
-    assert views.advantages(rewards, spread)[2] == [0.0] * 3  # equal rewards teach nothing
+    assert np.allclose(grpo.advantages(rewards, spread), expected, atol=1e-5)
+    assert grpo.advantages(rewards, spread)[2] == [0.0] * 3  # equal rewards teach nothing
 
 
 def test_an_unknown_spread_is_one_sentence_and_one_rollout_has_no_spread():
     with pytest.raises(ValueError, match="no spread 'sum'; choose one of batch, group, none"):
-        views.advantages([[1.0]], "sum")
-    assert views.advantages([[1.0]], "batch") == views.advantages([[1.0]], "group") == [[0.0]]
+        grpo.advantages([[1.0]], "sum")
+    assert grpo.advantages([[1.0]], "batch") == grpo.advantages([[1.0]], "group") == [[0.0]]
 
 
 @pytest.mark.parametrize("stop", selection.STOPS.values())
 def test_a_curve_gives_what_choosing_by_the_rule_gives(confident, stop):
-    for point in views.rule_curve(confident, stop, (0.1, 0.5, 0.9)):
+    for point in selection.rule_curve(confident, stop, (0.1, 0.5, 0.9)):
         chosen = selection.choose(confident, stop(point["threshold"]))
         assert point["acc50"] == (metrics.iou_matrix(chosen)[:, 0] >= 0.5).mean()
         own = [stop(point["threshold"])(r["steps"]) for r in confident]
@@ -243,7 +243,7 @@ def test_each_control_of_the_group_viewer_changes_the_picture(records):
 
 
 def test_each_control_of_the_stop_rule_changes_the_picture(confident):
-    curves = {name: views.rule_curve(confident, stop, THRESHOLDS) for name, stop in selection.STOPS.items()}
+    curves = {name: selection.rule_curve(confident, stop, THRESHOLDS) for name, stop in selection.STOPS.items()}
     panel = widgets._rule_panel(confident, curves, 0.5, "A note.", {"seed": 0, "n_resamples": 50})
     assert "“two boxes agree” at 0.50" in alt(panel)
     assert "oracle (best step, chosen with the ground truth)" in alt(panel)

@@ -12,9 +12,10 @@ from ivt_utils.exercises import LESSONS
 from ivt_utils.metrics import iou_matrix, side
 from ivt_utils.records import BENCHMARK
 from ivt_utils.runtime.store import REFERENCE, ROOT, read_json
+from ivt_utils.runtime.text import markdown_table, number, write_between
 from ivt_utils.selection import ORACLE, best_rule
-from ivt_utils.show.report import markdown_table, number, paper_results, write_between
 from ivt_utils.show.results import CONSENSUS, METHODS, by_name, read_rollouts
+from ivt_utils.show.tables import paper_results
 
 EXPLORED = ("base_ivt", "sft_ivt", "sft_grpo_ivt")
 SEEN, NOT_SEEN, OPEN = "seen", "not seen", "open"

@@ -13,7 +13,7 @@ from ivt_utils import exercises
 from ivt_utils.runtime import hardware, pace
 from ivt_utils.runtime.pace import START, clock, heading, measured
 from ivt_utils.runtime.store import ROOT, ArtefactError, note_files, read_json, write_text
-from ivt_utils.show.report import markdown_table, write_between
+from ivt_utils.runtime.text import markdown_table, write_between
 
 GUIDE = ROOT / "docs" / "instructor.md"
 WORDS_A_MINUTE = 130  # of prose that is new to the reader

@@ -18,7 +18,7 @@ from ivt_utils.course.setting_up import badges, repository, setup_cell
 from ivt_utils.profiles import get_profile
 from ivt_utils.runtime import pace
 from ivt_utils.runtime.store import REFERENCE, ROOT, ArtefactError, Run, checksum, find_reference, read_json, write_text
-from ivt_utils.show.report import write_between
+from ivt_utils.runtime.text import write_between
 
 NOTEBOOKS = ROOT / "notebooks"
 SETUP = "setup"

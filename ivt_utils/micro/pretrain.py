@@ -212,7 +212,8 @@ scratch to answer synthetic referring expressions with a box. It knows the words
 of the follow-ups in `ivt_utils/protocol.py`, and nothing else; it is a teaching instrument, not a detector. It has seen
 chats of several questions and images, and two kinds of follow-up: without an image ("Say it again.": the same box),
 and with another one ("And in this image?": the same expression there). It has never seen a box drawn on an image, nor
-the feedback, nor a phrase of a trace, though the words of both are among the follow-ups'; nor an image of the benchmark.
+the feedback, nor a phrase of a trace, though the words of both are among the follow-ups'; nor an image of the
+benchmark.
 
 Made by `ivt build student --seed {seed}` in {state["seconds"] / 60:.0f} minutes on a CPU:
 {state["step"]:,} steps, ending at {last[3]} nats a coordinate on scenes of up to {last[1]} things

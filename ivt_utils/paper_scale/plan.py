@@ -14,7 +14,7 @@ from ivt_utils.paper_scale import memory
 from ivt_utils.paper_scale.download import sources
 from ivt_utils.runtime import pace
 from ivt_utils.runtime.store import ROOT
-from ivt_utils.show.report import aligned
+from ivt_utils.runtime.text import aligned
 
 # Makers' figures: memory (GB), bandwidth (GB/s), dense 16-bit matrix TFLOP/s
 CARDS = {"T4": (16, 300, 65), "L4": (24, 300, 121), "A10G": (24, 600, 70), "A100 40 GB": (40, 1555, 312),

@@ -1,11 +1,18 @@
 """What a notebook shows: a figure with alt text, saved beside the results; lines with bands; a Markdown table."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 
+from ivt_utils.boxes import to_pixels
 from ivt_utils.metrics import intervals
-from ivt_utils.show.report import COLOURS, markdown_table, number, save_figure
+from ivt_utils.overlay import COLORS, OVERLAY, draw_box
+from ivt_utils.runtime.text import markdown_table, number
+from ivt_utils.show.results import METHODS, by_name
+from ivt_utils.show.tables import table
+
+COLOURS = ("#0072B2", "#D55E00", "#999999", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")  # Okabe and Ito
 
 __all__ = ["cell_text", "curves_figure", "lines_figure", "log_figure", "markdown_table", "show"]
 
@@ -108,3 +115,153 @@ def log_figure(log: list[dict], turns: int, window: int = 15):
 def cell_text(cell: dict, scale: float = 1) -> str:
     """Return "value [low, high]" of a cell; shares are shown in percent with `scale` 100."""
     return number(cell, scale, 1 if scale == 100 else 3)
+
+
+def trajectory_strip(records, rollouts, title: str = "", style: str = "none"):
+    """Return a Matplotlib figure: one row a rollout, one picture a step, with the answer and the truth drawn on it.
+
+    `style` is how the loop draws boxes. Each picture is then what the student was shown before this answer: the image
+    with the answer of the step before in red. With `none` it is the bare image.
+    """
+    import matplotlib.pyplot as plt
+    from matplotlib.patches import Rectangle
+    from matplotlib.patheffects import withStroke
+
+    from ivt_utils.metrics import iou_matrix
+
+    def edges(x1, y1, x2, y2, name):
+        look = {"color": COLORS[name], "ls": "--" if name == "truth" else "-", "lw": 2.2}
+        halo = [withStroke(linewidth=4, foreground="white")]  # so that it is seen on red, too
+        return Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, path_effects=halo, **look)
+
+    known = {record["id"]: record for record in records}
+    scores = iou_matrix(rollouts)
+    columns = len(rollouts[0]["steps"])
+    figure, axes = plt.subplots(len(rollouts), columns, figsize=(2.7 * columns, 3.0 * len(rollouts)), squeeze=False)
+    for row, rollout in enumerate(rollouts):
+        record, last = known[rollout["id"]], None
+        image = record["image"]
+        for column, step in enumerate(rollout["steps"]):
+            ax = axes[row][column]
+            ax.imshow(draw_box(image, last, style))
+            for box, name in ((step["box"], "answer"), (rollout["truth"], "truth")):
+                if box is not None:
+                    ax.add_patch(edges(*to_pixels(box, *image.size), name))
+            state = f"IoU {scores[row, column]:.2f}" if step["box"] is not None else "no box in the answer"
+            ax.set_title(f"step {column}: {state}", fontsize=9)
+            ax.set_xticks([])
+            ax.set_yticks([])
+            last = step["box"]
+        axes[row][0].set_xlabel("“" + record["expression"] + "”", fontsize=9, loc="left")
+    keys = {"ground truth": edges(0, 0, 1, 1, "truth"), "answer": edges(0, 0, 1, 1, "answer")}
+    if style != "none":
+        red = [value / 255 for value in OVERLAY]
+        keys["shown: the last answer"] = Rectangle((0, 0), 1, 1, fc=(*red, 0.3 * (style == "filled")), ec=red)
+    figure.legend(keys.values(), keys, loc="upper right", ncols=3, frameon=False, fontsize=9)
+    figure.suptitle(title, x=0.02, ha="left", fontsize=11)
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.1 / len(rollouts)), h_pad=2.5)  # room for title and legend
+    return figure
+
+
+def iou_per_step(results: dict):
+    """Return a matplotlib Figure: mean IoU at each step of the base, SFT and SFT + GRPO; its label: alt text.
+
+    The long loop where there is one, which begins as the short one does. The bands are 95% intervals. Of several
+    trainings it is their mean, and each is a dot.
+    """
+    figure, axes = _axes()
+    methods, seeded, told = results["methods"], by_name(results["seeds"]), []
+    names = [f"{name}_long" if f"{name}_long" in methods else name for name in ("base_ivt", "sft_ivt", "sft_grpo_ivt")]
+    for name, colour, marker in zip(names, (COLOURS[0], COLOURS[1], COLOURS[4]), "os^", strict=True):
+        if name not in methods:
+            continue
+        per_step = enumerate(methods[name]["metrics"]["per_step"])
+        label, cells = METHODS[name], [seeded.get((name, f"step{t}_miou"), step["miou"]) for t, step in per_step]
+        values, steps = [cell["value"] for cell in cells], range(len(cells))
+        told.append(f"{label} " + ", ".join(f"{value:.3f}" for value in values))
+        look = {"color": colour, "label": label}
+        axes.plot(steps, values, marker=marker, **look)
+        for step, cell in enumerate(cells):
+            _dots(axes, step, cell, 1, colour)
+        if all(cell["low"] is not None for cell in cells):
+            low, high = ([cell[limit] for cell in cells] for limit in ("low", "high"))
+            axes.fill_between(steps, low, high, color=look["color"], alpha=0.2, linewidth=0)
+    axes.set(xlabel="step (0: first answer)", ylabel="mean IoU (0 to 1)", ylim=(0, 1))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    _legend(figure, axes)
+    figure.set_label("Mean IoU at each step. " + "; ".join(told) + ".")
+    return figure
+
+
+def paper_and_ours(results: dict, paper: dict):
+    """Return a matplotlib Figure: Acc@0.5 of the paper's methods, there and here; its label: alt text.
+
+    Bars are results, ours with 95% intervals, the paper's hatched where the scored step is not stated.
+    Diamonds are the best step of an oracle. Of several trainings it is their mean, and each is a dot.
+    """
+    figure, axes = _axes()
+    seeded = by_name(results["seeds"])
+    rows = [row for row in table(results, paper) if row["method"] in paper["methods"]]
+    names, told = list(dict.fromkeys(row["method"] for row in rows)), []
+    for row in rows:
+        ours = row["source"] == "ours"
+        place = names.index(row["method"]) + (0.2 if ours else -0.2)
+        for key in ("acc50", "oracle_acc50"):
+            cell = row["cells"].get(key)
+            if ours:
+                cell = seeded.get((row["method"], key), cell)
+            if cell is None or cell["value"] is None:
+                if key == "acc50":
+                    words = "not known" if not ours else "not run" if not row["run"] else ""
+                    axes.text(place, 2, words, rotation=90, ha="center", va="bottom", fontsize="small")
+                continue
+            value = 100 * cell["value"]
+            told.append(f"{row['label']}, {row['source']}{' oracle' * (key != 'acc50')} {value:.1f}")
+            if key == "oracle_acc50":
+                axes.plot(place, value, "D", color="black", markerfacecolor="white", label="oracle best step")
+                continue
+            vague = cell.get("step") == "not stated"
+            look = {"color": COLOURS[0 if ours else 6], "edgecolor": "black", "hatch": "//" * vague}
+            axes.bar(place, value, 0.38, label=row["source"] + ", step not stated" * vague, **look)
+            if cell.get("low") is not None:
+                limits = [100 * cell["low"], 100 * cell["high"]]
+                axes.plot([place, place], limits, color="black", linewidth=3, label="95% interval")
+            _dots(axes, place + 0.1, cell, 100, "black")
+    axes.set_xticks(range(len(names)), [METHODS.get(n, n) for n in names], rotation=20, ha="right")
+    axes.set(ylabel="Acc@0.5 (% of test samples)", ylim=(0, 105))
+    _legend(figure, axes)
+    figure.set_label("Acc@0.5 in percent. " + "; ".join(told) + ".")
+    return figure
+
+
+def _dots(axes, place: float, cell: dict, scale: float, colour: str) -> None:
+    """Draw each seed of a cell over several trainings as a dot."""
+    for value in cell.get("seeds", {}).values():
+        axes.plot(place, scale * value, "o", color=colour, markersize=3, markerfacecolor="white", label="one training")
+
+
+def _legend(figure, axes) -> None:
+    """Name each kind of mark once, beside the axes."""
+    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize="small")
+
+
+def _axes():
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
+    plt.close(figure)  # a notebook shows the returned figure once, and none is kept open
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def save_figure(figure, path: Path) -> None:
+    """Save a figure as PNG, whole or not at all; its label becomes the file's description."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        figure.savefig(temporary, format="png", dpi=120, metadata={"Description": figure.get_label()})
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

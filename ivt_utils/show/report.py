@@ -7,178 +7,32 @@ import json
 import os
 from pathlib import Path
 
-from ivt_utils.closer import GAINS
-from ivt_utils.mirage import ADAPTERS
 from ivt_utils.runtime import store
-from ivt_utils.selection import ORACLE, best_rule
-from ivt_utils.show.results import METHODS, SINGLE, build_results, by_name, changed, results_from, targets
+from ivt_utils.runtime.text import aligned, markdown_table, number, write_between
+from ivt_utils.show.figures import iou_per_step, paper_and_ours, save_figure
+from ivt_utils.show.results import METHODS, build_results, changed, results_from, targets
+from ivt_utils.show.tables import (
+    CLOSER_NOTE,
+    SCALE_TITLE,
+    SECOND_TURN_TITLE,
+    SEEDS_TITLE,
+    UNITS,
+    _goals,
+    closer_table,
+    mirage_tables,
+    paper_results,
+    scale_table,
+    second_turn_table,
+    seeds_tables,
+    table,
+    to_markdown,
+    to_text,
+)
 
 __all__ = [
     "METHODS", "build_results", "iou_per_step", "paper_and_ours", "paper_results", "report_from", "summary",
     "table", "targets", "to_markdown", "to_text",
 ]  # fmt: skip
-PAPER = store.DATA / "paper_results.json"
-SCALE = store.ROOT / "runs" / "paper" / "results.json"
-SCALE_TITLE = "The paper's own scale: profile `paper`, Qwen3-VL-4B on the real sets"
-COLOURS = ("#0072B2", "#D55E00", "#999999", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")  # Okabe and Ito
-RESULT_COLUMNS = (
-    ("acc50", "Acc@0.5 %", 100, 1), ("acc70", "Acc@0.7 %", 100, 1), ("acc90", "Acc@0.9 %", 100, 1),
-    ("miou", "mean IoU", 1, 3),
-)  # fmt: skip
-LOOP_COLUMNS = (
-    ("step0", "step 0 Acc@0.5 %", 100, 1), ("best_rule_acc50", "best rule Acc@0.5 %", 100, 1),
-    ("oracle_acc50", "oracle Acc@0.5 %", 100, 1),
-    ("degradation_per_step", "IoU lost per step", 1, 3), ("share_degrade", "degrade %", 100, 1),
-    ("share_stay", "IoU kept %", 100, 1),
-)  # fmt: skip
-STEP_COLUMNS = tuple((f"step{t}", f"step {t}", 100, 1) for t in range(6))
-TABLES = (
-    ("Result: the final step", RESULT_COLUMNS),
-    ("What the loop did", LOOP_COLUMNS),
-    ("Acc@0.5 % at each step", STEP_COLUMNS),
-)
-UNITS = {
-    "share": (100, 1, " %"), "difference": (100, 1, " points"), "ratio": (1, 3, ""), "IoU": (1, 3, " IoU"),
-}  # fmt: skip
-NOT_RUN = {"value": None}
-SECOND_TURN_TITLE = "The second turn of the untrained student: what its words cost, and what the drawn box costs"
-STYLES = {"none": "bare image", "outline": "box outlined", "filled": "box filled"}
-CLOSER_NOTE = (
-    "A closer look: first answer, sampled answers and closer look are those of one trained student, each seed's own; "
-    "the one trained on the truth at first sight is another. The intervals of one seed are over test images, for that "
-    "training; those of the mean hold new images and new trainings."
-)
-SEEDS_TITLE = "Several trainings: mean [95% interval for new images and new trainings], lowest to highest seed"
-SEEDS_COLUMNS = (
-    ("step0_acc50", "step 0 Acc@0.5 %", 100, 1), ("acc50", "final Acc@0.5 %", 100, 1),
-    ("oracle_acc50", "oracle Acc@0.5 %", 100, 1), ("miou", "final mean IoU", 1, 3),
-    ("degradation_per_step", "IoU lost per step", 1, 3), ("share_stay", "IoU kept %", 100, 1),
-)  # fmt: skip
-NOTES = (
-    "[low, high]: 95% bootstrap interval, resampled by image. -: does not apply.",
-    "(keep): SFT on trajectories in which a box that fits stays, not the paper's line. Long: five refinements.",
-    "degrade, IoU kept: samples whose final IoU is below step 0's; whose final IoU is still step 0's.",
-    "best rule: the label-free rule with the highest Acc@0.5 on validation samples, scored on test (notebook 6).",
-    "oracle: the best step, chosen with the ground truth; what choosing could give at most, not a result.",
-    "\u2020 The paper's v1, as far as it is known here, does not say which step it scored.",
-)
-
-
-def paper_results(path: Path = PAPER) -> dict:
-    """Return the paper's numbers, each with its version and source; null where a number is not known."""
-    remedy = f"{store.restoring(path)} (after a change of your own: ivt build docs)"
-    return store.read_json(store.intact(path, remedy))
-
-
-def table(results: dict, paper: dict) -> list[dict]:
-    """Return the rows of the table: for each method the paper's (where it has one), then ours.
-
-    A row is {"method", "label", "source": "paper" or "ours", "run": bool, "answers": int or None, "cells":
-    {column: cell}}. Paper cells have no interval but a "step", and value None where a number is not known.
-    """
-    rows = []
-    for name in [*_listed(results["methods"]), *(name for name in results["methods"] if name not in METHODS)]:
-        row = {"method": name, "label": METHODS.get(name, name)}
-        if name in paper["methods"]:
-            answers = 1 if name in SINGLE else paper["refinements"] + 1
-            known = {"source": "paper", "run": True, "answers": answers, "cells": paper["methods"][name]}
-            rows.append(row | known)
-        rows.append(row | _our_row(name, results["methods"]))
-    return rows
-
-
-def _listed(methods: dict) -> list[str]:
-    """Return the names that a table lists: a long loop only where it was run, for not every profile has one."""
-    return [name for name in METHODS if name in methods or not name.endswith("_long")]
-
-
-def _our_row(name: str, methods: dict) -> dict:
-    ours = methods.get(name)
-    return {"source": "ours", "run": ours is not None, "answers": ours and ours["answers_per_sample"],
-            "cells": _our_cells(name, ours) if ours else {}}  # fmt: skip
-
-
-def scale_table(path: Path = SCALE) -> list[list[str]]:
-    """Return the results of the profile `paper` as a grid of text, its head first: "not run" until somebody runs it."""
-    found = store.read_json(path) if path.exists() else {}
-    methods = found["methods"] if found.get("profile") == "paper" else {}
-    rows = [{"method": name, "label": METHODS[name]} | _our_row(name, methods) for name in _listed(methods)]
-    grid = _grid(rows, RESULT_COLUMNS)
-    return grid if methods else [grid[0], ["not run: ivt run --profile paper", *["-"] * (len(grid[0]) - 1)]]
-
-
-def _our_cells(name: str, method: dict) -> dict:
-    found = method["metrics"]
-    cells = dict(found["final"])
-    if len(found["per_step"]) > 1:
-        cells |= {f"step{t}": step["acc50"] for t, step in enumerate(found["per_step"])}
-        cells["oracle_acc50"] = found["oracle_best_step"]["acc50"]
-        if name in ADAPTERS or method.get("rules"):  # a method that notebook 6 asks
-            cells["best_rule_acc50"] = best_rule(method["rules"])["acc50"] if method.get("rules") else NOT_RUN
-        cells |= {key: found[key] for key in ("degradation_per_step", "share_degrade", "share_stay")}
-    return cells
-
-
-def number(cell: dict, scale: float, digits: int) -> str:
-    """Return "value [low, high]" of a cell, times `scale`; "none" without a value, the value alone without limits."""
-    if cell["value"] is None:
-        return "none"
-    text = f"{cell['value'] * scale:.{digits}f}"
-    if cell.get("low") is not None:
-        text += f" [{cell['low'] * scale:.{digits}f}, {cell['high'] * scale:.{digits}f}]"
-    return text
-
-
-def _grid(rows, columns) -> list[list[str]]:
-    if columns is not RESULT_COLUMNS:
-        rows = [row for row in rows if row["method"] not in SINGLE]
-    if columns is STEP_COLUMNS:  # a short loop is the beginning of the long one
-        names = {row["method"] for row in rows}
-        rows = [row for row in rows if row["source"] == "ours" and f"{row['method']}_long" not in names]
-        columns = [column for column in columns if any(column[0] in row["cells"] for row in rows)]
-    lines = [["method", "whose", "answers", *(column[1] for column in columns)]]
-    for row in rows:
-        line = [row["label"], row["source"], str(row["answers"] or "-")]
-        for key, _, scale, digits in columns:
-            cell = row["cells"].get(key)
-            if not row["run"] or cell is NOT_RUN:
-                line.append("not run")
-            elif row["source"] == "paper" and (cell is None or cell["value"] is None):
-                line.append("not known")
-            elif cell is None:
-                line.append("-")
-            else:
-                line.append(number(cell, scale, digits) + "\u2020" * (cell.get("step") == "not stated"))
-        lines.append(line)
-    return lines
-
-
-def aligned(grid: list[list[str]]) -> str:
-    """Return a grid of text, its head first, as lines for a terminal."""
-    widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
-    lines = ["  ".join(f"{v:<{w}}" for v, w in zip(line, widths, strict=True)).rstrip() for line in grid]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
-
-
-def to_text(rows) -> str:
-    """Return the rows for a terminal: results at the final step, what the loop did, its steps, notes."""
-    parts = [f"{title}\n{aligned(_grid(rows, columns))}" for title, columns in TABLES]
-    return "\n\n".join([*parts, "\n".join(NOTES)])
-
-
-def markdown_table(head: list[str], rows: list[list]) -> str:
-    """Return a Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(v).replace("|", "\\|") for v in line) + " |" for line in lines)
-
-
-def to_markdown(rows) -> str:
-    """Return the same as Markdown: three tables and the notes."""
-    parts = []
-    for title, columns in TABLES:
-        head, *body = _grid(rows, columns)
-        parts.append(f"**{title}**\n\n{markdown_table(head, body)}")
-    return "\n\n".join([*parts, "\n".join(f"- {note}" for note in NOTES)]) + "\n"
 
 
 def summary(results: dict, paper: dict) -> str:
@@ -201,194 +55,6 @@ def summary(results: dict, paper: dict) -> str:
     if results["profile"] != "paper":
         parts.append(f"{SCALE_TITLE}\n{aligned(scale_table())}")
     return "\n\n".join(parts)
-
-
-def mirage_tables(method: dict) -> list[list[list[str]]]:
-    """Return what notebook 6 tells of a method as grids of text, each with its head first; [] where it was not run."""
-    if not method.get("rules"):
-        return []
-    rest = [[f"{name} (%)", number(cell, 100, 1), cell["n"]] for name, cell in method["refinement"].items()]
-    grids = (rules_table(method["rules"]), controls_table(method["controls"]),
-             calibration_table(method["calibration"]), [["measure", "value", "n"], *rest])  # fmt: skip
-    return [[[str(v) for v in line] for line in grid] for grid in grids]
-
-
-def rules_table(rows: list[dict]) -> list[list]:
-    """Return `selection.rule_rows` as a grid, its head first."""
-    head = ["rule", "threshold (val)", "answers", "Acc@0.5 (%)", "minus step 0 (points)", "won, lost", "p"]
-    return [head, *([r["rule"], r["threshold"] or "-", r["answers"], number(r["acc50"], 100, 1),
-                     number(r["difference"], 100, 1), f"+{r['gained']} -{r['lost']}",
-                     "-" if r["rule"] == ORACLE else f"{r['p']:.3f}".replace("0.000", "< 0.001")] for r in rows)]
-
-
-def calibration_table(rows: list[dict]) -> list[list]:
-    """Return `confidence.calibration` as a grid, its head first: one row a step."""
-    signals = {"fits": "verification", "likelihood": "likelihood"}
-    head = ["step", "right (%)", *(f"{said}: {name}" for said in signals.values() for name in ("AUROC", "r"))]
-    return [head, *([row["step"], number(row["right"], 100, 1),
-                     *(number(row[signal][name], 1, 3) for signal in signals for name in ("auroc", "r"))]
-                    for row in rows)]  # fmt: skip
-
-
-def controls_table(rows: list[dict]) -> list[list]:
-    """Return `controls.control_rows` as a grid, its head first."""
-    head = ["box shown", "its IoU with the truth", "next answer: Acc@0.5 (%)", "minus own box (points)", "mean IoU",
-            "IoU of next answer and box shown"]  # fmt: skip
-    return [head, *([r["control"], number(r["shown"], 1, 3), number(r["acc50"], 100, 1),
-                     number(r["difference"], 100, 1), number(r["miou"], 1, 3), number(r["follow"], 1, 3)]
-                    for r in rows)]  # fmt: skip
-
-
-def second_turn_table(rows: list[dict]) -> list[list[str]]:
-    """Return `controls.second_turn_rows` as a grid of text, its head first: for each wording Acc@0.5, then its loss."""
-    grid = [["after the first answer", *STYLES.values()]]
-    cells = {(row["words"], row["style"]): row for row in rows}
-    for words, said in (("feedback", "the feedback"), ("question", "the question again")) if rows else ():
-        for key, what in (("acc50", "Acc@0.5 %"), ("difference", "minus step 0, points")):
-            grid.append([f"{said}: {what}", *(number(cells[words, style][key], 100, 1) for style in STYLES)])
-    return grid if rows else [*grid, ["not run: notebook 1", *["-"] * len(STYLES)]]
-
-
-def closer_table(rows: list[dict]) -> list[list[str]]:
-    """Return `closer.closer_rows` as a grid of text, its head first: the mean of the seeds, then `GAINS` of each."""
-    grid = [["a closer look (ours)", "seed", "answers", "Acc@0.5: % or points", "mean IoU", "n"]]
-    for row in sorted(rows, key=lambda row: row["seed"] != "mean"):
-        if row["seed"] == "mean" or row["name"] in GAINS:
-            cells = number(row["acc50"], 100, 1), number(row["miou"], 1, 3), row["acc50"]["n"]
-            grid.append([str(v) for v in (row["name"], row["seed"], row["answers"] or "-", *cells)])
-    return grid if rows else [*grid, ["not run: ivt closer", *["-"] * 5]]
-
-
-def seeds_tables(rows: list[dict]) -> list[list[list[str]]]:
-    """Return `results.seed_rows` as two grids of text, heads first: the methods, and the differences; [] without rows.
-
-    Each cell: the mean over the seeds, its interval, and the lowest and highest seed.
-    """
-    if not rows:
-        return []
-
-    def told(row, scale, digits):
-        if row is None:
-            return "-"
-        low, high = (limit(row["seeds"].values()) * scale for limit in (min, max))
-        return f"{number(row, scale, digits)}, {low:.{digits}f} to {high:.{digits}f}"
-
-    levels = by_name(row for row in rows if row["b"] is None)
-    methods = [["method", "seeds", *(column[1] for column in SEEDS_COLUMNS)]]
-    for name in dict.fromkeys(name for name, _ in levels):
-        seeds = str(len(levels[name, "acc50"]["seeds"]))
-        cells = [told(levels.get((name, key)), scale, digits) for key, _, scale, digits in SEEDS_COLUMNS]
-        methods.append([METHODS[name], seeds, *cells])
-    differences = [["paired difference", "score", "value", "seeds", "samples"]]
-    for row in rows:
-        if row["b"] is not None:
-            scale, digits, unit = UNITS["difference" if row["metric"].endswith("acc50") else "ratio"]
-            value = told(row, scale, digits) + unit
-            differences.append([row["name"], row["metric"], value, str(len(row["seeds"])), str(row["n"])])
-    return [methods, differences]
-
-
-def _goals(results: dict) -> list[list[str]]:
-    grid = [["target", "", "measured", "n", "seeds", "claim"]]
-    for goal in targets(results):
-        scale, digits, unit = UNITS[goal["unit"]]
-        measured = "-" if goal["value"] is None else number(goal, scale, digits) + unit
-        counts = (str(goal[name] or "-") for name in ("n", "trainings"))
-        grid.append([goal["key"], goal["verdict"] or "not run", measured, *counts, goal["claim"]])
-    return grid
-
-
-def iou_per_step(results: dict):
-    """Return a matplotlib Figure: mean IoU at each step of the base, SFT and SFT + GRPO; its label: alt text.
-
-    The long loop where there is one, which begins as the short one does. The bands are 95% intervals. Of several
-    trainings it is their mean, and each is a dot.
-    """
-    figure, axes = _axes()
-    methods, seeded, told = results["methods"], by_name(results["seeds"]), []
-    names = [f"{name}_long" if f"{name}_long" in methods else name for name in ("base_ivt", "sft_ivt", "sft_grpo_ivt")]
-    for name, colour, marker in zip(names, (COLOURS[0], COLOURS[1], COLOURS[4]), "os^", strict=True):
-        if name not in methods:
-            continue
-        per_step = enumerate(methods[name]["metrics"]["per_step"])
-        label, cells = METHODS[name], [seeded.get((name, f"step{t}_miou"), step["miou"]) for t, step in per_step]
-        values, steps = [cell["value"] for cell in cells], range(len(cells))
-        told.append(f"{label} " + ", ".join(f"{value:.3f}" for value in values))
-        look = {"color": colour, "label": label}
-        axes.plot(steps, values, marker=marker, **look)
-        for step, cell in enumerate(cells):
-            _dots(axes, step, cell, 1, colour)
-        if all(cell["low"] is not None for cell in cells):
-            low, high = ([cell[limit] for cell in cells] for limit in ("low", "high"))
-            axes.fill_between(steps, low, high, color=look["color"], alpha=0.2, linewidth=0)
-    axes.set(xlabel="step (0: first answer)", ylabel="mean IoU (0 to 1)", ylim=(0, 1))
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    _legend(figure, axes)
-    figure.set_label("Mean IoU at each step. " + "; ".join(told) + ".")
-    return figure
-
-
-def paper_and_ours(results: dict, paper: dict):
-    """Return a matplotlib Figure: Acc@0.5 of the paper's methods, there and here; its label: alt text.
-
-    Bars are results, ours with 95% intervals, the paper's hatched where the scored step is not stated.
-    Diamonds are the best step of an oracle. Of several trainings it is their mean, and each is a dot.
-    """
-    figure, axes = _axes()
-    seeded = by_name(results["seeds"])
-    rows = [row for row in table(results, paper) if row["method"] in paper["methods"]]
-    names, told = list(dict.fromkeys(row["method"] for row in rows)), []
-    for row in rows:
-        ours = row["source"] == "ours"
-        place = names.index(row["method"]) + (0.2 if ours else -0.2)
-        for key in ("acc50", "oracle_acc50"):
-            cell = row["cells"].get(key)
-            if ours:
-                cell = seeded.get((row["method"], key), cell)
-            if cell is None or cell["value"] is None:
-                if key == "acc50":
-                    words = "not known" if not ours else "not run" if not row["run"] else ""
-                    axes.text(place, 2, words, rotation=90, ha="center", va="bottom", fontsize="small")
-                continue
-            value = 100 * cell["value"]
-            told.append(f"{row['label']}, {row['source']}{' oracle' * (key != 'acc50')} {value:.1f}")
-            if key == "oracle_acc50":
-                axes.plot(place, value, "D", color="black", markerfacecolor="white", label="oracle best step")
-                continue
-            vague = cell.get("step") == "not stated"
-            look = {"color": COLOURS[0 if ours else 6], "edgecolor": "black", "hatch": "//" * vague}
-            axes.bar(place, value, 0.38, label=row["source"] + ", step not stated" * vague, **look)
-            if cell.get("low") is not None:
-                limits = [100 * cell["low"], 100 * cell["high"]]
-                axes.plot([place, place], limits, color="black", linewidth=3, label="95% interval")
-            _dots(axes, place + 0.1, cell, 100, "black")
-    axes.set_xticks(range(len(names)), [METHODS.get(n, n) for n in names], rotation=20, ha="right")
-    axes.set(ylabel="Acc@0.5 (% of test samples)", ylim=(0, 105))
-    _legend(figure, axes)
-    figure.set_label("Acc@0.5 in percent. " + "; ".join(told) + ".")
-    return figure
-
-
-def _dots(axes, place: float, cell: dict, scale: float, colour: str) -> None:
-    """Draw each seed of a cell over several trainings as a dot."""
-    for value in cell.get("seeds", {}).values():
-        axes.plot(place, scale * value, "o", color=colour, markersize=3, markerfacecolor="white", label="one training")
-
-
-def _legend(figure, axes) -> None:
-    """Name each kind of mark once, beside the axes."""
-    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize="small")
-
-
-def _axes():
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
-    plt.close(figure)  # a notebook shows the returned figure once, and none is kept open
-    axes.grid(axis="y", alpha=0.3)
-    axes.set_axisbelow(True)
-    return figure, axes
 
 
 def report_from(root: Path, *, names=tuple(METHODS), versions=None, commit=None, paper=None) -> dict:
@@ -431,21 +97,3 @@ def write_table(readme: Path, results: dict, paper: dict) -> None:
     content += f"\n**A closer look: ours, not the paper's**\n\n{markdown_table(head, looks)}\n\n- {CLOSER_NOTE}\n"
     content += f"\n**{SCALE_TITLE}**\n\n{markdown_table(scale_table()[0], scale_table()[1:])}\n"
     write_between(readme, "table", content)
-
-
-def write_between(page: Path, mark: str, content: str) -> None:
-    """Put `content` between the two marks `<!-- mark -->` and `<!-- /mark -->` of a Markdown page."""
-    before, rest = page.read_text(encoding="utf-8").split(f"<!-- {mark} -->")
-    after = rest.split(f"<!-- /{mark} -->")[1]
-    store.write_text(page, f"{before}<!-- {mark} -->\n{content}<!-- /{mark} -->{after}")
-
-
-def save_figure(figure, path: Path) -> None:
-    """Save a figure as PNG, whole or not at all; its label becomes the file's description."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(temporary, format="png", dpi=120, metadata={"Description": figure.get_label()})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

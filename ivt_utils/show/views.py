@@ -4,19 +4,19 @@ Each `..._view` returns (figure, alt text, caption); a figure of None has nothin
 Figures are 700 pixels wide at most, and never tell two things apart by colour alone.
 """
 
+
 from textwrap import fill
 
 import numpy as np
 
 from ivt_utils import metrics, selection
 from ivt_utils.boxes import to_pixels
+from ivt_utils.grpo import advantages, group_rewards
 from ivt_utils.overlay import COLORS, draw_box, load_image
 from ivt_utils.records import numbered
-from ivt_utils.show.figures import MARKERS, cell_text
-from ivt_utils.show.report import COLOURS
+from ivt_utils.show.figures import COLOURS, MARKERS, cell_text
 
 FILTERS = ("all", "most improved", "most degraded", "worst at the end")
-SPREADS = ("batch", "group", "none")  # as TRL's `scale_rewards`
 SHADES = tuple(colour for colour in COLOURS if colour != COLORS["truth"])
 WITH_TRUTH = "chosen with the ground truth"
 
@@ -36,37 +36,6 @@ def ordered(rollouts, kind: str) -> list[int]:
     key = {"most improved": -gain, "most degraded": gain, "worst at the end": ious[:, -1]}[kind]
     keep = np.full(len(key), True) if kind == "worst at the end" else key < -metrics.SAME
     return [int(i) for i in np.argsort(key, kind="stable") if keep[i]]
-
-
-def group_rewards(group, format_bonus: float) -> list[float]:
-    """Return GRPO's reward of each rollout: IoU of the final box, and the bonus when every answer parses."""
-    return [_ious(r)[-1] + format_bonus * all(step["box"] for step in r["steps"]) for r in group]
-
-
-def advantages(rewards: list[list[float]], spread: str) -> list[list[float]]:
-    """Return the advantages of groups of rewards: reward - mean of the group, divided as TRL does by a spread.
-
-    `spread`: the standard deviation of all rewards ("batch"), of the "group", or "none".
-    """
-    if spread not in SPREADS:
-        raise ValueError(f"There is no spread {spread!r}; choose one of {', '.join(SPREADS)}.")
-    everyone, divided = np.concatenate(rewards), []
-    for group in map(np.asarray, rewards):
-        values = {"batch": everyone, "group": group, "none": None}[spread]
-        by = 1 if values is None else (values.std(ddof=1) if len(values) > 1 else 0) + 1e-4
-        divided.append((np.round((group - group.mean()) / by, 9) + 0.0).tolist())  # no -0
-    return divided
-
-
-def rule_curve(rollouts, stop, thresholds) -> list[dict]:
-    """Return for each threshold of a stopping rule {"threshold", "acc50", "answers"}: samples answered by each step."""
-    ious, curve = metrics.iou_matrix(rollouts), []
-    for threshold in thresholds:
-        steps = np.array(list(map(stop(threshold), (rollout["steps"] for rollout in rollouts))))
-        right = ious[np.arange(len(ious)), steps] >= 0.5
-        answers = np.bincount(steps, minlength=ious.shape[1]).tolist()
-        curve.append({"threshold": threshold, "acc50": float(right.mean()), "answers": answers})
-    return curve
 
 
 # ------------------------------------------------------------------------------------------------ what is shown

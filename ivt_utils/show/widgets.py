@@ -15,7 +15,7 @@ from ivt_utils import loop, metrics, selection
 from ivt_utils.overlay import load_image
 from ivt_utils.show import views
 from ivt_utils.show.box_canvas import canvas_class, data_url, panel
-from ivt_utils.show.report import save_figure
+from ivt_utils.show.figures import save_figure
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -75,7 +75,7 @@ def stop_rule_slider(
     """
     if not rollouts or not all("fits" in step for rollout in rollouts for step in rollout["steps"]):
         raise ValueError("A stopping rule needs rollouts with confidence; `confidence.with_confidence` makes them.")
-    curves = {name: views.rule_curve(rollouts, stop, thresholds) for name, stop in selection.STOPS.items()}
+    curves = {name: selection.rule_curve(rollouts, stop, thresholds) for name, stop in selection.STOPS.items()}
     chance = {"seed": seed, "n_resamples": n_resamples, "split": split}
     note = (f"These are {len(rollouts)} {split} samples. Thresholds are chosen on validation samples, "
             "and the test samples are scored once.")  # fmt: skip
