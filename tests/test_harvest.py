@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ivt_utils import harvest, protocol
-from ivt_utils.artefacts import REFERENCE
 from ivt_utils.boxes import iou, parse_answer, snap, valid
 from ivt_utils.profiles import get_profile
-from ivt_utils.results import read_rollouts
+from ivt_utils.runtime.store import REFERENCE
+from ivt_utils.show.results import read_rollouts
 from ivt_utils.teacher import fits, geometric_trace
 
 TRUTH = [100.0, 100.0, 300.0, 300.0]
