@@ -1,4 +1,4 @@
-"""A closer look: a loop whose last answer, chosen by nobody, beats its first one (ours; nothing of it is the paper's).
+"""A closer look: a loop whose last answer beats its first one, with no choice of a step (ours, not the paper's).
 
 The paper's loop shows the whole image again with the box drawn on it: there is nothing new to see, and the student that
 answers has just committed itself. Here its box says where to look. The same question is asked afresh about that part of
@@ -39,7 +39,7 @@ VIEWS = {"seen": SEEN, "random": ANYWHERE, "truth": AROUND_TRUTH}  # by the name
 SHARPER = {"wide": WIDE, "whole": WHOLE}
 COMPARISONS = (
     *((CLOSER, b) for b in (BASE, FIRST, SAMPLED, TAUGHT, UNTRAINED, *VIEWS.values(), *SHARPER.values())),
-    (UNTRAINED, BASE), (SEEN, FIRST),
+    (UNTRAINED, BASE), (SEEN, FIRST), (FIRST, BASE),
 )  # fmt: skip
 GAINS = tuple(f"{CLOSER} - {rival}" for rival in (BASE, FIRST))  # what the course claims
 

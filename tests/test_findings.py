@@ -77,15 +77,18 @@ def test_a_threshold_the_controls_and_the_closer_look_are_told_by_their_sides():
 
     assert len({told(*sides) for sides in product(CELLS, repeat=3)}) == 27
     assert "hardly uses the drawn box" in told("open", "below", "open")
+    assert "no sign" in told("above", "open", "above") and "some use" in told("open", "open", "above")
     assert "hardly" not in told("above", "below", "open") + told("open", "open", "above")
-    looks = {findings.of_closer({f"{CLOSER} - {BASE}": CELLS[a], f"{CLOSER} - {TAUGHT}": CELLS[b]})
+    looks = {findings.of_closer({f"{CLOSER} - {BASE}": CELLS[a], f"{CLOSER} - {TAUGHT}": CELLS[b]}, {})
              for a, b in product(CELLS, CELLS)}  # fmt: skip
-    assert len(looks) == 9 and findings.of_closer({}) == ""
+    assert len(looks) == 9 and findings.of_closer({}, {}) == ""
     shot = {f"{CLOSER} - {BASE}": CELLS["open"], f"{CLOSER} - {TAUGHT}": CELLS["open"]}
     controls = (f"{CLOSER} - {closer.SEEN}", f"{closer.SEEN} - {closer.FIRST}", f"{CLOSER} - {closer.WHOLE}")
-    looks = {findings.of_closer(shot | dict(zip(controls, map(CELLS.get, three), strict=True)))
-             for three in product(CELLS, repeat=3)}  # fmt: skip
-    assert len(looks) == 27
+    oracle = f"{CLOSER} - {closer.AROUND_TRUTH}"
+    looks = {findings.of_closer(shot | dict(zip((*controls, oracle), map(CELLS.get, sides), strict=True)),
+                                {controls[0]: CELLS[exact]})
+             for *sides, exact in product(CELLS, CELLS, CELLS, ("below", "open"), CELLS)}  # fmt: skip
+    assert len(looks) == 27 * 2 * 3
 
 
 REGIMES = (

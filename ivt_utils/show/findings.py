@@ -1,6 +1,6 @@
 """What notebooks 3 to 6 found, in whole sentences, each chosen by where an interval lies."""
 
-from ivt_utils.closer import BASE, CLOSER, FIRST, SEEN, TAUGHT, WHOLE
+from ivt_utils.closer import AROUND_TRUTH, BASE, CLOSER, FIRST, SEEN, TAUGHT, WHOLE
 from ivt_utils.controls import TRUTH
 from ivt_utils.metrics import side
 from ivt_utils.show.figures import cell_text
@@ -177,21 +177,26 @@ def of_controls(rows: list[dict]) -> str:
         "open": "A random box shows no harm, although it also contradicts the chat.",
     }
     best = {
-        "above": "The true box helps: so it makes some use of how good the drawn box is.",
+        "above": "The true box helps, and no box does not: so it makes some use of how good the drawn box is.",
         "below": "Even the true box harms it.",
         "open": "The true box shows no help.",
     }
     hardly = "So this student hardly uses the drawn box, neither that there is one nor how good it is."
+    if presence == true == "above":
+        best["above"] = "The true box helps, but so does no box: that is no sign that it sees how good a box is."
     return " ".join((bare[presence], foreign[random], best[true], *[hardly] * (presence == true == "open")))
 
 
-def of_closer(gains: dict[str, dict]) -> str:
-    """Return what the closer look is worth, from its gains of Acc@0.5 in the mean of the seeds ("" without them)."""
+def of_closer(gains: dict[str, dict], iou_gains: dict[str, dict]) -> str:
+    """Return what the closer look is worth, from its gains of Acc@0.5 and of mean IoU in the mean of the seeds.
+
+    "" without them.
+    """
     if not gains:
         return ""
     over, rival = (side(gains[f"{CLOSER} - {name}"]) for name in (BASE, TAUGHT))
     shot = {
-        "above": "**Its answer lies above the base student's single shot, and nobody chose it.**",
+        "above": "**Its answer lies above the base student's single shot, and no step was selected for it.**",
         "below": "Its answer lies below the base student's single shot.",
         "open": "Its answer shows no gain over the base student's single shot.",
     }
@@ -202,10 +207,10 @@ def of_closer(gains: dict[str, dict]) -> str:
         "open": "It cannot be told from a student that was trained as long on the truth and answers once, so the gain "
                 "may be the training's, and we do not credit the second look with it.",
     }  # fmt: skip
-    return " ".join((shot[over], credit[rival], *_controls_of_closer(gains)))
+    return " ".join((shot[over], credit[rival], *_controls_of_closer(gains, iou_gains)))
 
 
-def _controls_of_closer(gains: dict[str, dict]):
+def _controls_of_closer(gains: dict[str, dict], iou_gains: dict[str, dict]):
     """Yield what the controls say of new pixels, of a part by itself, of all pixels at once; nothing without them."""
     if f"{CLOSER} - {SEEN}" not in gains:
         return
@@ -215,14 +220,21 @@ def _controls_of_closer(gains: dict[str, dict]):
         "above": "Part of its gain is detail: cut out of the image as the student saw it, the look gives fewer right "
                  "answers.",
         "below": "New pixels do harm: cut out of the image as the student saw it, the look gives more right answers.",
-        "open": "That new pixels count is not shown: cut out of the image as the student saw it, the look does as well "
-                "by this interval.",
-    }[pixels]  # fmt: skip
+        "open": "That new pixels give more right answers is not shown: this is compared with the look that is cut out "
+                "of the image as the student saw it.",
+    }[pixels]
     yield {
-        "above": "Even so it lies above the first answer, so detail is not what the second look brings.",
-        "below": "So cut, it lies below the first answer.",
-        "open": "So cut, it is not shown to lie above the first answer.",
+        "above": "They make the boxes a little more exact, for mean IoU is higher with them.",
+        "below": "They make the boxes less exact, for mean IoU is lower with them.",
+        "open": "Mean IoU shows no difference, either.",
+    }[side(iou_gains[f"{CLOSER} - {SEEN}"])]  # fmt: skip
+    yield {
+        "above": "Even without them the look lies above the first answer: detail is not the main thing that it brings.",
+        "below": "Without them it lies below the first answer.",
+        "open": "Without them it is not shown to lie above the first answer.",
     }[part]
+    if side(gains[f"{CLOSER} - {AROUND_TRUTH}"]) == "below":
+        yield "Around the true box, where only an oracle can look, it would do better: its first answers still cost it."
     yield {
         "above": "A student that learns the truth from the whole image with all its pixels, and answers once, gives "
                  "fewer right answers, but with eyes that were made for one size of image.",

@@ -15,7 +15,6 @@ from ivt_utils.show.tables import (
     CLOSER_NOTE,
     SCALE_TITLE,
     SECOND_TURN_TITLE,
-    SEEDS_TITLE,
     UNITS,
     _goals,
     closer_table,
@@ -45,7 +44,7 @@ def summary(results: dict, paper: dict) -> str:
         gain, label = curve["difference"], f"{name}: learning curve, last quarter - first"
         differences.append([label, "miou", number(gain, 1, 3), str(gain["n"])])
     head = f"Profile {results['profile']}, seed {results['seed']}, {results['n_test']} test samples"
-    seeds = [f"{SEEDS_TITLE}\n{aligned(grid)}" for grid in seeds_tables(results["seeds"])]
+    seeds = [f"{title}\n{aligned(grid)}" for title, grid in seeds_tables(results["seeds"]).items()]
     parts = [head, *seeds, to_text(table(results, paper)), aligned(differences), aligned(_goals(results))]
     for name, method in results["methods"].items():
         for grid in mirage_tables(method):
@@ -88,8 +87,8 @@ def report_from(root: Path, *, names=tuple(METHODS), versions=None, commit=None,
 def write_table(readme: Path, results: dict, paper: dict) -> None:
     """Put the tables of `results` and its targets between the two table marks of a README."""
     head, *goals = _goals(results)
-    content = "".join(f"**{SEEDS_TITLE}**\n\n{markdown_table(grid[0], grid[1:])}\n\n"
-                      for grid in seeds_tables(results["seeds"]))  # fmt: skip
+    content = "".join(f"**{title}**\n\n{markdown_table(grid[0], grid[1:])}\n\n"
+                      for title, grid in seeds_tables(results["seeds"]).items())  # fmt: skip
     content += f"{to_markdown(table(results, paper))}\n**Targets of the course**\n\n{markdown_table(head, goals)}\n"
     head, *turns = second_turn_table(results.get("second_turn", []))
     content += f"\n**{SECOND_TURN_TITLE}**\n\n{markdown_table(head, turns)}\n"

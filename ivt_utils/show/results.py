@@ -188,10 +188,10 @@ def seed_rows(trained: dict[int, dict[str, list[dict]]], untrained: dict[str, li
     """Return what several trainings say together: a row for each score of a method and for each difference.
 
     `trained`: {seed: {method: rollouts}}; a method counts with the seeds that have it, [] where those are fewer than
-    two, and so do sampled answers under `SAMPLED`. `untrained`: rollouts of the methods that no seed changes. A row:
-    {"name", "a", "b" (None: a level), "metric", the cell of `metrics.over_seeds`, "seeds": {seed: mean}}. Levels have
-    the name of their method, and the metrics "step0_acc50", "acc50", "miou", "step0_miou", "step1_miou" ..., and with
-    refinements "oracle_acc50", "degradation_per_step" and "share_stay".
+    two, and so do the rivals under `SAMPLED` and `closer.TAUGHT`. `untrained`: rollouts of the methods that no seed
+    changes. A row: {"name", "a", "b" (None: a level), "metric", the cell of `metrics.over_seeds`, "seeds": {seed:
+    mean}}. Levels have the name of their method, and the metrics "step0_acc50", "acc50", "miou", "step0_miou",
+    "step1_miou" ..., and with refinements "oracle_acc50", "degradation_per_step" and "share_stay".
     """
     if len(trained) < 2:
         return []
@@ -226,7 +226,7 @@ def seed_rows(trained: dict[int, dict[str, list[dict]]], untrained: dict[str, li
 
 
 def _rules(found: dict[str, list[dict]], ious: dict[str, np.ndarray], ious_of):
-    """Yield the key and the gains in Acc@0.5 of what can be shipped after SFT, without a threshold to be chosen."""
+    """Yield the key and the gains of what can be shipped after SFT without a threshold, and of SFT over its rivals."""
     for name in ("sft_ivt", "sft_ivt_long"):
         if name in found:
             right, chosen = ious[name] >= 0.5, ious_of(selection.choose(found[name], selection.medoid))[:, 0] >= 0.5
@@ -238,6 +238,11 @@ def _rules(found: dict[str, list[dict]], ious: dict[str, np.ndarray], ious_of):
         final, sampled = ious["sft_ivt"][:, -1], ious_of(selection.choose(found[SAMPLED], selection.medoid))[:, 0]
         key = ("sft_ivt final - consensus of as many sampled answers", "sft_ivt", SAMPLED, "acc50")
         yield key, (final >= 0.5).astype(float) - (sampled >= 0.5)
+    if closer.TAUGHT in found and "sft_ivt" in found:
+        both = ious["sft_ivt"], ious_of(found[closer.TAUGHT])
+        for metric in ("acc50", "miou"):
+            ours, taught = (metrics.step_score("final", metric)(each) for each in both)
+            yield (f"sft_ivt final - {closer.TAUGHT}", "sft_ivt", closer.TAUGHT, metric), ours - taught
 
 
 def _levels(ious) -> dict[str, np.ndarray]:
@@ -320,6 +325,7 @@ def targets(results: dict) -> list[dict]:
     curve = results.get("learning_curve", {}).get("grpo", {})
     gains = {row["name"]: row for row in results.get("closer", []) if row["seed"] == "mean"}
     gains = [gains[name]["acc50"] | {"seeds": gains[name]["seeds"]} for name in closer.GAINS if name in gains]
+    smaller = min(gains, key=lambda cell: cell["value"], default=None)
     each = {verdict(cell, 0, strict=True) for cell in gains}
     look = next((found for found in ("not reached", "open", "reached") if found in each), None)
     return [
@@ -347,8 +353,8 @@ def targets(results: dict) -> list[dict]:
                "IoU", curve.get("difference"), 0, strict=True),
         target("k", "SFT + GRPO + IVT, final: Acc@0.5 at most one point below single shot", "difference",
                difference("sft_grpo_ivt final - base_single"), -0.01),
-        target("l", "a closer look (ours): last answer above single shot and above its own first one; shown: over the "
-               "first one", "difference", gains[-1] if gains else None) | {"verdict": look},
+        target("l", "a closer look (ours): last answer above single shot and above its own first one; shown: the "
+               "smaller of the two", "difference", smaller) | {"verdict": look},
         target("m", "IoU lost a step in the long loop, GRPO from SFT that keeps what fits: minus a fifth of SFT's, at "
                "most 0", "IoU", difference(f"sft_keep_grpo_ivt_long{part}sft_keep_ivt_long degradation",
                                            "degradation_per_step"), -math.inf, 0),
@@ -429,7 +435,8 @@ def seeds_from(root: Path, known: dict[str, list[dict]], seed: int) -> dict[int,
     """Return {seed: {method: rollouts}} of the runs that `stages.seeds` left in a run with the rollouts `known`.
 
     A short loop that is not there is taken from the long one. Of the run itself, whose seed is `seed`, there are the
-    sampled answers. ArtefactError where a file is damaged or about other samples.
+    sampled answers. Each seed also has its rival under `closer.TAUGHT`, where `closer.run_closer` has trained it.
+    ArtefactError where a file is damaged or about other samples.
     """
     sampled = read_stage(root, SAMPLED)
     found = {seed: {SAMPLED: sampled} if sampled else {}}
@@ -445,6 +452,9 @@ def seeds_from(root: Path, known: dict[str, list[dict]], seed: int) -> dict[int,
                 raise ArtefactError(f"{folder} has answers to other samples than {root}; delete it and run ivt seeds "
                                     "again.")  # fmt: skip
             rollouts[name] = answers
+    for number, rollouts in found.items():
+        if taught := read_stage(root, f"closer_test_first{number}"):
+            rollouts[closer.TAUGHT] = taught
     return found
 
 

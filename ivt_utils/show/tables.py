@@ -42,6 +42,7 @@ CLOSER_NOTE = (
     "training; those of the mean hold new images and new trainings."
 )
 SEEDS_TITLE = "Several trainings: mean [95% interval for new images and new trainings], lowest to highest seed"
+SEEDS_DIFFERENCES = "The same trainings: differences, a - b, paired by image and by seed"
 SEEDS_COLUMNS = (
     ("step0_acc50", "step 0 Acc@0.5 %", 100, 1), ("acc50", "final Acc@0.5 %", 100, 1),
     ("oracle_acc50", "oracle Acc@0.5 %", 100, 1), ("miou", "final mean IoU", 1, 3),
@@ -207,13 +208,13 @@ def closer_table(rows: list[dict]) -> list[list[str]]:
     return grid if rows else [*grid, ["not run: ivt closer", *["-"] * 5]]
 
 
-def seeds_tables(rows: list[dict]) -> list[list[list[str]]]:
-    """Return `results.seed_rows` as two grids of text, heads first: the methods, and the differences; [] without rows.
+def seeds_tables(rows: list[dict]) -> dict[str, list[list[str]]]:
+    """Return `results.seed_rows` as two grids of text, heads first, by their titles: methods, differences; {} without.
 
     Each cell: the mean over the seeds, its interval, and the lowest and highest seed.
     """
     if not rows:
-        return []
+        return {}
 
     def told(row, scale, digits):
         if row is None:
@@ -233,7 +234,7 @@ def seeds_tables(rows: list[dict]) -> list[list[list[str]]]:
             scale, digits, unit = UNITS["difference" if row["metric"].endswith("acc50") else "ratio"]
             value = told(row, scale, digits) + unit
             differences.append([row["name"], row["metric"], value, str(len(row["seeds"])), str(row["n"])])
-    return [methods, differences]
+    return {SEEDS_TITLE: methods, SEEDS_DIFFERENCES: differences}
 
 
 def _goals(results: dict) -> list[list[str]]:
