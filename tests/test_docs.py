@@ -64,6 +64,7 @@ def test_what_the_paper_is_said_to_report_is_what_is_known_of_it():
         assert round(float(number) / (100 if percent else 1), 4) in known, number
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["paper", "colab"])
 def test_the_costs_are_what_the_plan_prints(name):
     """`ivt build docs` writes them."""

@@ -72,7 +72,7 @@ def marks(packages) -> dict:
 
 
 @pytest.fixture(scope="module")
-def bare(tmp_path_factory):
+def bare(slow, tmp_path_factory):
     """A bare environment: its folder, and what is linked there with the times of its installation.
 
     None where no package index answers, so that nothing can be installed into it.

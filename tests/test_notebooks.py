@@ -4,6 +4,7 @@ import json
 import time
 
 import nbformat
+import pytest
 
 from ivt_utils import cli
 from ivt_utils.controls import SECOND_TURNS, second_turn_stage
@@ -83,6 +84,7 @@ def test_the_report_needs_no_model(smoke_run, capsys):
     assert "oracle" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_dry_run_walks_through_the_papers_settings(tmp_path, capsys):
     """Every notebook, on data prepared from files with the Hub's schemas, with the micro student."""
     root, paper = tmp_path / "dry", get_profile("paper")

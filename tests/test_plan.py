@@ -129,6 +129,7 @@ def autocast(kind):
     return torch.autocast("cpu", kind) if kind == torch.bfloat16 else contextlib.nullcontext()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes, kind, adapter", [
     (None, torch.float32, False), (WIDE, torch.float32, True), (WIDE, torch.bfloat16, True),
 ])  # fmt: skip
@@ -193,6 +194,7 @@ def test_a_layer_keeps_what_is_predicted_for_its_backward_pass(processor, rows, 
 DEEP, TALKATIVE = {"text_config": {"num_hidden_layers": 24}}, {"text_config": {"vocab_size": 2000}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes, kind, checkpointing, headed", [
     (None, torch.float32, False, True), (None, torch.float32, False, False), (None, torch.float32, True, True),
     (None, torch.float32, True, False), (DEEP, torch.float32, True, False), (TALKATIVE, torch.float32, True, True),
@@ -241,11 +243,13 @@ def weights_of(given) -> int:
     return sum(p.nbytes for p in given.model.parameters())
 
 
+@pytest.mark.slow
 def test_an_evaluation_takes_what_is_planned(fresh_student, many):
     measured = peak_of(lambda: loop.evaluate(fresh_student, many, PROFILE)) + weights_of(fresh_student)
     assert near(measured, predicted("evaluation, harvest", PROFILE)) and measured > 80e6
 
 
+@pytest.mark.slow
 def test_sft_takes_what_is_planned(fresh_student, rows, tmp_path):
     there = weights_of(fresh_student)
     profile = replace(PROFILE, save_every=1)
@@ -264,6 +268,7 @@ def test_sft_takes_what_is_planned(fresh_student, rows, tmp_path):
         assert parts[stage]["LoRA"] == parts[stage]["optimiser"] == 2 * adapter
 
 
+@pytest.mark.slow
 def test_grpo_takes_what_is_planned_and_asks_for_as_many_answers(fresh_student, many, tmp_path):
     """The student's answers are scripted, so that every rollout is whole and each answer as long as it may be."""
     words = fresh_student.processor.tokenizer.encode(TEXT + "<|im_end|>")
