@@ -21,10 +21,9 @@ from PIL import Image
 from ivt_utils import metrics, protocol
 from ivt_utils.boxes import SCALE, from_view, parse_answer, snap, to_view, view
 from ivt_utils.controls import OWN, RANDOM, TRUTH, shown_boxes
-from ivt_utils.loop import evaluate, generate, sampled_answers
+from ivt_utils.loop import Turn, evaluate, sampled_answers
 from ivt_utils.overlay import closer_look, load_image
 from ivt_utils.records import numbered
-from ivt_utils.runtime.distributed import each_batch
 from ivt_utils.selection import choose, medoid
 from ivt_utils.sft import train_sft
 from ivt_utils.student import bound_images, load_student
@@ -90,31 +89,32 @@ def examples_dataset(records, rows: list[dict], zoom: float):
     return Dataset.from_list(rows).with_transform(draw)
 
 
-def look_at(
-    student, records, rollouts: list[dict], boxes: list, profile, *, as_seen: bool = False, progress: str = ""
-) -> list[dict]:
+def closer_turn(zoom: float, as_seen_by=None) -> Turn:
+    """Return the turn of our loop: the first question is asked afresh about a closer look around the box that is shown.
+
+    Around no box it is all of the image. The answer is put back in its place. `as_seen_by`: a student; the part is then
+    cut out of the image at the size at which this student sees all of it, so that the look shows no new pixels.
+    """
+
+    def ask(chat, image, expression, last, shown):
+        if as_seen_by:
+            image = image.resize(seen_size(as_seen_by, image), Image.Resampling.BICUBIC)
+        return [protocol.question(closer_look(image, shown, zoom), expression)]
+
+    def read(text, shown):
+        box = parse_answer(text)
+        return box and from_view(box, view(shown, zoom))
+
+    return Turn(ask, read)
+
+
+def look_at(student, records, rollouts, boxes, profile, *, as_seen: bool = False, progress: str = "") -> list[dict]:
     """Return the rollouts with two steps: their step 0, and the answer to a closer look around a given box.
 
-    `boxes`: one (0..1000) a rollout; None: all of the image. `as_seen`: the part is cut out of the image at the size
-    at which the student sees all of it, so that the look shows no new pixels. Greedy decoding.
+    `boxes`: one (0..1000) a rollout; None: all of the image. `as_seen`: without new pixels. Greedy decoding.
     """
-    numbers, pairs = numbered(records), list(zip(rollouts, boxes, strict=True))
-
-    def answer(start, stop):
-        batch, chats, answered = pairs[start:stop], [], []
-        for rollout, box in batch:
-            image = load_image(records[numbers[rollout["id"]]]["image"])
-            if as_seen:
-                image = image.resize(seen_size(student, image), Image.Resampling.BICUBIC)
-            chats.append([protocol.question(closer_look(image, box, profile.zoom), rollout["expression"])])
-        texts = generate(student, chats, profile.max_new_tokens, 0.0, 0)
-        for (rollout, box), text in zip(batch, texts, strict=True):
-            found = parse_answer(text)
-            again = {"text": text, "box": found and from_view(found, view(box, profile.zoom))}
-            answered.append({**rollout, "steps": [rollout["steps"][0], again]})
-        return answered
-
-    return each_batch(answer, len(rollouts), profile.batch_size, progress)
+    turn = closer_turn(profile.zoom, student if as_seen else None)
+    return evaluate(student, records, profile, progress=progress, turns=1, turn=turn, first=rollouts, shown=boxes)
 
 
 def seen_size(student, image) -> tuple[int, int]:
@@ -160,7 +160,7 @@ def run_closer(run, seeds, train, records, split: str = "test") -> None:
         run.rollouts(stage, lambda: look_at(
             loaded(adapter), records, looked, boxes, profile, as_seen=name == "seen", progress=stage))  # fmt: skip
 
-    look = {"turns": profile.looks, "zoom": profile.zoom}
+    look = {"turns": profile.looks, "turn": closer_turn(profile.zoom)}
     answered(f"closer_{split}_untrained", records, **look)
     for seed in seeds:
         adapter = trained("seed", seed, partial(examples, zoom=profile.zoom))

@@ -25,8 +25,7 @@ def second_turns(run, student, test, base: list[dict], bare: list[dict]) -> dict
 
     def answered(words, style):
         return found.get((words, style)) or answer_again(
-            student, test, base, own, style=style, words=words, batch_size=profile.batch_size,
-            max_new_tokens=profile.max_new_tokens, progress=f"second turn: {words}, {style}")  # fmt: skip
+            student, test, base, own, profile, style=style, words=words, progress=f"second turn: {words}, {style}")
 
     return {turn: run.rollouts(controls.second_turn_stage(*turn), lambda turn=turn: answered(*turn))
             for turn in controls.SECOND_TURNS}  # fmt: skip
@@ -60,8 +59,8 @@ def measure(run, name: str, rollouts: list[dict], test, val) -> dict:
         if label == controls.OWN:  # the loop has shown it already
             pairs = [(rollout, *rollout["steps"][:2]) for rollout in rollouts]
             return [{**rollout, "steps": [own, {**again, "shown": own["box"]}]} for rollout, own, again in pairs]
-        return answer_again(loaded(), test, rollouts, boxes, style=profile.style, batch_size=profile.batch_size,
-                            max_new_tokens=profile.max_new_tokens, progress=f"control: {label}")  # fmt: skip
+        return answer_again(
+            loaded(), test, rollouts, boxes, profile, style=profile.style, progress=f"control: {label}")  # fmt: skip
 
     def control(label, boxes):
         return run.rollouts(controls.stage(name, label), lambda: answered(label, boxes))

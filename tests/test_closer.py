@@ -71,7 +71,7 @@ def test_the_loop_asks_afresh_about_the_part_and_puts_the_answer_back(monkeypatc
         return [next(texts)] * len(chats)
 
     monkeypatch.setattr(loop, "generate", generate)
-    rollouts = loop.run_loop("no student", records, turns=2, zoom=4)
+    rollouts = loop.run_loop("no student", records, turns=2, turn=closer.closer_turn(4))
     for number, (record, rollout) in enumerate(zip(records, rollouts, strict=True)):
         boxes = [step["box"] for step in rollout["steps"]]
         assert boxes == [(400, 300, 500, 400), (450, 150, 650, 350), None]
@@ -91,7 +91,7 @@ def test_a_look_at_a_given_part_shows_new_pixels_or_none(monkeypatch, tiny_stude
         asked.extend(chats)
         return [protocol.answer_text((500, 0, 1000, 500)), *["?"] * (len(chats) - 1)]
 
-    monkeypatch.setattr(closer, "generate", generate)
+    monkeypatch.setattr(loop, "generate", generate)
     boxes = [(400, 300, 500, 400), None, *[(0, 0, 90, 90)] * (len(records) - 2)]
     first = [answer((1, 2, 3, 4), (0, 0, 9, 9), "a-0") | {"id": record["id"]} for record in records]
     found = closer.look_at(tiny_student, records, first, boxes, get_profile("micro"), as_seen=as_seen)
