@@ -128,7 +128,7 @@ def test_any_size_is_balanced_to_one_and_depends_on_the_seed_alone(size):
 
 def test_a_benchmark_is_built_with_a_manifest_and_the_same_bytes_twice(tmp_path, monkeypatch):
     tiny = replace(get_profile("micro"), train=5, val=4, test=3)
-    monkeypatch.setattr(data, "get_profile", lambda name: tiny)
+    monkeypatch.setattr(benchmark, "get_profile", lambda name: tiny)
     for name in ("a", "b"):
         assert benchmark.build_benchmark(tmp_path / name, seed=3) == tmp_path / name
     files = sorted(path.name for path in (tmp_path / "a").iterdir())

@@ -99,7 +99,7 @@ def questions(pictures: list[dict], first: int):
 
 def write_refcocog(folder: Path, pictures: list[dict]) -> None:
     """Write the files of RefCOCOg: splits val and test, boxes xywh, expressions in a list, images in the table."""
-    from records import Features, Image, List, Value
+    from datasets import Features, Image, List, Value
 
     features = Features({
         "question_id": Value("string"), "image": Image(), "question": Value("string"), "answer": List(Value("string")),
@@ -121,7 +121,7 @@ def write_refcocog(folder: Path, pictures: list[dict]) -> None:
 
 def write_ref_adv_s(folder: Path, pictures: list[dict]) -> None:
     """Write the file of Ref-Adv-s: one split train, boxes xyxy, images of COCO and OpenImages in the table."""
-    from records import Features, Image, List, Value
+    from datasets import Features, Image, List, Value
 
     features = Features({
         "row_idx": Value("int64"), "image": Image(), "file_name": Value("string"), "normal_caption": Value("string"),
@@ -140,7 +140,7 @@ def write_ref_adv_s(folder: Path, pictures: list[dict]) -> None:
 
 def write_ref_l4(folder: Path, pictures: list[dict]) -> None:
     """Write the files of Ref-L4: splits val and test, boxes xywh, and a tar with the images and some others."""
-    from records import Features, List, Value
+    from datasets import Features, List, Value
 
     features = Features({
         "id": Value("int64"), "caption": Value("string"), "bbox": List(Value("float64")), "bbox_area": Value("float64"),
@@ -169,7 +169,7 @@ def write_ref_l4(folder: Path, pictures: list[dict]) -> None:
 
 def write_table(path: Path, rows: list[dict], features) -> None:
     """Write rows to a parquet file as the Hub's sets are written."""
-    from records import Dataset
+    from datasets import Dataset
 
     path.parent.mkdir(parents=True, exist_ok=True)
     Dataset.from_list(rows, features=features).to_parquet(path)
