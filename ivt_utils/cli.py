@@ -8,17 +8,13 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+from ivt_utils.methods import ADAPTERS, STAGES
 from ivt_utils.runtime import distributed
 
 STOPPED = ("Stopped, from outside or because another process of this run has died (most often for want of memory); "
            "the same command goes on from the last finished stage or checkpoint.")  # fmt: skip
 ALONE = "Stopped; the same command goes on from the last finished stage or checkpoint."
 LOST = ("connection closed", "connection reset", "remote process exited")  # how torch says that a process is gone
-NOTEBOOKS = {
-    "eval": "notebooks 1 and 2: the base student's answers",
-    "sft": "notebooks 2 and 3: the harvest, SFT, and its answers", "grpo": "notebook 4: GRPO, and its answers",
-    "ablations": "notebook 5", "mirage": "notebook 6: confidence, sampled answers and controls",
-}  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows ? and goes on
     if distributed.size() > 1 and arguments.command is not stage_command:
-        return fail(f"Only {', '.join(NOTEBOOKS)} run in several processes; run this command without accelerate.", 2)
+        return fail(f"Only {', '.join(STAGES)} run in several processes; run this command without accelerate.", 2)
     try:
         return arguments.command(arguments)
     except KeyboardInterrupt as stop:
@@ -84,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--reference", action="store_true", help="begin a new folder with the reference results (micro): "
                      "nothing is trained, all notebooks run in a minute or two")  # fmt: skip
     run.add_argument("--notebooks", type=Path, metavar="DIR", help="another folder of notebooks")
-    for name, told in NOTEBOOKS.items():
+    for name, told in STAGES.items():
         made = add(name, stage_command, f"the stages of {told}; also under `accelerate launch`", runs=True)
         if name == "grpo":
             made.add_argument("--steps", type=number_of_steps, help="optimiser steps in place of the profile's "
@@ -170,17 +166,17 @@ def run_command(arguments) -> int:
 
 def stage_command(arguments) -> int:
     """Return 0 after making the stages of a notebook, together with the other processes of a launch."""
-    from ivt_utils.pipeline import STAGES
+    from ivt_utils import pipeline
     from ivt_utils.runtime.store import Run
 
     profile, run_dir = _begin(arguments)
     distributed.wait()
     print(f"Profile {profile.name}, seed {arguments.seed}, {distributed.size()} process(es): "
-          f"{NOTEBOOKS[arguments.stage]}. `ivt plan` says what it costs. Results go to {run_dir}.")  # fmt: skip
+          f"{STAGES[arguments.stage]}. `ivt plan` says what it costs. Results go to {run_dir}.")  # fmt: skip
     run = Run(profile, arguments.seed, run_dir)
     before = set(run.stages())
     try:
-        STAGES[arguments.stage](run, **({"steps": arguments.steps} if arguments.stage == "grpo" else {}))
+        pipeline.STAGES[arguments.stage](run, **({"steps": arguments.steps} if arguments.stage == "grpo" else {}))
     except KeyboardInterrupt:  # Ctrl-C, or the launcher, which ends all processes when one has died
         raise KeyboardInterrupt(STOPPED if distributed.size() > 1 else ALONE) from None
     distributed.leave()
@@ -340,7 +336,7 @@ def build_command(arguments) -> int:
             write_between(ROOT / "docs" / "researcher.md", f"plan {name}", text)
         made = write_pages()
     else:
-        made = ship_reference(run_dir)
+        made = ship_reference(run_dir, ADAPTERS)
         write_table(ROOT / "README.md", read_json(made / "results.json"), paper_results())
     print(f"Made {made}.")
     return 0

@@ -11,6 +11,7 @@ import numpy as np
 
 from ivt_utils import protocol
 from ivt_utils.boxes import Box, parse_answer, snap
+from ivt_utils.methods import longer
 from ivt_utils.metrics import first_steps
 from ivt_utils.overlay import draw_box, load_image
 from ivt_utils.records import numbered
@@ -104,7 +105,7 @@ def both_lengths(run, name: str, student, records) -> list[dict]:
 
     if profile.long_turns <= profile.turns:  # there is no longer loop
         return run.rollouts(name, lambda: answered(profile.turns))
-    long = run.rollouts(f"{name}_long", lambda: answered(profile.long_turns))
+    long = run.rollouts(longer(name), lambda: answered(profile.long_turns))
     return run.rollouts(name, lambda: first_steps(long, profile.turns + 1))
 
 

@@ -244,7 +244,7 @@ def paired_ratio(rollouts_a, rollouts_b, score, *, seed: int, n_resamples: int) 
     return intervals(*pair, images, seed=seed, n_resamples=n_resamples)[0] | {"n": len(a)}
 
 
-def evaluate(rollouts, seed: int, n_resamples: int) -> dict:
+def score(rollouts, seed: int, n_resamples: int) -> dict:
     """Return every metric of one method as nested dictionaries of cells; the rollouts' order does not matter.
 
     "final": acc50, acc70, acc90, miou of the final step, the result. "per_step"[t]: the same, with the

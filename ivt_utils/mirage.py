@@ -5,13 +5,12 @@ With the stages there, tables and figures need no model.
 
 from ivt_utils import confidence, controls, selection
 from ivt_utils.loop import answer_again, evaluate, sampled_answers
+from ivt_utils.methods import METHODS
 from ivt_utils.metrics import first_steps
 from ivt_utils.records import first
 from ivt_utils.runtime.store import ArtefactError
 from ivt_utils.student import load_student
 
-# A method of `results`, and its adapter. The untrained student is not asked: it has never met `protocol.TRACE_FITS`.
-ADAPTERS = {"sft_ivt": "sft", "sft_keep_ivt": "sft_keep", "sft_grpo_ivt": "grpo"}
 SAMPLED = "sampled_sft_ivt"  # the stage of notebook 6: as many sampled first answers as the loop of SFT gives
 
 
@@ -38,7 +37,7 @@ def measure(run, name: str, rollouts: list[dict], test, val) -> dict:
     step 0 and the answer after it. Thresholds come from the first samples of `val`, as many as ablations take.
     """
     profile, seed = run.profile, run.seed
-    adapter = run.find(f"adapters/{ADAPTERS[name]}")
+    adapter = run.find(f"adapters/{METHODS[name].adapter}")
     student = None
 
     def loaded():

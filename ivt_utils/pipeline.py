@@ -9,7 +9,8 @@ from ivt_utils.closer import run_closer
 from ivt_utils.grpo import probe_records, prompts_dataset, train_grpo
 from ivt_utils.harvest import keep_errors, trajectory
 from ivt_utils.loop import both_lengths, evaluate, sampled_answers
-from ivt_utils.mirage import ADAPTERS, SAMPLED, measure, second_turns
+from ivt_utils.methods import ASKED
+from ivt_utils.mirage import SAMPLED, measure, second_turns
 from ivt_utils.records import first, load_split
 from ivt_utils.runtime.store import SEEDS, ArtefactError, Run, read_jsonl
 from ivt_utils.sft import read_log, train_sft, trajectories_dataset
@@ -135,7 +136,7 @@ def ablations(run) -> None:
 def mirage(run) -> None:
     """Notebook 6: confidence, sampled answers and controls of each student."""
     test, val = load_split(run.profile, "test"), load_split(run.profile, "val")
-    for name in ADAPTERS:
+    for name in ASKED:
         measure(run, name, read_jsonl(run.find(f"rollouts/{name}.jsonl")), test, val)
 
 

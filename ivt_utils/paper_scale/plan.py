@@ -9,7 +9,7 @@ import shutil
 from collections import Counter
 
 from ivt_utils.controls import names
-from ivt_utils.mirage import ADAPTERS
+from ivt_utils.methods import ASKED
 from ivt_utils.paper_scale import memory
 from ivt_utils.paper_scale.download import sources
 from ivt_utils.runtime import pace
@@ -39,7 +39,7 @@ def answers(profile) -> list[tuple[str, str, int, list[int]]]:
     long = list(range(1, max(profile.turns, profile.long_turns) + 2))
     tried = list(range(1, profile.grpo_turns + 2))
     sampled, control = [1] * len(loop), [2] * (len(names(profile.control_shifts)) - 1)  # the own box: the loop
-    test, val, students = profile.test, min(profile.ablation_test, profile.val), len(ADAPTERS)
+    test, val, students = profile.test, min(profile.ablation_test, profile.val), len(ASKED)
     group = profile.grpo_prompts * profile.generations
     probes = (math.ceil(profile.grpo_steps / profile.probe_every) + 1) * min(profile.grpo_probe, profile.val)
     return [

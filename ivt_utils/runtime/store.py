@@ -21,7 +21,6 @@ ROOT = Path(__file__).resolve().parents[2]  # the project's folder
 DATA = ROOT / "data"
 REFERENCE = DATA / "reference"
 MANIFEST = "manifest.json"  # in a folder of data: the SHA-256 of its files
-ADAPTERS = ("sft", "sft_keep", "grpo", "grpo_keep", "grpo_single")  # that the reference ships
 SEEDS = "seeds"  # in the folder of a run: the runs of other seeds (`stages.seeds`)
 COUNTED = ("ablation_", "closer_", "confidence_", "control_", "sampled_", "second_")  # of them boxes count
 PROBE = "probe.json"  # in the folder of an adapter: its learning curve (`grpo.read_probe`)
@@ -339,13 +338,14 @@ def _lines(rows) -> str:
     return "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
 
 
-def ship_reference(root: Path) -> Path:
+def ship_reference(root: Path, adapters) -> Path:
     """Copy a finished micro run's artefacts to `data/reference/`, with their checksums, and return that folder.
 
-    Of the other seeds and of the stages in `COUNTED` the boxes are shipped without the words that came with them; of a
-    seed's short loop nothing, for it is the beginning of the long one.
+    `adapters`: the names of those that are shipped. Of the other seeds and of the stages in `COUNTED` the boxes are
+    shipped without the words that came with them; of a seed's short loop nothing, for it is the beginning of the long
+    one.
     """
-    names = ["results.json", "run.json", "figures", "tables", *(f"adapters/{name}" for name in ADAPTERS)]
+    names = ["results.json", "run.json", "figures", "tables", *(f"adapters/{name}" for name in adapters)]
     names += [f"rollouts/{path.name}" for path in sorted((root / "rollouts").glob("*.jsonl"))]
     of_seeds = [path.relative_to(root).as_posix() for kind in ("*_long", "grpo_single", "sampled_*")
                 for path in sorted((root / SEEDS).glob(f"*/rollouts/{kind}.jsonl"))]  # fmt: skip

@@ -7,10 +7,11 @@ import json
 import os
 from pathlib import Path
 
+from ivt_utils.methods import METHODS, method_label
 from ivt_utils.runtime import store
 from ivt_utils.runtime.text import aligned, markdown_table, number, write_between
 from ivt_utils.show.figures import iou_per_step, paper_and_ours, save_figure
-from ivt_utils.show.results import METHODS, build_results, changed, results_from, targets
+from ivt_utils.show.results import build_results, changed, results_from, targets
 from ivt_utils.show.tables import (
     CLOSER_NOTE,
     SCALE_TITLE,
@@ -29,7 +30,7 @@ from ivt_utils.show.tables import (
 )
 
 __all__ = [
-    "METHODS", "build_results", "iou_per_step", "paper_and_ours", "paper_results", "report_from", "summary",
+    "build_results", "iou_per_step", "paper_and_ours", "paper_results", "report_from", "summary",
     "table", "targets", "to_markdown", "to_text",
 ]  # fmt: skip
 
@@ -48,7 +49,7 @@ def summary(results: dict, paper: dict) -> str:
     parts = [head, *seeds, to_text(table(results, paper)), aligned(differences), aligned(_goals(results))]
     for name, method in results["methods"].items():
         for grid in mirage_tables(method):
-            parts.append(f"{METHODS.get(name, name)}\n{aligned(grid)}")
+            parts.append(f"{method_label(name)}\n{aligned(grid)}")
     parts += [f"{SECOND_TURN_TITLE}\n{aligned(second_turn_table(results.get('second_turn', [])))}"]
     parts += [aligned(closer_table(results["closer"])), CLOSER_NOTE]
     if results["profile"] != "paper":

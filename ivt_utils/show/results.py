@@ -12,26 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from ivt_utils import closer, confidence, controls, metrics, selection
+from ivt_utils.methods import METHODS, SINGLE, TRAINED, longer
 from ivt_utils.mirage import SAMPLED
 from ivt_utils.runtime import hardware
 from ivt_utils.runtime.store import PROBE, ROOT, SEEDS, ArtefactError, checksum, read_json, stage_key
 
-METHODS = {
-    "base_single": "base, single shot",
-    "base_ivt": "base + IVT, no training",
-    "base_ivt_bare": "base + loop, bare image",
-    "sft_ivt": "SFT + IVT",
-    "sft_grpo_ivt": "SFT + GRPO + IVT",
-    "grpo_single": "GRPO, single step, no IVT",
-    "sft_keep_ivt": "SFT (keep) + IVT",
-    "sft_keep_grpo_ivt": "SFT (keep) + GRPO + IVT",
-    "base_ivt_long": "base + IVT, long",
-    "sft_ivt_long": "SFT + IVT, long",
-    "sft_grpo_ivt_long": "SFT + GRPO + IVT, long",
-    "sft_keep_ivt_long": "SFT (keep) + IVT, long",
-    "sft_keep_grpo_ivt_long": "SFT (keep) + GRPO + IVT, long",
-}
-SINGLE = ("base_single", "grpo_single")  # scored on step 0 alone
 COMPARISONS = (  # (a, its step, b, its step): a - b, paired
     ("base_ivt", "final", "base_single", "final"),
     ("base_ivt_bare", "final", "base_single", "final"),
@@ -57,10 +42,6 @@ MENDED = (  # (after GRPO, before it): what a step of the loop loses
     ("sft_keep_grpo_ivt_long", "sft_keep_ivt_long"),
 )  # fmt: skip
 CURVES = ("grpo", "grpo_keep")  # the adapters whose learning curve is told
-TRAINED = (  # the methods that `stages.seeds` trains with each seed; a short loop is the beginning of the long one
-    "sft_ivt", "sft_grpo_ivt", "grpo_single", "sft_keep_ivt", "sft_keep_grpo_ivt",
-    "sft_ivt_long", "sft_grpo_ivt_long", "sft_keep_ivt_long", "sft_keep_grpo_ivt_long",
-)  # fmt: skip
 CONSENSUS = "consensus of its steps"
 ROW = ("name", "a", "b", "metric")  # what tells a row of `seed_rows` from the others
 OF_THE_DAY = ("created", "commit", "versions", "machine", "wall_seconds")  # what may differ between equal results
@@ -99,7 +80,7 @@ def build_results(
             "seed": seed,
             "wall_seconds": wall_seconds.get(name),
             "answers_per_sample": len(items[0]["steps"]),
-            "metrics": metrics.evaluate(items, seed, n_resamples),
+            "metrics": metrics.score(items, seed, n_resamples),
             "rules": None,
             **(mirage or {}).get(name, {}),
         }
@@ -443,7 +424,7 @@ def seeds_from(root: Path, known: dict[str, list[dict]], seed: int) -> dict[int,
     for folder in sorted((root / SEEDS).glob("[0-9]*"), key=lambda folder: int(folder.name)):
         found[int(folder.name)] = rollouts = {}
         for name in (*TRAINED, SAMPLED):
-            answers, long = read_stage(folder, name), read_stage(folder, f"{name}_long")
+            answers, long = read_stage(folder, name), read_stage(folder, longer(name))
             if answers is None and long is not None and name in known:
                 answers = metrics.first_steps(long, len(known[name][0]["steps"]))
             if answers is None:
