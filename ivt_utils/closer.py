@@ -209,13 +209,13 @@ def closer_rows(answers: dict[str, list[dict]], *, seed: int, n_resamples: int) 
     for label, numbers in [*((number, [number]) for number in seeds), ("mean", seeds)]:
         scores = {
             metric: {name: np.array([score(ious[number][name]) for number in numbers]) for name in given}
-            for metric, score in (("acc50", lambda v: (v >= 0.5).astype(float)), ("miou", lambda v: v))
+            for metric, score in (("acc50", lambda v: v >= 0.5), ("miou", lambda v: v))
         }
         compared = [pair for pair in COMPARISONS if given.keys() >= set(pair)]
         for a, b in [*((name, None) for name in given), *compared]:
-            gains = {metric: of[a] - of[b] if b else of[a] for metric, of in scores.items()}
+            gains = {metric: of[a] * 1.0 - of[b] if b else of[a] for metric, of in scores.items()}
             if len(numbers) > 1:
-                cells = {metric: metrics.over_seeds(each, images) for metric, each in gains.items()}
+                cells = {metric: metrics.over_seeds(each, images, not b) for metric, each in gains.items()}
             else:
                 cells = {metric: metrics.mean_interval(each[0], images, seed=seed, n_resamples=n_resamples)
                          for metric, each in gains.items()}  # fmt: skip

@@ -282,6 +282,12 @@ def test_a_share_of_all_or_none_has_exact_limits(right):
         exact = binomtest(count * right, count).proportion_ci(method="exact")
         assert (found["low"], found["high"]) == pytest.approx((exact.low, exact.high))
         assert found["value"] == right and found["n"] == n
+    one_off = metrics.mean_interval(np.arange(505) > 0 if right else np.arange(505) == 0, np.arange(505), **FAST)
+    exact = binomtest(504 if right else 1, 505).proportion_ci(method="exact")  # no surer than with none wrong at all
+    assert (one_off["low"], one_off["high"]) == pytest.approx((exact.low, exact.high))
+    everyone = metrics.over_seeds(np.full((3, 8), right), images, share=True)
+    exact = binomtest(4 * right, 4).proportion_ci(method="exact")
+    assert (everyone["low"], everyone["high"]) == pytest.approx((exact.low, exact.high))
     no_difference = metrics.mean_interval(np.zeros(8), images, **FAST)
     assert (no_difference["low"], no_difference["high"]) == (0, 0)
 

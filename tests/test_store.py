@@ -544,7 +544,7 @@ def test_an_unreadable_file_is_one_sentence(tmp_path):
     (tmp_path / "c.jsonl").write_text('{"a": 1}\n{"a": \n')
     with pytest.raises(ArtefactError) as caught:
         store.read_jsonl(tmp_path / "c.jsonl")
-    assert "Line 2 of" in sentence(caught) and "c.jsonl" in sentence(caught)
+    assert "damaged in line 2" in sentence(caught) and "c.jsonl" in sentence(caught)
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe", '{"a": "line\u2028separator"}\n'.encode()])

@@ -10,7 +10,7 @@ from pathlib import Path
 from ivt_utils.controls import TRUTH
 from ivt_utils.exercises import LESSONS
 from ivt_utils.methods import method_label
-from ivt_utils.metrics import iou_matrix, side
+from ivt_utils.metrics import exact_limits, iou_matrix, side
 from ivt_utils.records import BENCHMARK
 from ivt_utils.runtime.store import REFERENCE, ROOT, read_json
 from ivt_utils.runtime.text import markdown_table, number, write_between
@@ -109,9 +109,15 @@ def _sign(cell: dict, sign: int = 1, zero: float = 0) -> str:
 def _none(cells, both: bool = True) -> str:
     """Return whether no difference lies above 0 (`both`: or below): seen where all are less than `MARGIN` by interval.
 
-    These are one-sided tests at 2.5 %, two of them a difference where both sides count.
+    These are one-sided tests at 2.5 %, two of them a difference where both sides count. Where no sample differs, the
+    limit is that of a share of none.
     """
-    sides = [(side(cell), side(cell, MARGIN), side(cell, -MARGIN)) for cell in cells]
+    sides = []
+    for cell in cells:
+        if cell["low"] == cell["high"] == 0:
+            _, most = exact_limits(0, cell["n"], cell["n"])
+            cell = cell | {"low": -most, "high": most}
+        sides.append((side(cell), side(cell, MARGIN), side(cell, -MARGIN)))
     if any(zero == "above" or both and zero == "below" for zero, _, _ in sides):
         return NOT_SEEN
     return SEEN if all(top == "below" and (bottom == "above" or not both) for _, top, bottom in sides) else OPEN

@@ -248,7 +248,7 @@ class Run:
     def _stage(self, key: str, path: Path, make, keep) -> None:
         """Let all processes make what is not there yet; process 0 keeps what came of it, and the others wait."""
         if distributed.agree(key in self.stages() and path.exists()):
-            self._check(key, path)
+            check_stage(self.root, path)
             return
         started = time.time()
         made = make()
@@ -258,15 +258,9 @@ class Run:
             write_text(self.root / "stages.json", json.dumps(stages, indent=1, sort_keys=True))
         distributed.wait()
 
-    def _check(self, key: str, path: Path) -> None:
-        noted = self.stages().get(key)
-        if noted and noted["sha256"] != checksum(path):
-            raise ArtefactError(f"{path} is damaged (its checksum differs from stages.json); delete it and run again.")
-
     def stages(self) -> dict:
-        """Return what is finished: {"rollouts/base_ivt": {"seconds", "sha256"}, ...}."""
-        note = self.root / "stages.json"
-        return read_json(note) if note.exists() else {}
+        """Return what is finished, as `finished_stages` does."""
+        return finished_stages(self.root)
 
     def seconds(self, key: str) -> float:
         """Return the wall seconds of a finished stage, such as "adapters/sft"; 0.0 when it was not run here."""
@@ -286,7 +280,7 @@ class Run:
         """
         own = self.root / relative
         if own.exists():
-            self._check(stage_key(relative), own)
+            check_stage(self.root, own)
             return own
         if self.profile.data != "synthetic":
             raise ArtefactError(f"{relative} is not in {self.root}; run the notebook or command that makes it.")
@@ -329,8 +323,31 @@ def read_jsonl(path: Path) -> list[dict]:
         try:
             rows.append(json.loads(line))
         except (ValueError, RecursionError):
-            raise ArtefactError(f"Line {number} of {path} is not JSON; delete the file and run again.") from None
+            raise damaged_line(path, number, "this is not JSON") from None
     return rows
+
+
+def damaged_line(path: Path, number: int, why) -> ArtefactError:
+    """Return the error that names a line of a JSONL file, counted from 1, and what is wrong with it."""
+    return ArtefactError(f"{path} is damaged in line {number}; delete the file and run its stage again: {why}.")
+
+
+def check_stage(root: Path, made: Path) -> Path:
+    """Return `made`, a file or folder of a run; an ArtefactError where the run's stages.json notes another checksum."""
+    noted, key = finished_stages(root), stage_key(made.relative_to(root).as_posix())
+    if "sha256" in noted.get(key, {}) and not matches(noted, key, made):
+        remedy = "delete it and run its stage again" if root != REFERENCE else restoring(made)
+        raise ArtefactError(f"{made} is damaged (its checksum is not the one in stages.json); {remedy}.")
+    return made
+
+
+def finished_stages(root: Path) -> dict[str, dict]:
+    """Return what stages.json notes of a run, {"rollouts/base_ivt": {"seconds", "sha256"}, ...}; {} without a note."""
+    note = root / "stages.json"
+    stages = read_json(note) if note.exists() else {}
+    if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
+        raise ArtefactError(f"{note} is damaged, so nothing tells what is finished; restore it or begin another run.")
+    return stages
 
 
 def _lines(rows) -> str:

@@ -3,7 +3,6 @@
 The final step is a method's result. Whatever was chosen with the ground truth has "oracle" in its name.
 """
 
-import json
 import math
 import os
 from datetime import UTC, datetime
@@ -15,7 +14,18 @@ from ivt_utils import closer, confidence, controls, metrics, selection
 from ivt_utils.methods import METHODS, SINGLE, TRAINED, longer
 from ivt_utils.mirage import SAMPLED
 from ivt_utils.runtime import hardware
-from ivt_utils.runtime.store import PROBE, ROOT, SEEDS, ArtefactError, checksum, read_json, stage_key
+from ivt_utils.runtime.store import (
+    PROBE,
+    ROOT,
+    SEEDS,
+    ArtefactError,
+    check_stage,
+    checksum,
+    damaged_line,
+    finished_stages,
+    read_json,
+    read_jsonl,
+)  # fmt: skip
 
 COMPARISONS = (  # (a, its step, b, its step): a - b, paired
     ("base_ivt", "final", "base_single", "final"),
@@ -199,9 +209,9 @@ def seed_rows(trained: dict[int, dict[str, list[dict]]], untrained: dict[str, li
     rows = []
     for key, each in scored.items():
         if len(each) > 1:
-            row = dict(zip(ROW, key, strict=True)) | metrics.over_seeds(list(each.values()), images)
-            if row["b"] is None and row["metric"] != "degradation_per_step" and row["low"] is not None:
-                row |= {"low": max(0.0, row["low"]), "high": min(1.0, row["high"])}  # a share, or a mean of IoUs
+            row = dict(zip(ROW, key, strict=True))
+            share = row["b"] is None and row["metric"] != "degradation_per_step"  # or a mean of IoUs
+            row |= metrics.over_seeds(list(each.values()), images, share)
             rows.append(row | {"seeds": {str(seed): float(scores.mean()) for seed, scores in each.items()}})
     return rows
 
@@ -297,6 +307,8 @@ def targets(results: dict) -> list[dict]:
     worst = f"worst step (step {fall['step']}, chosen with the truth)" if fall else "worst step"
     parsed = [step["parsed"] for name in ("base_ivt", "base_ivt_long") if name in methods
               for step in methods[name]["per_step"]]  # fmt: skip
+    order = ("not reached", "open", "reached")
+    least = min(parsed, key=lambda cell: (order.index(verdict(cell, 0.99)), cell["value"]), default=None)
     part = " degradation - a fifth of "
     mended = difference(f"sft_grpo_ivt{part}sft_ivt degradation", "degradation_per_step")
     fifth = "IoU lost a step: SFT + GRPO's minus a fifth of SFT's, at most 0"
@@ -308,7 +320,7 @@ def targets(results: dict) -> list[dict]:
     gains = [gains[name]["acc50"] | {"seeds": gains[name]["seeds"]} for name in closer.GAINS if name in gains]
     smaller = min(gains, key=lambda cell: cell["value"], default=None)
     each = {verdict(cell, 0, strict=True) for cell in gains}
-    look = next((found for found in ("not reached", "open", "reached") if found in each), None)
+    look = next((found for found in order if found in each), None)
     return [
         target("a", f"base + IVT at its {worst}: Acc@0.5 at least 20 points below step 0", "difference", fall,
                -math.inf, -0.2),
@@ -316,8 +328,7 @@ def targets(results: dict) -> list[dict]:
                difference("base_ivt_bare loss / base_ivt loss at its worst step", "acc50_loss_ratio"),
                -math.inf, 0.25, strict=True),
         target("c", "the untrained loop, every step of the short and of the long one: at least 99 % of the answers "
-               "parse; shown: the lowest share", "share", min(parsed, key=lambda cell: cell["value"], default=None),
-               0.99),
+               "parse; shown: the step for which this holds least", "share", least, 0.99),
         target("d", "base, single shot: Acc@0.5 from 75 to 88 %", "share",
                methods.get("base_single", {}).get("final", {}).get("acc50"), 0.75, 0.88),
         target("e", "SFT + IVT, oracle best step: Acc@0.5 at least 2.4 points above single shot", "difference",
@@ -350,35 +361,21 @@ def _answers(rollouts) -> list:
 
 def read_rollouts(path: Path) -> list[dict]:
     """Return the rollouts of a JSONL file; an ArtefactError names file and line where one is damaged."""
-    rollouts = []
-    for number, line in enumerate(Path(path).read_bytes().removesuffix(b"\n").split(b"\n"), start=1):
-        where = f"{path} is damaged in line {number}; delete the file and run its stage again"
-        try:
-            rollout = json.loads(line)
-        except (ValueError, RecursionError):
-            raise ArtefactError(f"{where}: this is not JSON.") from None
+    rollouts = read_jsonl(path)
+    if not rollouts:
+        raise damaged_line(path, 1, "the file is empty")
+    for number, rollout in enumerate(rollouts, start=1):
         try:
             metrics.check_rollout(rollout)
         except ValueError as error:
-            raise ArtefactError(f"{where}: {error}") from None
-        rollouts.append(rollout)
+            raise damaged_line(path, number, str(error).rstrip(".")) from None
     return rollouts
 
 
 def read_stage(root: Path, name: str) -> list[dict] | None:
     """Return the rollouts of a stage of a run, None where it was not run; an ArtefactError for a damaged file."""
     path = root / "rollouts" / f"{name}.jsonl"
-    return read_rollouts(_intact(root, path, path)) if path.exists() else None
-
-
-def _intact(root: Path, made: Path, path: Path) -> Path:
-    """Return `path`, a file in what a stage has `made`; an ArtefactError where that has another checksum than noted."""
-    note, key = root / "stages.json", stage_key(made.relative_to(root).as_posix())
-    noted = read_json(note).get(key, {}) if note.exists() else {}
-    in_seeds = root.parent.name == SEEDS and note.exists()  # there nobody puts rollouts but `stages.seeds`
-    if (in_seeds or "sha256" in noted) and noted.get("sha256") != checksum(made):
-        raise ArtefactError(f"{made} is damaged (checksum); delete it and run its stage again.")
-    return path
+    return read_rollouts(check_stage(root, path)) if path.exists() else None
 
 
 def curves_from(root: Path, *, seed: int, n_resamples: int) -> dict[str, dict]:
@@ -391,7 +388,7 @@ def curves_from(root: Path, *, seed: int, n_resamples: int) -> dict[str, dict]:
         folder = root / "adapters" / name
         if not (folder / PROBE).exists():
             continue
-        path = _intact(root, folder, folder / PROBE)
+        path = check_stage(root, folder) / PROBE
         try:
             curve = read_json(path)
             found[name] = metrics.curve_gain(curve["rows"], curve["image_ids"], seed, n_resamples)
@@ -421,17 +418,24 @@ def seeds_from(root: Path, known: dict[str, list[dict]], seed: int) -> dict[int,
     """
     sampled = read_stage(root, SAMPLED)
     found = {seed: {SAMPLED: sampled} if sampled else {}}
-    for folder in sorted((root / SEEDS).glob("[0-9]*"), key=lambda folder: int(folder.name)):
-        found[int(folder.name)] = rollouts = {}
+    folders = {path.name: path for path in (root / SEEDS).glob("*") if path.is_dir()}
+    odd = [path for name, path in folders.items() if name == str(seed) or not name.isdigit() or name != str(int(name))]
+    if odd:
+        raise ArtefactError(f"{odd[0]} is not the folder of another seed: its name must be a number that no other has, "
+                            f"such as {seed + 1}; rename or remove it.")  # fmt: skip
+    for name in sorted(folders, key=int):
+        folder = folders[name]
+        found[int(name)] = rollouts = {}
         for name in (*TRAINED, SAMPLED):
             answers, long = read_stage(folder, name), read_stage(folder, longer(name))
             if answers is None and long is not None and name in known:
                 answers = metrics.first_steps(long, len(known[name][0]["steps"]))
             if answers is None:
                 continue
-            if any({r["id"] for r in answers} != {r["id"] for r in items} for items in known.values()):
-                raise ArtefactError(f"{folder} has answers to other samples than {root}; delete it and run ivt seeds "
-                                    "again.")  # fmt: skip
+            same = all({r["id"] for r in answers} == {r["id"] for r in items} for items in known.values())
+            if not same or name in known and len(answers[0]["steps"]) != len(known[name][0]["steps"]):
+                raise ArtefactError(f"{folder} has answers to other samples than {root}, or in loops of another length "
+                                    f"({name}); delete it and run ivt seeds again.")  # fmt: skip
             rollouts[name] = answers
     for number, rollouts in found.items():
         if taught := read_stage(root, f"closer_test_first{number}"):
@@ -491,21 +495,22 @@ def results_from(root: Path, *, versions, commit, names=tuple(METHODS)) -> dict:
     ArtefactError for anything damaged.
     """
     root = Path(root)
-    stages = read_json(root / "stages.json") if (root / "stages.json").exists() else {}
+    stages = finished_stages(root)
     run = read_json(root / "run.json")
     try:
         n_resamples = run["n_resamples"] if "n_resamples" in run else run["values"]["resamples"]
         chance = {"profile_name": run["profile"], "seed": run["seed"], "n_resamples": n_resamples}
+        values = {name: run["values"][name] for name in ("control_shifts", "thresholds")} if "values" in run else None
     except (KeyError, TypeError):
-        raise ArtefactError(f"{root / 'run.json'} lacks profile, seed or resamples; start anew.") from None
+        raise ArtefactError(f"{root / 'run.json'} lacks profile, seed, resamples or values; start anew.") from None
     found = {name: answers for name in names if (answers := read_stage(root, name))}
     seconds = {name: stages.get(f"rollouts/{name}", {}).get("seconds") for name in found}
     if not found:
         raise ArtefactError(f"There are no predictions in {root / 'rollouts'}; run the notebooks first.")
     limits = {"seed": chance["seed"], "n_resamples": n_resamples}
-    mirage = {name: mirage_from(root, name, found[name], run["values"], **limits) for name in found if "values" in run}
+    mirage = {name: mirage_from(root, name, found[name], values, **limits) for name in found if values}
     table = root / "tables" / "ablations.json"
-    ablations = read_json(table) if table.exists() else []
+    ablations = read_json(check_stage(root, table)) if table.exists() else []
     if not isinstance(ablations, list) or not all(isinstance(row, dict) for row in ablations):
         raise ArtefactError(f"{table} is not a list of rows; delete it and run notebook 05 again.")
     results = build_results(
