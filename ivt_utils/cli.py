@@ -50,6 +50,13 @@ def main(argv: list[str] | None = None) -> int:
         raise
 
 
+def seed_number(text: str) -> int:
+    number = int(text)
+    if not 0 <= number < 2**32:
+        raise ValueError
+    return number
+
+
 def number_of_steps(text: str) -> int:
     number = int(text)
     if number < 1:
@@ -67,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
         made.add_argument("--profile", default="micro", help="smoke, micro (default), colab or paper")
         made.set_defaults(command=command, stage=name)
         if runs:
-            made.add_argument("--seed", type=int, default=0, help="seed of everything random (default 0)")
+            made.add_argument("--seed", type=seed_number, default=0, help="seed of everything random (default 0)")
             made.add_argument("--run-dir", type=Path, help="where results go (default runs/PROFILE, for another seed "
                                                            "than 0 runs/PROFILE-seedN)")  # fmt: skip
         if runs and name != "teach":
@@ -99,13 +106,14 @@ def parser() -> argparse.ArgumentParser:
     report.set_defaults(command=report_command)
 
     several = add("seeds", seeds_command, "train SFT, GRPO and the closer look with several seeds, and score them")
-    several.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], metavar="N", help="default 0 to 4")
+    several.add_argument(
+        "--seeds", type=seed_number, nargs="+", default=[*range(5)], metavar="N", help="default 0 to 4")  # fmt: skip
     several.add_argument("--steps", type=number_of_steps, help="as in ivt grpo")
     several.add_argument("--run-dir", type=Path, help="where results go (default runs/PROFILE); that run is seed 0")
     several.set_defaults(seed=0)
 
     closer = add("closer", closer_command, "train and score the closer look, our own recipe")
-    closer.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="default 0")
+    closer.add_argument("--seeds", type=seed_number, nargs="+", default=[0], metavar="N", help="default 0")
     closer.add_argument("--split", choices=("val", "test"), default="test", help="choose values on val (default test)")
     closer.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="try another zoom, looks or "
                         "closer_steps, in a --run-dir of its own")  # fmt: skip
@@ -138,7 +146,17 @@ def _begin(arguments):
     name = profile.name if arguments.seed == 0 else f"{profile.name}-seed{arguments.seed}"
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    return profile, (arguments.run_dir or PROJECT / "runs" / name).resolve()
+    run_dir = (arguments.run_dir or PROJECT / "runs" / name).resolve()
+    return profile, own_folder(run_dir)
+
+
+def own_folder(run_dir: Path) -> Path:
+    """Return the folder of a run; a ValueError where that is the reference, which comes with the project."""
+    from ivt_utils.runtime.store import REFERENCE
+
+    if run_dir.is_relative_to(REFERENCE):
+        raise ValueError(f"{run_dir} holds the reference results, which no run may change; name another --run-dir.")
+    return run_dir
 
 
 def run_command(arguments) -> int:
@@ -237,7 +255,7 @@ def plan_command(arguments) -> int:
 
 
 def report_command(arguments) -> int:
-    """Return 0 after printing the report of a run."""
+    """Return 0 after printing the report of a run, 1 where the results that lie there are others."""
     if not arguments.run_dir.is_dir():
         raise ValueError(
             f"There is no run in {arguments.run_dir}: make one with `ivt run`, or name its folder."
@@ -256,8 +274,8 @@ def seeds_command(arguments) -> int:
 
     profile, run_dir = _begin(arguments)
     numbers = sorted(set(arguments.seeds))
-    print(f"Profile {profile.name}, {len(numbers)} seed(s): each trains SFT twice, GRPO thrice and the closer look "
-          "twice, about the notebooks 3 and 4 of `ivt plan`; what is finished is reused. "
+    print(f"Profile {profile.name}, {len(numbers)} seed(s): each trains SFT twice, GRPO thrice, and the closer look "
+          "with its three rivals, about the notebooks 3 and 4 of `ivt plan`; what is finished is reused. "
           f"Results go to {run_dir}.")  # fmt: skip
     seeds(Run(profile, 0, run_dir), numbers, arguments.steps)
     report_from(run_dir)
@@ -279,12 +297,18 @@ def closer_command(arguments) -> int:
     profile = get_profile(arguments.profile)
     for change in arguments.set:
         name, _, value = change.partition("=")
-        if name not in ("zoom", "looks", "closer_steps") or arguments.run_dir is None:
-            raise ValueError("--set takes zoom=, looks= or closer_steps= with a number, and a --run-dir of its own.")
-        profile = replace(profile, **{name: float(value) if name == "zoom" else int(value)})
+        kinds = {"zoom": float, "looks": int, "closer_steps": int}
+        try:
+            number = kinds[name](value)
+        except (KeyError, ValueError):
+            number = 0
+        if not 1 <= number < 1e6 or arguments.run_dir is None:
+            raise ValueError("--set takes zoom=, looks= or closer_steps= with a number from 1 on (zoom may have "
+                             "decimals), and a --run-dir of its own.")  # fmt: skip
+        profile = replace(profile, **{name: number})
     split = arguments.split
     train, records = load_split(profile, "train"), load_split(profile, split)
-    run = Run(profile, 0, arguments.run_dir and arguments.run_dir.resolve())
+    run = Run(profile, 0, arguments.run_dir and own_folder(arguments.run_dir.resolve()))
     seconds = pace.timings().get("closer") if profile.name == "micro" else None
     cost = (f"about {seconds * len(arguments.seeds) / 60:.0f} min from scratch on {pace.machine()}" if seconds
             else "how long that takes was not measured")  # fmt: skip

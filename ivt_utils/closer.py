@@ -180,7 +180,7 @@ def closer_rows(answers: dict[str, list[dict]], *, seed: int, n_resamples: int) 
     `answers`: its rollouts, named "untrained", "seed0", "first0", "sampled0" ... A row: {"name", "seed" (or "mean": of
     each sample's score over the seeds), "seeds" (whose scores these are), "answers" (a sample; None in a comparison "a
     - b"), "acc50", "miou": cells of `metrics`, paired by sample in a comparison}. The intervals of a seed's rows are
-    over test images, for that training; those of the mean are of `metrics.over_seeds`.
+    over test images, for that training; those of the mean of several are of `metrics.over_seeds`.
     `seed` and `n_resamples` are the bootstrap's. [] before any seed is whole.
     """
     seeds = sorted(int(name[4:]) for name in answers if name.startswith("seed") and name[4:].isdigit())

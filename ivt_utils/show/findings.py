@@ -1,7 +1,7 @@
 """What notebooks 3 to 6 found, in whole sentences, each chosen by where an interval lies."""
 
 from ivt_utils.closer import AROUND_TRUTH, BASE, CLOSER, FIRST, SEEN, TAUGHT, WHOLE
-from ivt_utils.controls import TRUTH
+from ivt_utils.controls import OWN, RANDOM, TRUTH
 from ivt_utils.metrics import side
 from ivt_utils.show.figures import cell_text
 from ivt_utils.show.results import CONSENSUS
@@ -165,7 +165,7 @@ def of_threshold(val: dict, test: dict) -> str:
 def of_controls(rows: list[dict]) -> str:
     """Return what the drawn box does to the next answer, from `controls.control_rows`."""
     cells = {row["control"]: row["difference"] for row in rows}
-    presence, random, true = (side(cells[name]) for name in ("no box", "random box", TRUTH))
+    presence, random, true = (side(cells[name]) for name in ("no box", RANDOM, TRUTH))
     bare = {
         "above": "Without a box it answers better than with its own.",
         "below": "Without a box it answers worse than with its own.",
@@ -181,7 +181,10 @@ def of_controls(rows: list[dict]) -> str:
         "below": "Even the true box harms it.",
         "open": "The true box shows no help.",
     }
+    harmed = [name for name, cell in cells.items() if name.startswith(OWN) and side(cell) == "below"]
     hardly = "So this student hardly uses the drawn box, neither that there is one nor how good it is."
+    if harmed:
+        hardly = "Its own box, moved, costs something, but no better box and no missing one is shown to matter."
     if presence == true == "above":
         best["above"] = "The true box helps, but so does no box: that is no sign that it sees how good a box is."
     return " ".join((bare[presence], foreign[random], best[true], *[hardly] * (presence == true == "open")))

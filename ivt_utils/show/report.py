@@ -70,11 +70,9 @@ def report_from(root: Path, *, names=tuple(METHODS), versions=None, commit=None,
     paper = paper or paper_results()
     print(summary(results, paper))
     if root == store.REFERENCE or not os.access(root, os.W_OK):
-        print(f"\nRecomputed from {root}; nothing was written there.")
-        if (root / "results.json").exists():
-            differing = changed(store.read_json(root / "results.json"), json.loads(json.dumps(results)))
-            print("\n".join([f"{len(differing)} values differ from its results.json.", *differing[:10]]))
+        print(f"\nRecomputed from {root}; nothing was written there. {_compared(root, results)}")
         return results
+    print(f"\n{_compared(root, results)}")
     text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)
     store.write_text(root / "results.json", text + "\n")
     os.environ.setdefault("MPLBACKEND", "Agg")  # no display needed; a notebook has set its own
@@ -83,6 +81,16 @@ def report_from(root: Path, *, names=tuple(METHODS), versions=None, commit=None,
         save_figure(figure, root / "figures" / f"{name}.png")
     print(f"\nResults: {root / 'results.json'}\nFigures: {root / 'figures'}")
     return results
+
+
+def _compared(root: Path, results: dict) -> str:
+    """Return how many values of the results.json in a run differ from those computed anew, and some of them."""
+    path = root / "results.json"
+    if not path.exists():
+        return "There was no results.json to compare with."
+    differing = changed(store.read_json(path), json.loads(json.dumps(results)))
+    lines = [line[:200] for line in differing[:10]]
+    return "\n".join([f"{len(differing)} values differ from its results.json.", *lines])
 
 
 def write_table(readme: Path, results: dict, paper: dict) -> None:

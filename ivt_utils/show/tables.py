@@ -39,7 +39,7 @@ STYLES = {"none": "bare image", "outline": "box outlined", "filled": "box filled
 CLOSER_NOTE = (
     "A closer look: first answer, sampled answers and closer look are those of one trained student, each seed's own; "
     "the one trained on the truth at first sight is another. The intervals of one seed are over test images, for that "
-    "training; those of the mean hold new images and new trainings."
+    "training; those of the mean of several seeds hold new images and new trainings."
 )
 SEEDS_TITLE = "Several trainings: mean [95% interval for new images and new trainings], lowest to highest seed"
 SEEDS_DIFFERENCES = "The same trainings: differences, a - b, paired by image and by seed"
