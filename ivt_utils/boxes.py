@@ -72,8 +72,8 @@ def iou(a, b) -> float:
     import torch
     from torchvision.ops import box_iou
 
-    pair = [torch.tensor([tuple(box)], dtype=torch.float64) for box in (a, b)]
-    return float(torch.nan_to_num(box_iou(*pair)))
+    one, other = (torch.tensor([tuple(box)], dtype=torch.float64) for box in (a, b))
+    return float(torch.nan_to_num(box_iou(one, other)))
 
 
 def parse_answer(text: str) -> Box | None:
@@ -90,8 +90,8 @@ def parse_answer(text: str) -> Box | None:
     parts = found[0].split(",")
     if len(parts) != 4 or not all(_INTEGER.fullmatch(part) for part in parts):
         return None
-    box = tuple(int(part) for part in parts)
-    return box if valid(box) else None
+    x1, y1, x2, y2 = map(int, parts)
+    return (x1, y1, x2, y2) if valid((x1, y1, x2, y2)) else None
 
 
 def valid(box) -> bool:

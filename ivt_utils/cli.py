@@ -1,6 +1,7 @@
 """The command `ivt`: run the course or its stages, prepare data, plan, report, examine this computer."""
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -28,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     if distributed.rank() > 0:
         sys.stdout = open(os.devnull, "w")  # process 0 speaks for all
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows ? and goes on
     if distributed.size() > 1 and arguments.command is not stage_command:
         return fail(f"Only {', '.join(STAGES)} run in several processes; run this command without accelerate.", 2)
@@ -225,8 +226,9 @@ def teach_command(arguments) -> int:
         raise ValueError(f"{run_dir} has no answers of the student to correct yet: run ivt eval first.")
     wrong = keep_errors(own_answers(run, train), profile.harvest_max_iou)
     print(budget(wrong, train, profile, arguments.model, cache), flush=True)
-    ask = {"base_url": arguments.base_url, "model": arguments.model, "cache": cache, "progress": "teacher"}
-    taught = run.rollouts("trajectories", lambda: teach(wrong, train, profile, **ask))
+    taught = run.rollouts("trajectories", lambda: teach(
+        wrong, train, profile, base_url=arguments.base_url, model=arguments.model, cache=cache, progress="teacher",
+    ))  # fmt: skip
     traces, geometric = sum(len(t["steps"]) - 1 for t in taught), sum(t["stood_in"] for t in taught)
     print(f"{traces} traces, {geometric} of them by the geometric teacher, for the VLM's were refused.")
     print(f"The trajectories are in {run_dir}; notebook 2 and ivt sft take them from there.")

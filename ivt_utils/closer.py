@@ -13,6 +13,7 @@ sight; or whether one look at the whole image with more pixels would do. LFPR (a
 without a training.
 """
 
+import re
 from functools import partial
 
 import numpy as np
@@ -124,6 +125,20 @@ def seen_size(student, image) -> tuple[int, int]:
     return columns * processor.patch_size, rows * processor.patch_size
 
 
+def stage(split: str, name: str, seed: int | None = None) -> str:
+    """Return the name of the stage that holds the answers of a student of `run_closer` on a split."""
+    return f"closer_{split}_{name}{'' if seed is None else seed}"
+
+
+def stages(names, split: str) -> dict[tuple[str, int | None], str]:
+    """Return those of the names of stages that are of a split, by what `stage` makes them from: name and seed."""
+    found = {}
+    for name in names:
+        if of_split := re.fullmatch(rf"closer_{split}_([a-z]+)(\d*)", name):
+            found[of_split[1], int(of_split[2]) if of_split[2] else None] = name
+    return found
+
+
 def run_closer(run, seeds, train, records, split: str = "test") -> None:
     """Train one student a seed, and let each answer the `records` of a split; `closer_rows` makes the table of it.
 
@@ -139,9 +154,9 @@ def run_closer(run, seeds, train, records, split: str = "test") -> None:
             bound_images(student.processor, 2 * width * height if name == "wide" else image.width * image.height)
         return student
 
-    def answered(stage, records, adapter=None, name="", **changes):
-        return run.rollouts(stage, lambda: evaluate(
-            loaded(adapter, name), records, profile, run.seed, stage, **changes))  # fmt: skip
+    def answered(at, records, adapter=None, name="", **changes):
+        return run.rollouts(at, lambda: evaluate(
+            loaded(adapter, name), records, profile, run.seed, at, **changes))  # fmt: skip
 
     def trained(name, seed, learnt):
         def train_it(folder):
@@ -152,55 +167,56 @@ def run_closer(run, seeds, train, records, split: str = "test") -> None:
         return run.adapter(f"closer_{name}{seed}", train_it)
 
     def sampled(adapter, seed):
-        stage = f"closer_{split}_sampled{seed}"
-        run.rollouts(stage, lambda: sampled_answers(loaded(adapter), records, profile, seed, stage))
+        name = stage(split, "sampled", seed)
+        run.rollouts(name, lambda: sampled_answers(loaded(adapter), records, profile, seed, name))
 
     def looked_at(name, seed, adapter, looked, boxes):
-        stage = f"closer_{split}_{name}{seed}"
-        run.rollouts(stage, lambda: look_at(
-            loaded(adapter), records, looked, boxes, profile, as_seen=name == "seen", progress=stage))  # fmt: skip
+        at = stage(split, name, seed)
+        run.rollouts(at, lambda: look_at(
+            loaded(adapter), records, looked, boxes, profile, as_seen=name == "seen", progress=at))  # fmt: skip
 
     look = {"turns": profile.looks, "turn": closer_turn(profile.zoom)}
-    answered(f"closer_{split}_untrained", records, **look)
+    answered(stage(split, "untrained"), records, **look)
     for seed in seeds:
         adapter = trained("seed", seed, partial(examples, zoom=profile.zoom))
-        looked = answered(f"closer_{split}_seed{seed}", records, adapter, **look)
+        looked = answered(stage(split, "seed", seed), records, adapter, **look)
         sampled(adapter, seed)
         shown = shown_boxes(looked, (), run.seed, profile.grid)
         for name, box in {"seen": OWN, "random": RANDOM, "truth": TRUTH}.items():
             looked_at(name, seed, adapter, looked, shown[box])
         for name in ("first", *SHARPER):  # the rivals that are trained on the truth and answer once
             rival = trained(name, seed, first_examples)
-            answered(f"closer_{split}_{name}{seed}", records, rival, name, turns=0)
+            answered(stage(split, name, seed), records, rival, name, turns=0)
 
 
-def closer_rows(answers: dict[str, list[dict]], *, seed: int, n_resamples: int) -> list[dict]:
+def closer_rows(answers: dict[tuple[str, int | None], list[dict]], *, seed: int, n_resamples: int) -> list[dict]:
     """Return the table of what `run_closer` left: a row for each method and comparison, of each seed and of their mean.
 
-    `answers`: its rollouts, named "untrained", "seed0", "first0", "sampled0" ... A row: {"name", "seed" (or "mean": of
-    each sample's score over the seeds), "seeds" (whose scores these are), "answers" (a sample; None in a comparison "a
-    - b"), "acc50", "miou": cells of `metrics`, paired by sample in a comparison}. The intervals of a seed's rows are
-    over test images, for that training; those of the mean of several are of `metrics.over_seeds`.
+    `answers`: its rollouts by name and seed: ("untrained", None), ("seed", 0), ("first", 0), ("sampled", 0) ... A row:
+    {"name", "seed" (or "mean": of each sample's score over the seeds), "seeds" (whose scores these are), "answers" (a
+    sample; None in a comparison "a - b"), "acc50", "miou": cells of `metrics`, paired by sample in a comparison}. The
+    intervals of a seed's rows are over test images, for that training; those of the mean of several are of
+    `metrics.over_seeds`.
     `seed` and `n_resamples` are the bootstrap's. [] before any seed is whole.
     """
-    seeds = sorted(int(name[4:]) for name in answers if name.startswith("seed") and name[4:].isdigit())
-    seeds = [n for n in seeds if {"untrained", f"first{n}", f"sampled{n}"} <= answers.keys()]  # the whole ones
-    if not seeds:
+    asked = sorted(number for name, number in answers if name == "seed" and number is not None)
+    seeds = [n for n in asked if {("untrained", None), ("first", n), ("sampled", n)} <= answers.keys()]
+    if not seeds:  # none is whole
         return []
-    controls = {n: label for n, label in (VIEWS | SHARPER).items() if all(f"{n}{k}" in answers for k in seeds)}
-    ordered = {name: sorted(rollouts, key=lambda r: r["id"]) for name, rollouts in answers.items()}
-    untrained, rows, ious = ordered["untrained"], [], {}
-    samples = {name: [(r["id"], r["image_id"], r["truth"]) for r in ordered[name]] for name in ordered}
-    if any(asked != samples["untrained"] for asked in samples.values()):
+    controls = {n: label for n, label in (VIEWS | SHARPER).items() if all((n, k) in answers for k in seeds)}
+    ordered = {key: sorted(rollouts, key=lambda r: r["id"]) for key, rollouts in answers.items()}
+    untrained, rows, ious = ordered["untrained", None], [], {}
+    samples = [[(r["id"], r["image_id"], r["truth"]) for r in rollouts] for rollouts in ordered.values()]
+    if any(sample != samples[0] for sample in samples):
         raise ValueError("The closer looks are about different samples; run them again.")
     for number in seeds:
-        looked, sampled = ordered[f"seed{number}"], ordered[f"sampled{number}"]
+        looked, sampled = ordered["seed", number], ordered["sampled", number]
         ours, base = metrics.iou_matrix(looked), metrics.iou_matrix(untrained)
-        consensus, taught = metrics.iou_matrix(choose(sampled, medoid)), metrics.iou_matrix(ordered[f"first{number}"])
+        consensus, taught = metrics.iou_matrix(choose(sampled, medoid)), metrics.iou_matrix(ordered["first", number])
         ious[number] = {BASE: base[:, 0], FIRST: ours[:, 0], CLOSER: ours[:, -1], SAMPLED: consensus[:, 0],
                         TAUGHT: taught[:, 0], UNTRAINED: base[:, -1]}  # fmt: skip
         ious[number] |= {
-            label: metrics.iou_matrix(ordered[f"{name}{number}"])[:, -1] for name, label in controls.items()
+            label: metrics.iou_matrix(ordered[name, number])[:, -1] for name, label in controls.items()
         }
     looks = len(untrained[0]["steps"])
     given = {BASE: 1, FIRST: 1, CLOSER: looks, SAMPLED: len(sampled[0]["steps"]), TAUGHT: 1, UNTRAINED: looks}

@@ -7,6 +7,7 @@ a call of the tool, and the tool's answer is the feedback turn of the closed loo
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ def make_environment(style: str = "filled"):
     """Return an environment class for TRL: it keeps one image, and shows boxes on it."""
 
     class BoxEnvironment:
-        def reset(self, images=None, **_) -> None:
+        def reset(self, images: Any = None, **_) -> None:
             """Start a rollout on the row's one image; nothing is added to the prompt."""
             self._image = load_image(images[0])
             self._shown = 0

@@ -63,7 +63,7 @@ def run_loop(
     """
     if turns < 0:
         raise ValueError(f"A loop has 0 or more refinements, not {turns}.")
-    turn = turn or feedback_turn(style)
+    next_turn = turn or feedback_turn(style)
     numbers = {} if first is None else numbered(records)
     places = range(len(records)) if first is None else [numbers[rollout["id"]] for rollout in first]
 
@@ -77,10 +77,11 @@ def run_loop(
             if count:
                 drawn = shown[start:stop] if shown else [own[-1]["box"] for own in steps]
                 asked = zip(chats, images, batch, steps, drawn, strict=True)
-                chats = [turn.ask(chat, image, r["expression"], own[-1], box) for chat, image, r, own, box in asked]
+                chats = [next_turn.ask(chat, image, record["expression"], own[-1], box)
+                         for chat, image, record, own, box in asked]  # fmt: skip
             texts = generate(student, chats, max_new_tokens, temperature, seed + start + count, earlier)
             for own, box, text in zip(steps, drawn, texts, strict=True):
-                own.append({"text": text, "box": turn.read(text, box) if count else parse_answer(text)})
+                own.append({"text": text, "box": next_turn.read(text, box) if count else parse_answer(text)})
         return [{**rollout, "steps": own} for rollout, own in zip(begun, steps, strict=True)]
 
     return each_batch(answer, len(places), batch_size, progress)

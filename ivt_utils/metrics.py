@@ -151,7 +151,7 @@ def intervals(numerators, denominators, image_ids, *, seed: int, n_resamples: in
         for row in np.flatnonzero(shares):
             hits, misses = sums[row].sum(), counts[row].sum() - sums[row].sum()
             if min(hits, misses) < FEW and hits + misses > 0:
-                low[row], high[row] = exact_limits(hits, misses, np.count_nonzero(counts[row]))
+                low[row], high[row] = exact_limits(hits, misses, int(np.count_nonzero(counts[row])))
     sizes = np.count_nonzero(denominators, axis=1)
     rows = zip(values, low, high, sizes, strict=True)
     return [{"value": _plain(v), "low": _plain(a), "high": _plain(b), "n": int(n)} for v, a, b, n in rows]

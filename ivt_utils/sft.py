@@ -118,7 +118,8 @@ def _progress_bar():
             self.bar.update()
 
         def on_log(self, args, state, control, logs=None, **_):
-            self.bar.set_postfix({key: f"{logs[key]:.3f}" for key in ("loss", "reward") if key in logs})
+            told = logs or {}
+            self.bar.set_postfix({key: f"{told[key]:.3f}" for key in ("loss", "reward") if key in told})
 
         def on_train_end(self, args, state, control, **_):
             self.bar.close()

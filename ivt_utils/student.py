@@ -3,6 +3,7 @@
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -20,8 +21,8 @@ LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 class Student:
     """A model with its processor; `grid` is the step of its coordinates (10 for micro, 1 for Qwen3-VL)."""
 
-    model: object
-    processor: object
+    model: Any
+    processor: Any
     grid: int = 1
 
 

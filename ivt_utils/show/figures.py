@@ -131,9 +131,9 @@ def trajectory_strip(records, rollouts, title: str = "", style: str = "none"):
     from ivt_utils.metrics import iou_matrix
 
     def edges(x1, y1, x2, y2, name):
-        look = {"color": COLORS[name], "ls": "--" if name == "truth" else "-", "lw": 2.2}
+        line = "--" if name == "truth" else "-"
         halo = [withStroke(linewidth=4, foreground="white")]  # so that it is seen on red, too
-        return Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, path_effects=halo, **look)
+        return Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, path_effects=halo, color=COLORS[name], ls=line, lw=2.2)
 
     known = {record["id"]: record for record in records}
     scores = iou_matrix(rollouts)

@@ -237,9 +237,11 @@ def _rules(found: dict[str, list[dict]], ious: dict[str, np.ndarray], ious_of):
 
 
 def _levels(ious) -> dict[str, np.ndarray]:
-    levels = {"step0_acc50": ("step0", "acc50"), "acc50": ("final", "acc50"), "miou": ("final", "miou")}
-    levels |= {f"step{t}_miou": (t, "miou") for t in range(ious.shape[1])}
-    levels = {name: metrics.step_score(*which)(ious) for name, which in levels.items()}
+    asked: dict[str, tuple[str | int, str]] = {
+        "step0_acc50": ("step0", "acc50"), "acc50": ("final", "acc50"), "miou": ("final", "miou"),
+        **{f"step{t}_miou": (t, "miou") for t in range(ious.shape[1])},
+    }  # fmt: skip
+    levels = {name: metrics.step_score(*which)(ious) for name, which in asked.items()}
     if ious.shape[1] > 1:
         levels["oracle_acc50"] = metrics.step_score("oracle", "acc50")(ious)
         levels["degradation_per_step"] = metrics.degradation(ious)
@@ -402,7 +404,7 @@ def second_turn_from(root: Path, base: list[dict], *, seed: int, n_resamples: in
 
     [] where one of them was not run, or was after other first answers than those of `base`.
     """
-    answered = {turn: read_stage(root, controls.second_turn_stage(*turn)) for turn in controls.SECOND_TURNS}
+    answered = {turn: read_stage(root, controls.second_turn_stage(*turn)) or [] for turn in controls.SECOND_TURNS}
     first = _answers(metrics.first_steps(base))
     if not all(found and _answers(metrics.first_steps(found)) == first for found in answered.values()):
         return []
@@ -438,16 +440,15 @@ def seeds_from(root: Path, known: dict[str, list[dict]], seed: int) -> dict[int,
                                     f"({name}); delete it and run ivt seeds again.")  # fmt: skip
             rollouts[name] = answers
     for number, rollouts in found.items():
-        if taught := read_stage(root, f"closer_test_first{number}"):
+        if taught := read_stage(root, closer.stage("test", "first", number)):
             rollouts[closer.TAUGHT] = taught
     return found
 
 
 def closer_from(root: Path, split: str = "test", *, seed: int, n_resamples: int) -> list[dict]:
     """Return the rows of `closer.closer_rows` from what `closer.run_closer` left in a run; [] where it left nothing."""
-    start = f"closer_{split}_"
-    names = sorted(path.stem for path in (root / "rollouts").glob(f"{start}*.jsonl"))
-    answers = {name.removeprefix(start): read_stage(root, name) for name in names}
+    names = sorted(path.stem for path in (root / "rollouts").glob("*.jsonl"))
+    answers = {key: read_stage(root, name) or [] for key, name in closer.stages(names, split).items()}
     return closer.closer_rows(answers, seed=seed, n_resamples=n_resamples)
 
 
@@ -462,7 +463,8 @@ def mirage_from(root: Path, name: str, rollouts: list[dict], values: dict, *, se
     asked = [read_stage(root, part) for part in parts]
     if not all(asked) or _answers(asked[0]) != _answers(rollouts):
         return {}
-    shown = {label: read_stage(root, controls.stage(name, label)) for label in controls.names(values["control_shifts"])}
+    labels = controls.names(values["control_shifts"])
+    shown = {label: read_stage(root, controls.stage(name, label)) or [] for label in labels}
     return {
         "rules": selection.rule_rows(*asked, values["thresholds"], **chance),
         "calibration": confidence.calibration(asked[0], **chance),
