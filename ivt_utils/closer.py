@@ -24,7 +24,7 @@ from ivt_utils.boxes import SCALE, from_view, parse_answer, snap, to_view, view
 from ivt_utils.controls import OWN, RANDOM, TRUTH, shown_boxes
 from ivt_utils.loop import Turn, evaluate, sampled_answers
 from ivt_utils.overlay import closer_look, load_image
-from ivt_utils.records import numbered
+from ivt_utils.records import lazy_dataset, numbered
 from ivt_utils.selection import choose, medoid
 from ivt_utils.sft import train_sft
 from ivt_utils.student import bound_images, load_student
@@ -74,20 +74,14 @@ def first_examples(answers: list[dict], grid: int = 1) -> list[dict]:
 
 def examples_dataset(records, rows: list[dict], zoom: float):
     """Return a datasets.Dataset with `messages` and `images`, one row an example, its image read when needed."""
-    from datasets import Dataset
-
     numbers = numbered(records)
 
-    def draw(batch):
-        chats = []
-        keys = ("id", "expression", "shown", "text")
-        for name, expression, shown, text in zip(*(batch[key] for key in keys), strict=True):
-            image = load_image(records[numbers[name]]["image"])
-            question = protocol.question(closer_look(image, shown, zoom), expression)
-            chats.append(protocol.split_images([question, protocol.answer(text)]))
-        return {key: [chat[key] for chat in chats] for key in ("messages", "images")}
+    def chat(row):
+        image = load_image(records[numbers[row["id"]]]["image"])
+        question = protocol.question(closer_look(image, row["shown"], zoom), row["expression"])
+        return protocol.split_images([question, protocol.answer(row["text"])])
 
-    return Dataset.from_list(rows).with_transform(draw)
+    return lazy_dataset(rows, chat)
 
 
 def closer_turn(zoom: float, as_seen_by=None) -> Turn:

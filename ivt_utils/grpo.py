@@ -16,7 +16,7 @@ from ivt_utils.boxes import format_answer, iou, parse_answer, valid
 from ivt_utils.loop import evaluate
 from ivt_utils.metrics import iou_matrix
 from ivt_utils.overlay import draw_box, load_image
-from ivt_utils.records import first, load_split
+from ivt_utils.records import first, lazy_dataset, load_split
 from ivt_utils.runtime import distributed, hardware
 from ivt_utils.runtime.store import PROBE, read_json, write_text
 from ivt_utils.sft import finish, trainer_options
@@ -109,15 +109,13 @@ def score(boxes: list, truth, turns: int) -> list[float | None]:
 
 def prompts_dataset(records):
     """Return a datasets.Dataset with `prompt`, `images` and `truth`, one row a record, its image read when needed."""
-    from datasets import Dataset
 
-    def read(batch):
-        chosen = [records[number] for number in batch["number"]]
-        rows = [protocol.split_images([protocol.question(load_image(r["image"]), r["expression"])]) for r in chosen]
-        return {"prompt": [row["messages"] for row in rows], "images": [row["images"] for row in rows],
-                "truth": [record["bbox"] for record in chosen]}  # fmt: skip
+    def prompt(row):
+        record = records[row["number"]]
+        asked = protocol.split_images([protocol.question(load_image(record["image"]), record["expression"])])
+        return {"prompt": asked["messages"], "images": asked["images"], "truth": record["bbox"]}
 
-    return Dataset.from_dict({"number": list(range(len(records)))}).with_transform(read)
+    return lazy_dataset([{"number": number} for number in range(len(records))], prompt)
 
 
 def train_grpo(

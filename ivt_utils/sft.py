@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ivt_utils import protocol
 from ivt_utils.overlay import draw_box, load_image
-from ivt_utils.records import numbered
+from ivt_utils.records import lazy_dataset, numbered
 from ivt_utils.runtime import distributed, hardware
 from ivt_utils.runtime.store import ArtefactError, read_json, write_text
 from ivt_utils.student import Student, lora
@@ -15,21 +15,15 @@ LOG = "training_log.json"
 
 def trajectories_dataset(records, trajectories: list[dict], style: str = "filled"):
     """Return a datasets.Dataset with `messages` and `images`, one row a trajectory, drawn when it is read."""
-    from datasets import Dataset
-
     numbers = numbered(records)
 
-    def draw(batch):
-        rows = []
-        for number, expression, steps in zip(batch["number"], batch["expression"], batch["steps"], strict=True):
-            image = load_image(records[number]["image"])
-            chat = protocol.transcript(image, expression, steps, lambda i, b: draw_box(i, b, style))
-            rows.append(protocol.split_images(chat))
-        return {key: [row[key] for row in rows] for key in ("messages", "images")}
+    def chat(row):
+        image = load_image(records[row["number"]]["image"])
+        steps = protocol.transcript(image, row["expression"], row["steps"], lambda i, box: draw_box(i, box, style))
+        return protocol.split_images(steps)
 
-    return Dataset.from_list([
-        {"number": numbers[t["id"]], "expression": t["expression"], "steps": t["steps"]} for t in trajectories
-    ]).with_transform(draw)  # fmt: skip
+    keys = ("expression", "steps")
+    return lazy_dataset([{"number": numbers[t["id"]], **{key: t[key] for key in keys}} for t in trajectories], chat)
 
 
 def train_sft(student: Student, dataset, folder: Path, profile, seed: int, steps: int | None = None) -> list[dict]:
