@@ -161,15 +161,14 @@ def holm(p_values) -> list[float]:
 def smallest_difference(discordant: float, n: int, power: float = 0.8) -> float | None:
     """Return the smallest difference of two shares that `n` paired samples show with this power, at 5% two-sided.
 
-    `discordant`: the share of samples that exactly one of the two gets right. Normal approximation (Connor 1987):
-    (z_0.975 sqrt(d) + z_power sqrt(d - difference^2)) / sqrt(n), solved by iteration. It takes the samples as
-    independent. None where even a difference as large as `discordant` does not show.
+    `discordant`: the share of samples that exactly one of the two gets right. Normal approximation (Connor 1987): the
+    difference is (z_0.975 sqrt(d) + z_power sqrt(d - difference^2)) / sqrt(n), a quadratic equation whose root stands
+    here. It takes the samples as independent. None where even a difference as large as `discordant` does not show.
     """
-    difference = 0.0
-    for _ in range(100):
-        rest = max(discordant - difference**2, 0.0)
-        difference = (norm.ppf(0.975) * discordant**0.5 + norm.ppf(power) * rest**0.5) / n**0.5
-    return float(difference) if 0 < difference <= discordant else None
+    alpha, beta = norm.ppf([0.975, power])
+    root = alpha * n**0.5 + beta * max(n + beta**2 - alpha**2, 0) ** 0.5
+    difference = discordant**0.5 * root / (n + beta**2)
+    return float(difference) if n > alpha**2 and 0 < difference <= discordant else None
 
 
 def most_discordant(net: int, n: int) -> int | None:
