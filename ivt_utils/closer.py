@@ -209,7 +209,7 @@ def closer_rows(answers: dict[str, list[dict]], *, seed: int, n_resamples: int) 
     for label, numbers in [*((number, [number]) for number in seeds), ("mean", seeds)]:
         scores = {
             metric: {name: np.array([score(ious[number][name]) for number in numbers]) for name in given}
-            for metric, score in (("acc50", lambda v: (v >= 0.5).astype(float)), ("miou", lambda v: v))
+            for metric, score in (("acc50", lambda v: metrics.is_right(v).astype(float)), ("miou", lambda v: v))
         }
         compared = [pair for pair in COMPARISONS if given.keys() >= set(pair)]
         for a, b in [*((name, None) for name in given), *compared]:

@@ -73,7 +73,7 @@ def choose(rollouts, rule) -> list[dict]:
 
 def best_threshold(rollouts, stop, thresholds) -> float:
     """Return the threshold (the first of equals) under which `stop` has the highest Acc@0.5 on these val rollouts."""
-    accuracy = [(metrics.iou_matrix(choose(rollouts, stop(t)))[:, 0] >= 0.5).mean() for t in thresholds]
+    accuracy = [metrics.is_right(metrics.iou_matrix(choose(rollouts, stop(t)))[:, 0]).mean() for t in thresholds]
     return thresholds[int(np.argmax(accuracy))]
 
 
@@ -98,7 +98,7 @@ def rule_rows(test, val, sampled, sampled_val, thresholds, *, seed: int, n_resam
         images = [rollout["image_id"] for rollout in answers]
         rows.append({
             "rule": name, "threshold": threshold, "answers": 1 if name == "step 0" else turns, "seed": seed,
-            "acc50": metrics.mean_interval(metrics.iou_matrix(answers)[:, -1] >= 0.5, images, **chance),
+            "acc50": metrics.mean_interval(metrics.is_right(metrics.iou_matrix(answers)[:, -1]), images, **chance),
             "difference": metrics.paired_difference(answers, first, score, **chance), **mcnemar(answers, first), **more,
         })  # fmt: skip
 
@@ -120,7 +120,7 @@ def best_rule(rows: list[dict]) -> dict:
 
 def mcnemar(rollouts_a, rollouts_b) -> dict:
     """Return {"gained", "lost", "p"}: samples only a gets right (IoU >= 0.5), only b, and McNemar's exact p-value."""
-    right = [{r["id"]: bool(v >= 0.5) for r, v in zip(rs, metrics.iou_matrix(rs)[:, -1], strict=True)}
+    right = [{r["id"]: bool(metrics.is_right(v)) for r, v in zip(rs, metrics.iou_matrix(rs)[:, -1], strict=True)}
              for rs in (rollouts_a, rollouts_b)]  # fmt: skip
     gained, lost = (sum(a[name] and not b[name] for name in a) for a, b in (right, right[::-1]))
     return {"gained": gained, "lost": lost, "p": exact_p(gained, lost)}
@@ -197,7 +197,7 @@ def rule_curve(rollouts, stop, thresholds) -> list[dict]:
     ious, curve = metrics.iou_matrix(rollouts), []
     for threshold in thresholds:
         steps = np.array(list(map(stop(threshold), (rollout["steps"] for rollout in rollouts))))
-        right = ious[np.arange(len(ious)), steps] >= 0.5
+        right = metrics.is_right(ious[np.arange(len(ious)), steps])
         answers = np.bincount(steps, minlength=ious.shape[1]).tolist()
         curve.append({"threshold": threshold, "acc50": float(right.mean()), "answers": answers})
     return curve
