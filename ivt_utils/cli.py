@@ -111,8 +111,8 @@ def parser() -> argparse.ArgumentParser:
     closer = add("closer", closer_command, "train and score the closer look, our own recipe")
     closer.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="default 0")
     closer.add_argument("--split", choices=("val", "test"), default="test", help="choose values on val (default test)")
-    closer.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="try another zoom, looks or "
-                        "closer_steps, in a --run-dir of its own")  # fmt: skip
+    closer.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="try another zoom, looks, "
+                        "least_view or closer_steps, in a --run-dir of its own")  # fmt: skip
     closer.add_argument("--run-dir", type=Path, help="where results go (default runs/PROFILE)")
 
     build = commands.add_parser("build", help="make again what the project ships: student, benchmark, "
@@ -283,8 +283,9 @@ def closer_command(arguments) -> int:
     profile = get_profile(arguments.profile)
     for change in arguments.set:
         name, _, value = change.partition("=")
-        if name not in ("zoom", "looks", "closer_steps") or arguments.run_dir is None:
-            raise ValueError("--set takes zoom=, looks= or closer_steps= with a number, and a --run-dir of its own.")
+        if name not in ("zoom", "looks", "least_view", "closer_steps") or arguments.run_dir is None:
+            raise ValueError("--set takes zoom=, looks=, least_view= or closer_steps= with a number, and a "
+                             "--run-dir of its own.")  # fmt: skip
         profile = replace(profile, **{name: float(value) if name == "zoom" else int(value)})
     split = arguments.split
     train, records = load_split(profile, "train"), load_split(profile, split)
