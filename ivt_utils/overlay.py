@@ -54,7 +54,7 @@ def draw_box(image: Image.Image, box, style: str = "filled") -> Image.Image:
     `filled`: semi-transparent with an edge, `filled:120` more opaque (of 255); `outline`: the edge alone; `none`, or a
     box that is None: the bare image.
     """
-    kind, _, alpha = style.partition(":")
+    kind, _, alpha = str(style).partition(":")
     if kind not in STYLES or alpha and not alpha.isdigit():
         raise ValueError(f"There is no box style {style!r}; choose one of {', '.join(STYLES)}.")
     if box is None or style == "none":
