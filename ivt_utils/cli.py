@@ -330,8 +330,7 @@ def build_command(arguments) -> int:
         made = write_guide()
     elif arguments.what == "docs":
         from ivt_utils.course.book import write_pages
-        from ivt_utils.paper_scale.memory import CONFIGURATIONS
-        from ivt_utils.paper_scale.plan import plan_text
+        from ivt_utils.paper_scale.plan import CONFIGURATIONS, plan_text
         from ivt_utils.profiles import get_profile
 
         note_files(DATA, ["paper_results.json"])  # these are written by hand
