@@ -102,7 +102,10 @@ def _pearson(values, right, weights) -> np.ndarray:
 
 
 def _auroc(values, right, weights) -> np.ndarray:
-    """Return the chance that a right box has the higher value, under each row of weights; NaN without both kinds."""
+    """Return the chance that a right box has the higher value, under each row of weights; NaN without both kinds.
+
+    `scipy.stats.mannwhitneyu` gives the same, but knows no weights: a call for each resample takes 60 times as long.
+    """
     ones, others = values[right][:, None], values[~right]
     higher = (ones > others) + 0.5 * (ones == others)
     weight, against = weights[:, right], weights[:, ~right]
