@@ -116,8 +116,8 @@ def parser() -> argparse.ArgumentParser:
     closer = add("closer", closer_command, "train and score the closer look, our own recipe")
     closer.add_argument("--seeds", type=seed_number, nargs="+", default=[0], metavar="N", help="default 0")
     closer.add_argument("--split", choices=("val", "test"), default="test", help="choose values on val (default test)")
-    closer.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="try another zoom, looks or "
-                        "closer_steps, in a --run-dir of its own")  # fmt: skip
+    closer.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="try another zoom, looks, "
+                        "least_view or closer_steps, in a --run-dir of its own")  # fmt: skip
     closer.add_argument("--run-dir", type=Path, help="where results go (default runs/PROFILE)")
 
     build = commands.add_parser("build", help="make again what the project ships: student, benchmark, "
@@ -299,14 +299,14 @@ def closer_command(arguments) -> int:
     profile = get_profile(arguments.profile)
     for change in arguments.set:
         name, _, value = change.partition("=")
-        kinds = {"zoom": float, "looks": int, "closer_steps": int}
+        kinds = {"zoom": float, "looks": int, "least_view": int, "closer_steps": int}
         try:
             number = kinds[name](value)
         except (KeyError, ValueError):
             number = 0
         if not 1 <= number < 1e6 or arguments.run_dir is None:
-            raise ValueError("--set takes zoom=, looks= or closer_steps= with a number from 1 on (zoom may have "
-                             "decimals), and a --run-dir of its own.")  # fmt: skip
+            raise ValueError("--set takes zoom=, looks=, least_view= or closer_steps= with a number from 1 on "
+                             "(zoom may have decimals), and a --run-dir of its own.")  # fmt: skip
         profile = replace(profile, **{name: number})
     split = arguments.split
     train, records = load_split(profile, "train"), load_split(profile, split)
@@ -351,8 +351,7 @@ def build_command(arguments) -> int:
         made = write_guide()
     elif arguments.what == "docs":
         from ivt_utils.course.book import write_pages
-        from ivt_utils.paper_scale.memory import CONFIGURATIONS
-        from ivt_utils.paper_scale.plan import plan_text
+        from ivt_utils.paper_scale.plan import CONFIGURATIONS, plan_text
         from ivt_utils.profiles import get_profile
 
         note_files(DATA, ["paper_results.json"])  # these are written by hand

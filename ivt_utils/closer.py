@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from ivt_utils import metrics, protocol
-from ivt_utils.boxes import SCALE, from_view, parse_answer, snap, to_view, view
+from ivt_utils.boxes import LEAST_VIEW, SCALE, from_view, parse_answer, snap, to_view, view
 from ivt_utils.controls import OWN, RANDOM, TRUTH, shown_boxes
 from ivt_utils.loop import Turn, evaluate, sampled_answers
 from ivt_utils.overlay import closer_look, load_image
@@ -44,7 +44,7 @@ COMPARISONS = (
 GAINS = tuple(f"{CLOSER} - {rival}" for rival in (BASE, FIRST))  # what the course claims
 
 
-def examples(answers: list[dict], zoom: float, grid: int = 1) -> list[dict]:
+def examples(answers: list[dict], zoom: float, grid: int = 1, least: int = LEAST_VIEW) -> list[dict]:
     """Return what to learn from the student's own first answers: {"id", "expression", "shown", "text"}.
 
     Each answer with a box gives itself at first sight ("shown" is None), so that first answers stay what they are; and
@@ -58,7 +58,7 @@ def examples(answers: list[dict], zoom: float, grid: int = 1) -> list[dict]:
             continue
         row = {"id": answer["id"], "expression": answer["expression"]}
         rows.append({**row, "shown": None, "text": first["text"]})
-        x1, y1, x2, y2 = part = view(first["box"], zoom)
+        x1, y1, x2, y2 = part = view(first["box"], zoom, least)
         whole = part == (0, 0, SCALE, SCALE)
         if not whole and x1 <= truth[0] and y1 <= truth[1] and truth[2] <= x2 and truth[3] <= y2:
             text = protocol.answer_text(to_view(truth, part, grid))
@@ -72,19 +72,19 @@ def first_examples(answers: list[dict], grid: int = 1) -> list[dict]:
              "text": protocol.answer_text(snap(a["truth"], grid))} for a in answers]  # fmt: skip
 
 
-def examples_dataset(records, rows: list[dict], zoom: float):
+def examples_dataset(records, rows: list[dict], zoom: float, least: int = LEAST_VIEW):
     """Return a datasets.Dataset with `messages` and `images`, one row an example, its image read when needed."""
     numbers = numbered(records)
 
     def chat(row):
         image = load_image(records[numbers[row["id"]]]["image"])
-        question = protocol.question(closer_look(image, row["shown"], zoom), row["expression"])
+        question = protocol.question(closer_look(image, row["shown"], zoom, least), row["expression"])
         return protocol.split_images([question, protocol.answer(row["text"])])
 
     return lazy_dataset(rows, chat)
 
 
-def closer_turn(zoom: float, as_seen_by=None) -> Turn:
+def closer_turn(zoom: float, least: int = LEAST_VIEW, as_seen_by=None) -> Turn:
     """Return the turn of our loop: the first question is asked afresh about a closer look around the box that is shown.
 
     Around no box it is all of the image. The answer is put back in its place. `as_seen_by`: a student; the part is then
@@ -94,11 +94,11 @@ def closer_turn(zoom: float, as_seen_by=None) -> Turn:
     def ask(chat, image, expression, last, shown):
         if as_seen_by:
             image = image.resize(seen_size(as_seen_by, image), Image.Resampling.BICUBIC)
-        return [protocol.question(closer_look(image, shown, zoom), expression)]
+        return [protocol.question(closer_look(image, shown, zoom, least), expression)]
 
     def read(text, shown):
         box = parse_answer(text)
-        return box and from_view(box, view(shown, zoom))
+        return box and from_view(box, view(shown, zoom, least))
 
     return Turn(ask, read)
 
@@ -108,7 +108,7 @@ def look_at(student, records, rollouts, boxes, profile, *, as_seen: bool = False
 
     `boxes`: one (0..1000) a rollout; None: all of the image. `as_seen`: without new pixels. Greedy decoding.
     """
-    turn = closer_turn(profile.zoom, student if as_seen else None)
+    turn = closer_turn(profile.zoom, profile.least_view, student if as_seen else None)
     return evaluate(student, records, profile, progress=progress, turns=1, turn=turn, first=rollouts, shown=boxes)
 
 
@@ -155,7 +155,7 @@ def run_closer(run, seeds, train, records, split: str = "test") -> None:
     def trained(name, seed, learnt):
         def train_it(folder):
             rows = learnt(answered("train_step0", train, turns=0), grid=profile.grid)
-            dataset = examples_dataset(train, rows, profile.zoom)
+            dataset = examples_dataset(train, rows, profile.zoom, profile.least_view)
             train_sft(loaded(name=name), dataset, folder, profile, seed, profile.closer_steps)
 
         return run.adapter(f"closer_{name}{seed}", train_it)
@@ -169,10 +169,10 @@ def run_closer(run, seeds, train, records, split: str = "test") -> None:
         run.rollouts(at, lambda: look_at(
             loaded(adapter), records, looked, boxes, profile, as_seen=name == "seen", progress=at))  # fmt: skip
 
-    look = {"turns": profile.looks, "turn": closer_turn(profile.zoom)}
+    look = {"turns": profile.looks, "turn": closer_turn(profile.zoom, profile.least_view)}
     answered(stage(split, "untrained"), records, **look)
     for seed in seeds:
-        adapter = trained("seed", seed, partial(examples, zoom=profile.zoom))
+        adapter = trained("seed", seed, partial(examples, zoom=profile.zoom, least=profile.least_view))
         looked = answered(stage(split, "seed", seed), records, adapter, **look)
         sampled(adapter, seed)
         shown = shown_boxes(looked, (), run.seed, profile.grid)
@@ -219,7 +219,7 @@ def closer_rows(answers: dict[tuple[str, int | None], list[dict]], *, seed: int,
     for label, numbers in [*((number, [number]) for number in seeds), ("mean", seeds)]:
         scores = {
             metric: {name: np.array([score(ious[number][name]) for number in numbers]) for name in given}
-            for metric, score in (("acc50", lambda v: v >= 0.5), ("miou", lambda v: v))
+            for metric, score in (("acc50", metrics.is_right), ("miou", lambda v: v))
         }
         compared = [pair for pair in COMPARISONS if given.keys() >= set(pair)]
         for a, b in [*((name, None) for name in given), *compared]:

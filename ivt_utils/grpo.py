@@ -84,8 +84,8 @@ def make_reward(turns: int, format_bonus: float, generations: int, image_token_i
         for environment, ids in zip(environments, completion_ids, strict=True):
             expected = environment._shown * tokens_of_image(environment._image)
             if list(ids).count(image_token_id) != expected:
-                raise RuntimeError("A feedback image was dropped from a rollout: raise max_completion_length, which "
-                                   "must hold every answer and every feedback.")  # fmt: skip
+                raise RuntimeError("A feedback image was dropped from a rollout: raise feedback_tokens of the profile: "
+                                   "every answer and every feedback must have room.")  # fmt: skip
         scores = [score(boxes_of(c), t, turns) for c, t in zip(completions, truth, strict=True)]
         for step in range(turns + 1):
             log_metric(f"iou_step_{step}", sum(s[step] or 0.0 for s in scores) / len(scores))
@@ -142,10 +142,11 @@ def train_grpo(
     tuned = hasattr(student.model, "peft_config")
     exact = {name: w.detach().clone() for name, w in student.model.named_parameters() if tuned and w.requires_grad}
     config = distributed.one_card(GRPOConfig(
-        max_steps=steps or profile.grpo_steps, learning_rate=profile.grpo_lr, lr_scheduler_type="constant_with_warmup",
-        warmup_steps=0.05, num_generations=group, beta=profile.beta, temperature=profile.temperature,
-        loss_type="grpo", scale_rewards=profile.scale_rewards, max_tool_calling_iterations=turns,
-        max_completion_length=(turns + 1) * (answer + 64) + turns * (answer // BOX_TOKENS + 1) * per_image,
+        max_steps=steps or profile.grpo_steps, learning_rate=profile.grpo_lr, lr_scheduler_type=profile.grpo_schedule,
+        warmup_steps=profile.grpo_warmup, num_generations=group, beta=profile.beta, temperature=profile.temperature,
+        loss_type=profile.grpo_loss, scale_rewards=profile.scale_rewards, max_tool_calling_iterations=turns,
+        max_completion_length=(turns + 1) * (answer + profile.feedback_tokens)
+        + turns * (answer // BOX_TOKENS + 1) * per_image,
         generation_kwargs={"max_new_tokens": answer, "suppress_tokens": placeholders},
         **distributed.batch_share(group * profile.grpo_prompts, profile.grpo_device_batch, group),
         **trainer_options(folder, profile, seed),

@@ -14,11 +14,12 @@ from scipy.stats import DegenerateDataWarning, binomtest, bootstrap, t
 
 from ivt_utils.boxes import valid
 
-THRESHOLDS = {"acc50": 0.5, "acc70": 0.7, "acc90": 0.9}
+RIGHT = 0.5  # a box is right from this IoU on
+THRESHOLDS = {"acc50": RIGHT, "acc70": 0.7, "acc90": 0.9}
 STEPS = ("step0", "final", "oracle")
-HARD = 0.5  # a sample is hard when its step-0 IoU is below this
 SAME = 1e-9  # IoU differences up to this are none
 FEW = 5  # right or wrong samples: below it, the limits of a share are exact ones
+CURVE_PARTS = 4  # a learning curve gains from the first of so many parts to the last
 BATCH = 20  # resamples held in memory at a time; part of what a seed means
 
 
@@ -80,6 +81,11 @@ def ious(boxes_a, boxes_b) -> np.ndarray:
     overlap = np.clip(sides, 0, None).prod(-1)
     union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - overlap
     return np.nan_to_num(overlap / union)
+
+
+def is_right(iou):
+    """Return whether a box with this IoU is right, as Acc@0.5 counts it; for an array, the array of it."""
+    return iou >= RIGHT
 
 
 def parsed_matrix(rollouts) -> np.ndarray:
@@ -289,11 +295,11 @@ def score(rollouts, seed: int, n_resamples: int) -> dict:
 
     per_step = []
     for column, has_box in zip(ious.T, parsed.T, strict=True):
-        among = {"acc50_of_parsed": share(column >= 0.5, has_box), "miou_of_parsed": share(column, has_box)}
+        among = {"acc50_of_parsed": share(is_right(column), has_box), "miou_of_parsed": share(column, has_box)}
         per_step.append(quality(column) | {"parsed": share(has_box)} | among)
     metrics = {"final": per_step[-1], "per_step": per_step}
     if ious.shape[1] > 1:
-        change, right = final - first, ious >= 0.5
+        change, right = final - first, is_right(ious)
         lost = right[:, 0] & ~right[:, -1]
         same = [r["steps"][0]["box"] is not None and _same_box(r) for r in rollouts]
         metrics |= {
@@ -308,7 +314,7 @@ def score(rollouts, seed: int, n_resamples: int) -> dict:
                 "gained": share(~right[:, 0] & right[:, -1]),
             },
         }
-        for name, where in (("hard", first < HARD), ("easy", first >= HARD)):
+        for name, where in (("hard", ~is_right(first)), ("easy", is_right(first))):
             parts = {"first": first, "final": final, "difference": change}
             metrics[name] = {part: share(values, where) for part, values in parts.items()}
     metrics["subsets"] = {
@@ -338,11 +344,11 @@ def refinement(rollouts, seed: int, n_resamples: int) -> dict:
     change = np.where(abs(final - first) <= SAME, 0.0, final - first)
     room = np.where(change > 0, 1 - first, first)
     gain = np.divide(change, room, out=np.zeros_like(change), where=room > SAME)
-    right, wrong, everyone = first > 0.5, first <= 0.5, np.ones(len(first), dtype=bool)
+    right, wrong, everyone = first > RIGHT, first <= RIGHT, np.ones(len(first), dtype=bool)
     parts = {
         "nsri": (gain, everyone), "nsri_first_right": (gain, right), "nsri_first_wrong": (gain, wrong),
-        "ccr": (final > 0.5, wrong), "refinement": (change > 0, right), "follow": (change == 0, right),
-        "worsen": (change < 0, everyone), "inherited_error": (wrong & (change == 0), final <= 0.5),
+        "ccr": (final > RIGHT, wrong), "refinement": (change > 0, right), "follow": (change == 0, right),
+        "worsen": (change < 0, everyone), "inherited_error": (wrong & (change == 0), final <= RIGHT),
     }  # fmt: skip
     scores, groups = zip(*parts.values(), strict=True)
     images = [rollout["image_id"] for rollout in rollouts]
@@ -361,7 +367,7 @@ def curve_gain(rows: list[dict], image_ids, seed: int, n_resamples: int) -> dict
     finals = np.array([[answers[-1] for answers in row["ious"]] for row in rows], dtype=float)
     if len(rows) < 2 or finals.shape != (len(rows), len(image_ids)) or not np.isfinite(finals).all():
         raise ValueError("A learning curve needs two rows or more, each with the IoUs of every prompt.")
-    quarter = max(1, len(rows) // 4)
+    quarter = max(1, len(rows) // CURVE_PARTS)
     first, last = finals[:quarter].mean(axis=0), finals[-quarter:].mean(axis=0)
     return {
         "steps": [row["step"] for row in rows], "first": float(first.mean()), "last": float(last.mean()),

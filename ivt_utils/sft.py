@@ -36,8 +36,8 @@ def train_sft(student: Student, dataset, folder: Path, profile, seed: int, steps
 
     config = distributed.one_card(SFTConfig(
         num_train_epochs=profile.sft_epochs, max_steps=steps or -1, learning_rate=profile.sft_lr,
-        lr_scheduler_type="cosine", warmup_steps=0.05, assistant_only_loss=True, max_length=None,
-        **distributed.batch_share(profile.sft_batch, profile.sft_device_batch),
+        lr_scheduler_type=profile.sft_schedule, warmup_steps=profile.sft_warmup, assistant_only_loss=True,
+        max_length=None, **distributed.batch_share(profile.sft_batch, profile.sft_device_batch),
         **trainer_options(folder, profile, seed),
     ))  # fmt: skip
     trainer = SFTTrainer(

@@ -137,5 +137,5 @@ def lora(profile):
     """Return the LoRA configuration: the language model's projections by name, so the vision tower stays as it is."""
     from peft import LoraConfig
 
-    return LoraConfig(r=profile.lora_rank, lora_alpha=profile.lora_alpha, lora_dropout=0.0, bias="none",
-                      target_modules=LORA_TARGETS, task_type="CAUSAL_LM")  # fmt: skip
+    return LoraConfig(r=profile.lora_rank, lora_alpha=profile.lora_alpha, lora_dropout=profile.lora_dropout,
+                      bias="none", target_modules=LORA_TARGETS, task_type="CAUSAL_LM")  # fmt: skip

@@ -170,6 +170,16 @@ def test_another_seed_profile_or_value_in_the_same_folder_is_one_sentence(run, o
     Run(SMOKE, 0, run.root)
 
 
+def test_a_run_from_before_a_value_was_one_goes_on_with_what_was_fixed_then(run):
+    note = run.root / "run.json"
+    noted = json.loads(note.read_text())
+    del noted["values"]["sft_warmup"]
+    note.write_text(json.dumps(noted))
+    Run(SMOKE, 0, run.root)
+    with pytest.raises(ArtefactError, match="another profile, seed or values"):
+        Run(replace(SMOKE, sft_warmup=0.1), 0, run.root)
+
+
 def test_how_a_run_is_made_to_fit_a_machine_does_not_matter(run):
     Run(replace(SMOKE, batch_size=SMOKE.batch_size * 2), 0, run.root)
 

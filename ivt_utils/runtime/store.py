@@ -204,7 +204,9 @@ class Run:
         values = {"profile": profile.name, "seed": seed, "values": profile.recipe()}
         note = self.root / "run.json"
         if distributed.agree(note.exists()):
-            if read_json(note) != values:
+            noted = read_json(note)
+            same = noted.keys() == values.keys() and all(noted[key] == values[key] for key in ("profile", "seed"))
+            if not same or profile.changed(noted["values"]):
                 raise ArtefactError(f"{self.root} holds a run with another profile, seed or values; choose another "
                                     "RUN_DIR, or delete that folder.")  # fmt: skip
         elif distributed.rank() == 0:

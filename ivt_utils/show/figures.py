@@ -157,7 +157,7 @@ def trajectory_strip(records, rollouts, title: str = "", style: str = "none"):
     keys = {"ground truth": edges(0, 0, 1, 1, "truth"), "answer": edges(0, 0, 1, 1, "answer")}
     if style != "none":
         red = [value / 255 for value in OVERLAY]
-        keys["shown: the last answer"] = Rectangle((0, 0), 1, 1, fc=(*red, 0.3 * (style == "filled")), ec=red)
+        keys["shown: the last answer"] = Rectangle((0, 0), 1, 1, fc=(*red, 0.3 * style.startswith("filled")), ec=red)
     figure.legend(keys.values(), keys, loc="upper right", ncols=3, frameon=False, fontsize=9)
     figure.suptitle(title, x=0.02, ha="left", fontsize=11)
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.1 / len(rollouts)), h_pad=2.5)  # room for title and legend

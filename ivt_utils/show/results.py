@@ -218,17 +218,18 @@ def seed_rows(trained: dict[int, dict[str, list[dict]]], untrained: dict[str, li
 
 def _rules(found: dict[str, list[dict]], ious: dict[str, np.ndarray], ious_of):
     """Yield the key and the gains of what can be shipped after SFT without a threshold, and of SFT over its rivals."""
+    first, final = (metrics.step_score(step, "acc50") for step in ("step0", "final"))
     for name in ("sft_ivt", "sft_ivt_long"):
         if name in found:
-            right, chosen = ious[name] >= 0.5, ious_of(selection.choose(found[name], selection.medoid))[:, 0] >= 0.5
-            yield (f"{name} {CONSENSUS} - {name} step 0", name, name, "acc50"), chosen.astype(float) - right[:, 0]
+            chosen = first(ious_of(selection.choose(found[name], selection.medoid)))
+            yield (f"{name} {CONSENSUS} - {name} step 0", name, name, "acc50"), chosen - first(ious[name])
             if name == "sft_ivt" and "base_single" in ious:
-                gains = chosen.astype(float) - (ious["base_single"][:, 0] >= 0.5)
+                gains = chosen - first(ious["base_single"])
                 yield (f"{name} {CONSENSUS} - base_single", name, "base_single", "acc50"), gains
     if SAMPLED in found and "sft_ivt" in found:
-        final, sampled = ious["sft_ivt"][:, -1], ious_of(selection.choose(found[SAMPLED], selection.medoid))[:, 0]
+        sampled = ious_of(selection.choose(found[SAMPLED], selection.medoid))
         key = ("sft_ivt final - consensus of as many sampled answers", "sft_ivt", SAMPLED, "acc50")
-        yield key, (final >= 0.5).astype(float) - (sampled >= 0.5)
+        yield key, final(ious["sft_ivt"]) - first(sampled)
     if closer.TAUGHT in found and "sft_ivt" in found:
         both = ious["sft_ivt"], ious_of(found[closer.TAUGHT])
         for metric in ("acc50", "miou"):
@@ -256,7 +257,7 @@ def _worst_step(filled, bare, chance):
     """
     if not filled or len(filled[0]["steps"]) < 2:
         return
-    worst = 1 + int((metrics.iou_matrix(filled)[:, 1:] >= 0.5).mean(axis=0).argmin())
+    worst = 1 + int(metrics.is_right(metrics.iou_matrix(filled)[:, 1:]).mean(axis=0).argmin())
     first, there = metrics.step_score("step0", "acc50"), metrics.step_score(worst, "acc50")
     cell = metrics.paired_difference(filled, filled, there, first, **chance)
     same = {"b": "base_ivt", "step": worst, "seed": chance["seed"]}
