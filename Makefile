@@ -1,5 +1,6 @@
 # make course   the whole course: set up, run the notebooks, print the table against the paper
-# make test     set up, then ruff and pytest
+# make check    set up, then lint, format and the fast tests
+# make test     set up, then lint and all tests
 # `make help` lists everything. Needs only make, sh and Python 3.11, 3.12 or 3.13. With uv on the PATH, uv installs.
 PROFILE ?= micro
 PYTHON ?=
@@ -24,11 +25,12 @@ FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 NOT_LOCKED := triton cuda-bindings cuda-pathfinder cuda-toolkit $(addprefix nvidia-,cublas cuda-cupti cuda-nvrtc \
   cuda-runtime cudnn-cu13 cufft cufile curand cusolver cusparse cusparselt-cu13 nccl-cu13 nvjitlink nvshmem-cu13 nvtx)
 
-.PHONY: help setup course test lab book bundle lock clean
+.PHONY: help setup course check test lab book bundle lock clean
 
 help:
 	@echo "make course   set up, run the notebooks with PROFILE=$(PROFILE) into runs/$(PROFILE)/, print the report"
-	@echo "make test     set up, then ruff and pytest (every notebook with the smoke profile among them)"
+	@echo "make check    set up, then lint, format and the fast tests: before every commit"
+	@echo "make test     set up, then lint and all tests (every notebook with the smoke profile among them)"
 	@echo "make lab      set up, then open the notebooks in JupyterLab"
 	@echo "make book     set up, then build the pages of the course, with the notebooks as they lie there, into build/book/"
 	@echo "make setup    create .venv and install requirements.lock (about 3 GB to download, 6.4 GB installed on Linux)"
@@ -76,9 +78,20 @@ $(STAMP): requirements.lock pyproject.toml
 course: setup
 	$(BIN)/ivt run --profile $(PROFILE)
 
+# One process a core, each with one thread. A file of tests stays in one process, so that what it shares is made once.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/ty check
+	$(PYTEST) -m "not slow"
+
 test: setup
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest
+	$(BIN)/ruff format --check .
+	$(BIN)/ty check
+	$(PYTEST)
 
 lab: setup
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks
@@ -98,7 +111,7 @@ book: setup
 	@echo "The book is $(CURDIR)/build/book/index.html: open this file in a browser. It needs no server and no network."
 
 # Of everything in the lock a wheel (`pip wheel` builds what has none), so that nothing is built where it is unpacked.
-NAMED := import sys, sysconfig, tomllib; print("ivt-course", tomllib.load(open("pyproject.toml", "rb"))["project"]["version"], \
+NAMED := import sys, sysconfig, ivt_utils; print("ivt-course", ivt_utils.__version__, \
   sysconfig.get_platform(), "py%d%d" % sys.version_info[:2], sep="-")
 BUNDLE = $(shell $(BIN)/python -c '$(NAMED)')
 MINOR = $(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')

@@ -9,6 +9,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -41,15 +42,38 @@ class ScriptedModel:
         return shown["input_ids"][i][shown["attention_mask"][i].bool()].tolist()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark the tests of slow fixtures; files with slow tests come first, so that fast ones fill the gaps at the end."""
+    for item in items:
+        if "slow" in item.fixturenames:
+            item.add_marker("slow")
+    long = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in long)
+
+
 @pytest.fixture(scope="session")
-def smoke_run(tmp_path_factory):
-    """The six notebooks at smoke size, run once through the users' command: (folder of the run, seconds it took)."""
+def slow():
+    """Nothing: a fixture that asks for this one takes long, so every test that uses it is marked `slow`."""
+
+
+@pytest.fixture(scope="session")
+def smoke_run(slow, tmp_path_factory):
+    """The six notebooks at smoke size, run once through the users' command: (folder of the run, seconds it took).
+
+    All processes of pytest-xdist share the one run: the first one to ask makes it, and the others wait for it.
+    """
     from ivt_utils import cli
 
-    root = tmp_path_factory.mktemp("course") / "smoke"
-    started = time.time()
-    assert cli.main(["run", "--profile", "smoke", "--run-dir", str(root)]) == 0
-    return root, time.time() - started
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    root, took = shared / "course" / "smoke", shared / "course_seconds"
+    with FileLock(shared / "course.lock"):
+        if not took.exists():
+            started = time.time()
+            assert cli.main(["run", "--profile", "smoke", "--run-dir", str(root)]) == 0
+            took.write_text(str(time.time() - started))
+    return root, float(took.read_text())
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ def trajectories():
     return [trajectory(rollout, 2, 10) for rollout in rollouts]
 
 
+@pytest.mark.slow
 def test_each_variant_changes_one_thing(trajectories, tiny_profile):
     distorted, untold = ablations.sft_variants(trajectories, tiny_profile, 0).values()
     for changed, own in zip(distorted, trajectories, strict=True):

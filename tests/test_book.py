@@ -47,7 +47,7 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
+def built(slow, tmp_path_factory):
     """The folder of the book, built once, and the seconds it took."""
     folder = tmp_path_factory.mktemp("book")
     words = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-d", folder / "cache", "-c", "docs", "."]

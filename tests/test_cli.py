@@ -76,6 +76,7 @@ def logged(folder: Path) -> list[str]:
     return (folder.parent / "run" / "log").read_text().splitlines()
 
 
+@pytest.mark.slow
 def test_notebooks_run_in_order_once_and_again_when_changed(lessons, capsys):
     write_notebook(lessons, "02_second", log("second"))
     write_notebook(
@@ -132,6 +133,7 @@ def test_over_the_reference_no_training_is_announced(lessons, capsys, monkeypatc
     assert "nothing is trained" in first_line and "from scratch" not in first_line
 
 
+@pytest.mark.slow
 def test_failing_cell_is_one_sentence_and_the_rest_is_kept(lessons, capsys):
     write_notebook(lessons, "01_first", log("first"))
     write_notebook(lessons, "02_second", "print('so far')", "raise ValueError('no box\\nat all')", "1 + 1")
@@ -273,6 +275,7 @@ def test_progress_rewrites_its_line_only_on_a_terminal(out, term, live, monkeypa
     assert ("\r" in out.getvalue()) is live and ("\n" in out.getvalue()) is not live
 
 
+@pytest.mark.slow
 def test_the_line_says_what_is_left_on_this_machine(lessons, monkeypatch):
     """Measured: 3.5 minutes. Here the first notebook takes two seconds, so much less is left than that."""
     monkeypatch.setattr(execute, "PLAIN_SECONDS", 0.3)

@@ -207,6 +207,7 @@ def test_a_seed_that_is_not_whole_is_left_out_and_other_samples_are_refused():
         closer.closer_rows(answers, seed=0, n_resamples=50)
 
 
+@pytest.mark.slow
 def test_the_command_trains_scores_resumes_and_reports(tmp_path, capsys):
     command = ["closer", "--profile", "smoke", "--seeds", "0", "1", "--run-dir", str(tmp_path)]
     assert cli.main(command) == 0
@@ -228,6 +229,7 @@ def test_the_command_trains_scores_resumes_and_reports(tmp_path, capsys):
     assert cli.main(command) == 2 and "damaged" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_other_values_want_another_folder(tmp_path, capsys):
     assert cli.main(["closer", "--profile", "smoke", "--set", "zoom=3"]) == 2
     assert cli.main(["closer", "--profile", "smoke", "--set", "sft_lr=3", "--run-dir", str(tmp_path / "a")]) == 2

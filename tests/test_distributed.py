@@ -140,7 +140,7 @@ def end(process) -> None:
 
 
 @pytest.fixture(scope="session")
-def pair(tmp_path_factory):
+def pair(slow, tmp_path_factory):
     """A run by two processes: evaluation, SFT and GRPO of the smoke profile, and what they printed."""
     root = tmp_path_factory.mktemp("pair") / "run"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}

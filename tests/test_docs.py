@@ -12,7 +12,7 @@ from ivt_utils.profiles import get_profile
 from ivt_utils.runtime.store import ROOT
 from ivt_utils.show.tables import paper_results
 
-PAGES = [ROOT / "README.md", ROOT / "docs" / "researcher.md"]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "researcher.md", ROOT / "CONTRIBUTING.md"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -35,7 +35,7 @@ def test_every_command_is_one(page):
             get_profile(arguments.profile)
 
 
-@pytest.mark.parametrize("page", [PAGES[0], *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]), ids=lambda page: page.name)
 def test_every_file_and_link_is_there(page):
     text = page.read_text()
     links = re.findall(r"\]\((?!http)([^)#]+)", text)
@@ -64,6 +64,7 @@ def test_what_the_paper_is_said_to_report_is_what_is_known_of_it():
         assert round(float(number) / (100 if percent else 1), 4) in known, number
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["paper", "colab"])
 def test_the_costs_are_what_the_plan_prints(name):
     """`ivt build docs` writes them."""

@@ -119,6 +119,7 @@ def test_a_forgotten_return_is_told(found):
     assert verdict.state == WRONG and "`return` missing" in verdict.sentence
 
 
+@pytest.mark.slow
 @each
 def test_a_verdict_is_the_same_every_time(found):
     for function in (found.solution, *found.mistakes.values()):
@@ -147,6 +148,7 @@ def test_a_solution_leaves_its_arguments_alone(found):
         assert same(list(call), list(found.inputs(rng)))
 
 
+@pytest.mark.slow
 @each
 @settings(max_examples=8)
 @given(seed=st.integers(0, 10**6), size=st.floats(1e-5, 1), share=st.floats(0.1, 1))

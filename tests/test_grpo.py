@@ -447,6 +447,7 @@ def test_the_prompts_of_the_learning_curve_are_the_first_of_validation(tiny_prof
     assert [r["id"] for r in grpo.probe_records(tiny_profile)] == [r["id"] for r in val][:3]
 
 
+@pytest.mark.slow
 def test_ctrl_c_and_the_same_call_again_end_on_the_same_adapter(
     trained, processor, records, sft_policy, scripted_trainer, tiny_profile, tmp_path, monkeypatch
 ):
@@ -472,6 +473,7 @@ def test_ctrl_c_and_the_same_call_again_end_on_the_same_adapter(
     assert [row["step"] for row in curves[1]] == [0, 1, 2] and curves[0][:2] == curves[1][:2]
 
 
+@pytest.mark.slow
 def test_activations_may_be_checkpointed_and_rollouts_generated_by_the_group(
     trained, processor, records, sft_policy, scripted_trainer, tiny_profile, tmp_path, monkeypatch
 ):
@@ -513,6 +515,7 @@ def test_feedback_that_the_budget_drops_stops_the_training(
         train(scripted_trainer, fresh_student, records, tmp_path, tiny_profile)
 
 
+@pytest.mark.slow
 def test_the_budget_holds_the_longest_rollout(
     processor, records, fresh_student, scripted_trainer, tiny_profile, tmp_path
 ):

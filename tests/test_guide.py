@@ -158,6 +158,7 @@ def messages() -> str:
     return "\n".join(texts)
 
 
+@pytest.mark.slow
 def test_quoted_messages_are_those_of_the_project():
     part = PAGE.split("## What goes wrong")[1].split("\n## ")[0]
     symptoms = [line.split("|")[1] for line in part.splitlines() if line.startswith("|")]

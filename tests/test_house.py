@@ -1,6 +1,7 @@
-"""The house: imports go one way, from the course's machinery to the paper's ideas, and never back."""
+"""The house: imports go one way, from the course's machinery to the paper's ideas, and CONTRIBUTING.md describes it."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ MAY = {
     "exercises": {""}, "cli": {"", "runtime", "micro", "show", "paper_scale", "course", "exercises"},
 }  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))
+PAGE = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
 def wing(path: Path) -> str:
@@ -48,3 +50,20 @@ def test_no_module_reaches_itself():
     while ready := [path for path, needed in arrows.items() if path not in done and needed <= done]:
         done.update(ready)
     assert done == set(arrows), f"in a circle: {sorted(map(str, set(arrows) - done))}"
+
+
+def test_the_tree_names_every_file_and_no_other():
+    tree = PAGE.split("```text\nivt_utils/\n")[1].split("```")[0]
+    folder, named = "", []
+    for indent, name in re.findall(r"^( {2,4})([\w./]+)  +\S", tree, re.M):
+        folder = folder if indent == "    " else name if name.endswith("/") else ""
+        named += [] if name.endswith("/") else [folder + name]
+    there = [path for kind in ("py", "js", "jinja") for path in PACKAGE.rglob(f"*.{kind}") if path.stat().st_size]
+    assert sorted(named) == sorted(path.relative_to(PACKAGE).as_posix() for path in there)
+
+
+def test_the_directions_are_those_that_are_held():
+    rows = re.findall(r"^\| (`\w+`|the root) \| (.+) \|$", PAGE, re.M)
+    told = {name: {*names.split(", ")} - {"nothing"} for name, names in rows}
+    quoted = {name: f"`{name}`" if name else "the root" for name in MAY}
+    assert told == {quoted[name]: {quoted[other] for other in others} for name, others in MAY.items()}

@@ -267,6 +267,7 @@ def shipped():
     return load_student(profile, REFERENCE / "adapters" / "sft"), load_split(profile, "val").select(range(12))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"style": "none"}, {"temperature": 0.7}, {"batch_size": 5}])
 def test_a_chat_that_goes_on_gets_the_answers_of_one_that_is_read_anew(shipped, options, monkeypatch):
     student, records = shipped

@@ -1,4 +1,4 @@
-"""The whole course at smoke size, through the command that users run, and each notebook alone."""
+"""The whole course at smoke size, through the command that users run; each notebook alone: test_notebook_alone.py."""
 
 import json
 import time
@@ -82,15 +82,7 @@ def test_the_report_needs_no_model(smoke_run, capsys):
     assert "oracle" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("number", ["03", "04", "05", "06"])
-def test_a_notebook_alone_starts_from_the_reference_and_says_so(number, tmp_path):
-    root = tmp_path / "alone"
-    assert cli.main(["run", "--profile", "smoke", "--run-dir", str(root), "--only", number]) == 0
-    executed = next((root / "notebooks").glob(f"{number}*.ipynb")).read_text()
-    assert "using the reference result" in executed
-    assert json.loads((root / "stages.json").read_text())
-
-
+@pytest.mark.slow
 def test_the_dry_run_walks_through_the_papers_settings(tmp_path, capsys):
     """Every notebook, on data prepared from files with the Hub's schemas, with the micro student."""
     root, paper = tmp_path / "dry", get_profile("paper")

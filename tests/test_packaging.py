@@ -155,10 +155,27 @@ def test_python_versions_agree():
 def test_version_is_said_once():
     import ivt_utils
 
-    assert ivt_utils.__version__ == PYPROJECT["project"]["version"]
+    assert "version" not in PYPROJECT["project"] and PYPROJECT["project"]["dynamic"] == ["version"]
+    assert PYPROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "ivt_utils.__version__"}
+    assert f"\n## {ivt_utils.__version__} " in (PROJECT / "CHANGELOG.md").read_text()
     citation = yaml.safe_load((PROJECT / "CITATION.cff").read_text())
-    assert citation["version"] == ivt_utils.__version__ and citation["license"] == "Apache-2.0"
+    assert "version" not in citation and citation["license"] == "Apache-2.0"
     assert any("2606.13156" in entry["url"] for entry in citation["references"])
+
+
+def test_the_workflow_tests_every_python_and_knows_no_secret():
+    text = (PROJECT / ".github" / "workflows" / "test.yml").read_text()
+    matrix = yaml.safe_load(text)["jobs"]["test"]["strategy"]["matrix"]
+    assert [f"{version}.0" for version in matrix["python"]] == list(FIRST)
+    assert "run: make test" in text and "secrets" not in text
+
+
+def test_the_hooks_are_the_projects_own_ruff():
+    repos = yaml.safe_load((PROJECT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert [repo["repo"] for repo in repos] == ["local"]
+    assert all(hook["language"] == "system" for hook in repos[0]["hooks"])
+    assert [hook["entry"].split()[:2] for hook in repos[0]["hooks"]] == [
+        [".venv/bin/ruff", "check"], [".venv/bin/ruff", "format"]]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["requirements.lock", "environment.yml", "pyproject.toml"])
@@ -208,6 +225,7 @@ def test_make_has_its_targets():
     for target, said in {
         "setup": "-r requirements.lock",
         "course": ".venv/bin/ivt run --profile micro",
+        "check": '-m "not slow"',
         "test": ".venv/bin/python -m pytest",
         "lab": "jupyter lab",
         "book": "sphinx-build",

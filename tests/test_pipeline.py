@@ -36,6 +36,7 @@ def test_only_a_student_of_the_hub_is_looked_at_and_once(hub, tmp_path, tiny_pro
     assert set(run.stages()) == {f"rollouts/{name}" for name in wanted}
 
 
+@pytest.mark.slow
 def test_each_seed_has_a_run_of_its_own_and_the_runs_own_seed_is_the_run(tiny_profile, tmp_path, monkeypatch):
     called, run = [], Run(tiny_profile, 0, tmp_path)
     answers, others = [{"id": "a"}], tmp_path / SEEDS / "2"

@@ -165,7 +165,7 @@ class Now:
 
 
 @pytest.fixture(scope="module")
-def small():
+def small(slow):
     """A recipe of a second, checkpoints at every step, no second process."""
     clock, build = iter(range(0, 10**9, 200)), micro.build_micro
     torch.set_num_threads(1)

@@ -275,6 +275,7 @@ def test_the_interval_decides_about_a_claim(found, claim, said):
     assert results.verdict(found, **claim) == said
 
 
+@pytest.mark.slow
 def test_targets_are_reached_by_a_run_that_reaches_them():
     content = results.build_results(all_methods(2000, 5), **SETTINGS, curves={"grpo": CURVE}, looks=looks(0.02))
     assert verdicts(content) == dict.fromkeys("abcdefghijklmn", "reached")
@@ -571,6 +572,7 @@ def write(path, rollouts):
     path.write_text("".join(json.dumps(rollout) + "\n" for rollout in rollouts), encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_second_turns_are_recomputed_from_their_predictions(run):
     turns = second_turns()
     for turn, rollouts in turns.items():

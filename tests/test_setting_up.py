@@ -196,7 +196,7 @@ def test_a_failure_of_pip_is_told_with_its_last_error(pip, folder):
 
 # ------------------------------------------------------------------------------------------------ with the real pip
 @pytest.fixture(scope="module")
-def python(tmp_path_factory):
+def python(slow, tmp_path_factory):
     """A bare Python with pip and `packaging`, and wheels of a package `tiny` on the disk for an index."""
     folder = tmp_path_factory.mktemp("bare")
     venv.create(folder / "venv", with_pip=True, symlinks=True)

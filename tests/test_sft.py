@@ -154,6 +154,7 @@ def test_no_trajectory_is_cut_and_every_sample_is_seen(trained):
     assert trained.trainer.args.max_length is None and trained.trainer.state.global_step == 4
 
 
+@pytest.mark.slow
 def test_ctrl_c_and_the_same_call_again_end_on_the_same_adapter(
     trained, processor, dataset, tiny_profile, recorded, tmp_path, monkeypatch
 ):
@@ -253,6 +254,7 @@ def test_an_adapter_that_was_rounded_on_the_way_is_trained_as_it_was(stub, tmp_p
     assert fresh.dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_activations_may_be_checkpointed(trained, processor, dataset, tiny_profile, recorded, tmp_path, monkeypatch):
     """As on a GPU: less memory, and the same adapter."""
     real = sft.trainer_options

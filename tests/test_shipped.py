@@ -75,7 +75,7 @@ def fits(name: str, patterns) -> bool:
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory) -> dict[str, str]:
+def told(slow, tmp_path_factory) -> dict[str, str]:
     """What a run says to each file with one flipped byte, in a copy of the project that is no clone."""
     copy = tmp_path_factory.mktemp("archive")
     for name in ("ivt_utils", "data"):

@@ -129,6 +129,7 @@ def test_a_missing_adapter_is_one_sentence(shipped, tmp_path):
         student.load_student(shipped[1], tmp_path / "nothing")
 
 
+@pytest.mark.slow
 def test_an_adapter_is_loaded_frozen_or_trainable(shipped, tmp_path):
     from peft import get_peft_model
 

@@ -496,6 +496,7 @@ def posts(log: Path) -> int:
     return log.read_text().count('"POST /v1/chat/completions HTTP/1.1" 200')
 
 
+@pytest.mark.slow
 def test_a_real_server_that_dies_and_comes_back(micro, rollouts, records, tmp_path):
     """The micro student answers with boxes: nothing for a teacher, so every trace is the geometric teacher's."""
     first, second = tmp_path / "first.log", tmp_path / "second.log"

@@ -100,7 +100,7 @@ def jupyter_lab(folder):
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
+def page(slow, tmp_path_factory):
     """The notebook with all widgets, run, in a window of 1100 x 1250 pixels; the console is watched throughout."""
     folder = tmp_path_factory.mktemp("lab")
     cells = [new_code_cell(source.strip()) for source in CELLS]
