@@ -77,7 +77,7 @@ def run_ablations(run, train, val) -> list[dict]:
     def row(name, rollouts):
         images, ious = [r["image_id"] for r in rollouts], metrics.iou_matrix(rollouts)
         score = metrics.step_score("final", "miou")
-        return {"name": name, "acc50": metrics.mean_interval(ious[:, -1] >= 0.5, images, **chance),
+        return {"name": name, "acc50": metrics.mean_interval(metrics.is_right(ious[:, -1]), images, **chance),
                 "miou": metrics.mean_interval(score(ious), images, **chance),
                 **metrics.paired_difference(rollouts, reference, score, **chance),
                 "p": sign_flip_p(rollouts, reference, score, **chance), "seed": seed}  # fmt: skip

@@ -9,7 +9,7 @@ import re
 
 Box = tuple[int, int, int, int]
 SCALE = 1000
-LEAST_VIEW = 200  # 0..1000: a closer look would show a small box as a handful of pixels
+LEAST_VIEW = 200  # 0..1000, where a profile does not say otherwise
 # Qwen-VL's own habit is a "label" behind the box; it says nothing about the box, so it may stand there.
 _ANSWER = re.compile(r'\{\s*"bbox_2d"\s*:\s*\[([^\[\]{}]*)\]\s*(?:,\s*"label"\s*:\s*"[^"{}]*"\s*)?\}', re.ASCII)
 _INTEGER = re.compile(r"\s*(0|[1-9][0-9]{0,3})\s*", re.ASCII)  # JSON's integers: no sign, no leading zero
@@ -39,17 +39,17 @@ def snap(box, grid: int = 1) -> Box:
     return x1, y1, max(x2, x1 + grid), max(y2, y1 + grid)
 
 
-def view(box, zoom: float) -> Box:
+def view(box, zoom: float, least: int = LEAST_VIEW) -> Box:
     """Return the part of the image that a closer look around `box` shows, itself a box of the image.
 
-    Its width and height are `zoom` times the longer side of `box`, at least `LEAST_VIEW` and at most the image, and it
+    Its width and height are `zoom` times the longer side of `box`, at least `least` and at most the image, and it
     stays within the image. All of the image for a box that is None. ValueError for a `zoom` below 1.
     """
     if zoom < 1:
         raise ValueError(f"A closer look is at least as large as its box: zoom {zoom} is below 1.")
     if box is None:
         return 0, 0, SCALE, SCALE
-    side = min(SCALE, max(LEAST_VIEW, round(zoom * max(box[2] - box[0], box[3] - box[1]))))
+    side = min(SCALE, max(least, round(zoom * max(box[2] - box[0], box[3] - box[1]))))
     x, y = (min(max(0, (low + high - side) // 2), SCALE - side) for low, high in (box[::2], box[1::2]))
     return x, y, x + side, y + side
 
@@ -72,8 +72,8 @@ def iou(a, b) -> float:
     import torch
     from torchvision.ops import box_iou
 
-    pair = [torch.tensor([tuple(box)], dtype=torch.float64) for box in (a, b)]
-    return float(torch.nan_to_num(box_iou(*pair)))
+    one, other = (torch.tensor([tuple(box)], dtype=torch.float64) for box in (a, b))
+    return float(torch.nan_to_num(box_iou(one, other)))
 
 
 def parse_answer(text: str) -> Box | None:
@@ -90,8 +90,8 @@ def parse_answer(text: str) -> Box | None:
     parts = found[0].split(",")
     if len(parts) != 4 or not all(_INTEGER.fullmatch(part) for part in parts):
         return None
-    box = tuple(int(part) for part in parts)
-    return box if valid(box) else None
+    x1, y1, x2, y2 = map(int, parts)
+    return (x1, y1, x2, y2) if valid((x1, y1, x2, y2)) else None
 
 
 def valid(box) -> bool:

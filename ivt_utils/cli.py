@@ -1,6 +1,7 @@
 """The command `ivt`: run the course or its stages, prepare data, plan, report, examine this computer."""
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -8,17 +9,13 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+from ivt_utils.methods import ADAPTERS, STAGES
 from ivt_utils.runtime import distributed
 
 STOPPED = ("Stopped, from outside or because another process of this run has died (most often for want of memory); "
            "the same command goes on from the last finished stage or checkpoint.")  # fmt: skip
 ALONE = "Stopped; the same command goes on from the last finished stage or checkpoint."
 LOST = ("connection closed", "connection reset", "remote process exited")  # how torch says that a process is gone
-NOTEBOOKS = {
-    "eval": "notebooks 1 and 2: the base student's answers",
-    "sft": "notebooks 2 and 3: the harvest, SFT, and its answers", "grpo": "notebook 4: GRPO, and its answers",
-    "ablations": "notebook 5", "mirage": "notebook 6: confidence, sampled answers and controls",
-}  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,10 +29,10 @@ def main(argv: list[str] | None = None) -> int:
     if distributed.rank() > 0:
         sys.stdout = open(os.devnull, "w")  # process 0 speaks for all
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows ? and goes on
     if distributed.size() > 1 and arguments.command is not stage_command:
-        return fail(f"Only {', '.join(NOTEBOOKS)} run in several processes; run this command without accelerate.", 2)
+        return fail(f"Only {', '.join(STAGES)} run in several processes; run this command without accelerate.", 2)
     try:
         return arguments.command(arguments)
     except KeyboardInterrupt as stop:
@@ -52,6 +49,13 @@ def main(argv: list[str] | None = None) -> int:
         if distributed.size() > 1 and any(sign in str(error).lower() for sign in LOST):
             return fail(f"{STOPPED} It said: {str(error).splitlines()[0]}", 1)
         raise
+
+
+def seed_number(text: str) -> int:
+    number = int(text)
+    if not 0 <= number < 2**32:
+        raise ValueError
+    return number
 
 
 def number_of_steps(text: str) -> int:
@@ -71,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
         made.add_argument("--profile", default="micro", help="smoke, micro (default), colab or paper")
         made.set_defaults(command=command, stage=name)
         if runs:
-            made.add_argument("--seed", type=int, default=0, help="seed of everything random (default 0)")
+            made.add_argument("--seed", type=seed_number, default=0, help="seed of everything random (default 0)")
             made.add_argument("--run-dir", type=Path, help="where results go (default runs/PROFILE, for another seed "
                                                            "than 0 runs/PROFILE-seedN)")  # fmt: skip
         if runs and name != "teach":
@@ -84,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--reference", action="store_true", help="begin a new folder with the reference results (micro): "
                      "nothing is trained, all notebooks run in a minute or two")  # fmt: skip
     run.add_argument("--notebooks", type=Path, metavar="DIR", help="another folder of notebooks")
-    for name, told in NOTEBOOKS.items():
+    for name, told in STAGES.items():
         made = add(name, stage_command, f"the stages of {told}; also under `accelerate launch`", runs=True)
         if name == "grpo":
             made.add_argument("--steps", type=number_of_steps, help="optimiser steps in place of the profile's "
@@ -103,16 +107,17 @@ def parser() -> argparse.ArgumentParser:
     report.set_defaults(command=report_command)
 
     several = add("seeds", seeds_command, "train SFT, GRPO and the closer look with several seeds, and score them")
-    several.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], metavar="N", help="default 0 to 4")
+    several.add_argument(
+        "--seeds", type=seed_number, nargs="+", default=[*range(5)], metavar="N", help="default 0 to 4")  # fmt: skip
     several.add_argument("--steps", type=number_of_steps, help="as in ivt grpo")
     several.add_argument("--run-dir", type=Path, help="where results go (default runs/PROFILE); that run is seed 0")
     several.set_defaults(seed=0)
 
     closer = add("closer", closer_command, "train and score the closer look, our own recipe")
-    closer.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="default 0")
+    closer.add_argument("--seeds", type=seed_number, nargs="+", default=[0], metavar="N", help="default 0")
     closer.add_argument("--split", choices=("val", "test"), default="test", help="choose values on val (default test)")
-    closer.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="try another zoom, looks or "
-                        "closer_steps, in a --run-dir of its own")  # fmt: skip
+    closer.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="try another zoom, looks, "
+                        "least_view or closer_steps, in a --run-dir of its own")  # fmt: skip
     closer.add_argument("--run-dir", type=Path, help="where results go (default runs/PROFILE)")
 
     build = commands.add_parser("build", help="make again what the project ships: student, benchmark, "
@@ -142,7 +147,17 @@ def _begin(arguments):
     name = profile.name if arguments.seed == 0 else f"{profile.name}-seed{arguments.seed}"
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    return profile, (arguments.run_dir or PROJECT / "runs" / name).resolve()
+    run_dir = (arguments.run_dir or PROJECT / "runs" / name).resolve()
+    return profile, own_folder(run_dir)
+
+
+def own_folder(run_dir: Path) -> Path:
+    """Return the folder of a run; a ValueError where that is the reference, which comes with the project."""
+    from ivt_utils.runtime.store import REFERENCE
+
+    if run_dir.is_relative_to(REFERENCE):
+        raise ValueError(f"{run_dir} holds the reference results, which no run may change; name another --run-dir.")
+    return run_dir
 
 
 def run_command(arguments) -> int:
@@ -170,17 +185,17 @@ def run_command(arguments) -> int:
 
 def stage_command(arguments) -> int:
     """Return 0 after making the stages of a notebook, together with the other processes of a launch."""
-    from ivt_utils.pipeline import STAGES
+    from ivt_utils import pipeline
     from ivt_utils.runtime.store import Run
 
     profile, run_dir = _begin(arguments)
     distributed.wait()
     print(f"Profile {profile.name}, seed {arguments.seed}, {distributed.size()} process(es): "
-          f"{NOTEBOOKS[arguments.stage]}. `ivt plan` says what it costs. Results go to {run_dir}.")  # fmt: skip
+          f"{STAGES[arguments.stage]}. `ivt plan` says what it costs. Results go to {run_dir}.")  # fmt: skip
     run = Run(profile, arguments.seed, run_dir)
     before = set(run.stages())
     try:
-        STAGES[arguments.stage](run, **({"steps": arguments.steps} if arguments.stage == "grpo" else {}))
+        pipeline.STAGES[arguments.stage](run, **({"steps": arguments.steps} if arguments.stage == "grpo" else {}))
     except KeyboardInterrupt:  # Ctrl-C, or the launcher, which ends all processes when one has died
         raise KeyboardInterrupt(STOPPED if distributed.size() > 1 else ALONE) from None
     distributed.leave()
@@ -211,8 +226,9 @@ def teach_command(arguments) -> int:
         raise ValueError(f"{run_dir} has no answers of the student to correct yet: run ivt eval first.")
     wrong = keep_errors(own_answers(run, train), profile.harvest_max_iou)
     print(budget(wrong, train, profile, arguments.model, cache), flush=True)
-    ask = {"base_url": arguments.base_url, "model": arguments.model, "cache": cache, "progress": "teacher"}
-    taught = run.rollouts("trajectories", lambda: teach(wrong, train, profile, **ask))
+    taught = run.rollouts("trajectories", lambda: teach(
+        wrong, train, profile, base_url=arguments.base_url, model=arguments.model, cache=cache, progress="teacher",
+    ))  # fmt: skip
     traces, geometric = sum(len(t["steps"]) - 1 for t in taught), sum(t["stood_in"] for t in taught)
     print(f"{traces} traces, {geometric} of them by the geometric teacher, for the VLM's were refused.")
     print(f"The trajectories are in {run_dir}; notebook 2 and ivt sft take them from there.")
@@ -241,7 +257,7 @@ def plan_command(arguments) -> int:
 
 
 def report_command(arguments) -> int:
-    """Return 0 after printing the report of a run."""
+    """Return 0 after printing the report of a run, 1 where the results that lie there are others."""
     if not arguments.run_dir.is_dir():
         raise ValueError(
             f"There is no run in {arguments.run_dir}: make one with `ivt run`, or name its folder."
@@ -260,8 +276,8 @@ def seeds_command(arguments) -> int:
 
     profile, run_dir = _begin(arguments)
     numbers = sorted(set(arguments.seeds))
-    print(f"Profile {profile.name}, {len(numbers)} seed(s): each trains SFT twice, GRPO thrice and the closer look "
-          "twice, about the notebooks 3 and 4 of `ivt plan`; what is finished is reused. "
+    print(f"Profile {profile.name}, {len(numbers)} seed(s): each trains SFT twice, GRPO thrice, and the closer look "
+          "with its three rivals, about the notebooks 3 and 4 of `ivt plan`; what is finished is reused. "
           f"Results go to {run_dir}.")  # fmt: skip
     seeds(Run(profile, 0, run_dir), numbers, arguments.steps)
     report_from(run_dir)
@@ -283,12 +299,18 @@ def closer_command(arguments) -> int:
     profile = get_profile(arguments.profile)
     for change in arguments.set:
         name, _, value = change.partition("=")
-        if name not in ("zoom", "looks", "closer_steps") or arguments.run_dir is None:
-            raise ValueError("--set takes zoom=, looks= or closer_steps= with a number, and a --run-dir of its own.")
-        profile = replace(profile, **{name: float(value) if name == "zoom" else int(value)})
+        kinds = {"zoom": float, "looks": int, "least_view": int, "closer_steps": int}
+        try:
+            number = kinds[name](value)
+        except (KeyError, ValueError):
+            number = 0
+        if not 1 <= number < 1e6 or arguments.run_dir is None:
+            raise ValueError("--set takes zoom=, looks=, least_view= or closer_steps= with a number from 1 on "
+                             "(zoom may have decimals), and a --run-dir of its own.")  # fmt: skip
+        profile = replace(profile, **{name: number})
     split = arguments.split
     train, records = load_split(profile, "train"), load_split(profile, split)
-    run = Run(profile, 0, arguments.run_dir and arguments.run_dir.resolve())
+    run = Run(profile, 0, arguments.run_dir and own_folder(arguments.run_dir.resolve()))
     seconds = pace.timings().get("closer") if profile.name == "micro" else None
     cost = (f"about {seconds * len(arguments.seeds) / 60:.0f} min from scratch on {pace.machine()}" if seconds
             else "how long that takes was not measured")  # fmt: skip
@@ -329,8 +351,7 @@ def build_command(arguments) -> int:
         made = write_guide()
     elif arguments.what == "docs":
         from ivt_utils.course.book import write_pages
-        from ivt_utils.paper_scale.memory import CONFIGURATIONS
-        from ivt_utils.paper_scale.plan import plan_text
+        from ivt_utils.paper_scale.plan import CONFIGURATIONS, plan_text
         from ivt_utils.profiles import get_profile
 
         note_files(DATA, ["paper_results.json"])  # these are written by hand
@@ -340,7 +361,7 @@ def build_command(arguments) -> int:
             write_between(ROOT / "docs" / "researcher.md", f"plan {name}", text)
         made = write_pages()
     else:
-        made = ship_reference(run_dir)
+        made = ship_reference(run_dir, ADAPTERS)
         write_table(ROOT / "README.md", read_json(made / "results.json"), paper_results())
     print(f"Made {made}.")
     return 0

@@ -13,18 +13,18 @@ sight; or whether one look at the whole image with more pixels would do. LFPR (a
 without a training.
 """
 
+import re
 from functools import partial
 
 import numpy as np
 from PIL import Image
 
 from ivt_utils import metrics, protocol
-from ivt_utils.boxes import SCALE, from_view, parse_answer, snap, to_view, view
+from ivt_utils.boxes import LEAST_VIEW, SCALE, from_view, parse_answer, snap, to_view, view
 from ivt_utils.controls import OWN, RANDOM, TRUTH, shown_boxes
-from ivt_utils.loop import evaluate, generate, sampled_answers
+from ivt_utils.loop import Turn, evaluate, sampled_answers
 from ivt_utils.overlay import closer_look, load_image
-from ivt_utils.records import numbered
-from ivt_utils.runtime.distributed import each_batch
+from ivt_utils.records import lazy_dataset, numbered
 from ivt_utils.selection import choose, medoid
 from ivt_utils.sft import train_sft
 from ivt_utils.student import bound_images, load_student
@@ -44,7 +44,7 @@ COMPARISONS = (
 GAINS = tuple(f"{CLOSER} - {rival}" for rival in (BASE, FIRST))  # what the course claims
 
 
-def examples(answers: list[dict], zoom: float, grid: int = 1) -> list[dict]:
+def examples(answers: list[dict], zoom: float, grid: int = 1, least: int = LEAST_VIEW) -> list[dict]:
     """Return what to learn from the student's own first answers: {"id", "expression", "shown", "text"}.
 
     Each answer with a box gives itself at first sight ("shown" is None), so that first answers stay what they are; and
@@ -58,7 +58,7 @@ def examples(answers: list[dict], zoom: float, grid: int = 1) -> list[dict]:
             continue
         row = {"id": answer["id"], "expression": answer["expression"]}
         rows.append({**row, "shown": None, "text": first["text"]})
-        x1, y1, x2, y2 = part = view(first["box"], zoom)
+        x1, y1, x2, y2 = part = view(first["box"], zoom, least)
         whole = part == (0, 0, SCALE, SCALE)
         if not whole and x1 <= truth[0] and y1 <= truth[1] and truth[2] <= x2 and truth[3] <= y2:
             text = protocol.answer_text(to_view(truth, part, grid))
@@ -72,49 +72,44 @@ def first_examples(answers: list[dict], grid: int = 1) -> list[dict]:
              "text": protocol.answer_text(snap(a["truth"], grid))} for a in answers]  # fmt: skip
 
 
-def examples_dataset(records, rows: list[dict], zoom: float):
+def examples_dataset(records, rows: list[dict], zoom: float, least: int = LEAST_VIEW):
     """Return a datasets.Dataset with `messages` and `images`, one row an example, its image read when needed."""
-    from datasets import Dataset
-
     numbers = numbered(records)
 
-    def draw(batch):
-        chats = []
-        keys = ("id", "expression", "shown", "text")
-        for name, expression, shown, text in zip(*(batch[key] for key in keys), strict=True):
-            image = load_image(records[numbers[name]]["image"])
-            question = protocol.question(closer_look(image, shown, zoom), expression)
-            chats.append(protocol.split_images([question, protocol.answer(text)]))
-        return {key: [chat[key] for chat in chats] for key in ("messages", "images")}
+    def chat(row):
+        image = load_image(records[numbers[row["id"]]]["image"])
+        question = protocol.question(closer_look(image, row["shown"], zoom, least), row["expression"])
+        return protocol.split_images([question, protocol.answer(row["text"])])
 
-    return Dataset.from_list(rows).with_transform(draw)
+    return lazy_dataset(rows, chat)
 
 
-def look_at(
-    student, records, rollouts: list[dict], boxes: list, profile, *, as_seen: bool = False, progress: str = ""
-) -> list[dict]:
+def closer_turn(zoom: float, least: int = LEAST_VIEW, as_seen_by=None) -> Turn:
+    """Return the turn of our loop: the first question is asked afresh about a closer look around the box that is shown.
+
+    Around no box it is all of the image. The answer is put back in its place. `as_seen_by`: a student; the part is then
+    cut out of the image at the size at which this student sees all of it, so that the look shows no new pixels.
+    """
+
+    def ask(chat, image, expression, last, shown):
+        if as_seen_by:
+            image = image.resize(seen_size(as_seen_by, image), Image.Resampling.BICUBIC)
+        return [protocol.question(closer_look(image, shown, zoom, least), expression)]
+
+    def read(text, shown):
+        box = parse_answer(text)
+        return box and from_view(box, view(shown, zoom, least))
+
+    return Turn(ask, read)
+
+
+def look_at(student, records, rollouts, boxes, profile, *, as_seen: bool = False, progress: str = "") -> list[dict]:
     """Return the rollouts with two steps: their step 0, and the answer to a closer look around a given box.
 
-    `boxes`: one (0..1000) a rollout; None: all of the image. `as_seen`: the part is cut out of the image at the size
-    at which the student sees all of it, so that the look shows no new pixels. Greedy decoding.
+    `boxes`: one (0..1000) a rollout; None: all of the image. `as_seen`: without new pixels. Greedy decoding.
     """
-    numbers, pairs = numbered(records), list(zip(rollouts, boxes, strict=True))
-
-    def answer(start, stop):
-        batch, chats, answered = pairs[start:stop], [], []
-        for rollout, box in batch:
-            image = load_image(records[numbers[rollout["id"]]]["image"])
-            if as_seen:
-                image = image.resize(seen_size(student, image), Image.Resampling.BICUBIC)
-            chats.append([protocol.question(closer_look(image, box, profile.zoom), rollout["expression"])])
-        texts = generate(student, chats, profile.max_new_tokens, 0.0, 0)
-        for (rollout, box), text in zip(batch, texts, strict=True):
-            found = parse_answer(text)
-            again = {"text": text, "box": found and from_view(found, view(box, profile.zoom))}
-            answered.append({**rollout, "steps": [rollout["steps"][0], again]})
-        return answered
-
-    return each_batch(answer, len(rollouts), profile.batch_size, progress)
+    turn = closer_turn(profile.zoom, profile.least_view, student if as_seen else None)
+    return evaluate(student, records, profile, progress=progress, turns=1, turn=turn, first=rollouts, shown=boxes)
 
 
 def seen_size(student, image) -> tuple[int, int]:
@@ -122,6 +117,20 @@ def seen_size(student, image) -> tuple[int, int]:
     processor = student.processor.image_processor
     _, rows, columns = processor(images=[image], return_tensors="pt")["image_grid_thw"][0].tolist()
     return columns * processor.patch_size, rows * processor.patch_size
+
+
+def stage(split: str, name: str, seed: int | None = None) -> str:
+    """Return the name of the stage that holds the answers of a student of `run_closer` on a split."""
+    return f"closer_{split}_{name}{'' if seed is None else seed}"
+
+
+def stages(names, split: str) -> dict[tuple[str, int | None], str]:
+    """Return those of the names of stages that are of a split, by what `stage` makes them from: name and seed."""
+    found = {}
+    for name in names:
+        if of_split := re.fullmatch(rf"closer_{split}_([a-z]+)(\d*)", name):
+            found[of_split[1], int(of_split[2]) if of_split[2] else None] = name
+    return found
 
 
 def run_closer(run, seeds, train, records, split: str = "test") -> None:
@@ -139,68 +148,69 @@ def run_closer(run, seeds, train, records, split: str = "test") -> None:
             bound_images(student.processor, 2 * width * height if name == "wide" else image.width * image.height)
         return student
 
-    def answered(stage, records, adapter=None, name="", **changes):
-        return run.rollouts(stage, lambda: evaluate(
-            loaded(adapter, name), records, profile, run.seed, stage, **changes))  # fmt: skip
+    def answered(at, records, adapter=None, name="", **changes):
+        return run.rollouts(at, lambda: evaluate(
+            loaded(adapter, name), records, profile, run.seed, at, **changes))  # fmt: skip
 
     def trained(name, seed, learnt):
         def train_it(folder):
             rows = learnt(answered("train_step0", train, turns=0), grid=profile.grid)
-            dataset = examples_dataset(train, rows, profile.zoom)
+            dataset = examples_dataset(train, rows, profile.zoom, profile.least_view)
             train_sft(loaded(name=name), dataset, folder, profile, seed, profile.closer_steps)
 
         return run.adapter(f"closer_{name}{seed}", train_it)
 
     def sampled(adapter, seed):
-        stage = f"closer_{split}_sampled{seed}"
-        run.rollouts(stage, lambda: sampled_answers(loaded(adapter), records, profile, seed, stage))
+        name = stage(split, "sampled", seed)
+        run.rollouts(name, lambda: sampled_answers(loaded(adapter), records, profile, seed, name))
 
     def looked_at(name, seed, adapter, looked, boxes):
-        stage = f"closer_{split}_{name}{seed}"
-        run.rollouts(stage, lambda: look_at(
-            loaded(adapter), records, looked, boxes, profile, as_seen=name == "seen", progress=stage))  # fmt: skip
+        at = stage(split, name, seed)
+        run.rollouts(at, lambda: look_at(
+            loaded(adapter), records, looked, boxes, profile, as_seen=name == "seen", progress=at))  # fmt: skip
 
-    look = {"turns": profile.looks, "zoom": profile.zoom}
-    answered(f"closer_{split}_untrained", records, **look)
+    look = {"turns": profile.looks, "turn": closer_turn(profile.zoom, profile.least_view)}
+    answered(stage(split, "untrained"), records, **look)
     for seed in seeds:
-        adapter = trained("seed", seed, partial(examples, zoom=profile.zoom))
-        looked = answered(f"closer_{split}_seed{seed}", records, adapter, **look)
+        adapter = trained("seed", seed, partial(examples, zoom=profile.zoom, least=profile.least_view))
+        looked = answered(stage(split, "seed", seed), records, adapter, **look)
         sampled(adapter, seed)
         shown = shown_boxes(looked, (), run.seed, profile.grid)
         for name, box in {"seen": OWN, "random": RANDOM, "truth": TRUTH}.items():
             looked_at(name, seed, adapter, looked, shown[box])
         for name in ("first", *SHARPER):  # the rivals that are trained on the truth and answer once
             rival = trained(name, seed, first_examples)
-            answered(f"closer_{split}_{name}{seed}", records, rival, name, turns=0)
+            answered(stage(split, name, seed), records, rival, name, turns=0)
 
 
-def closer_rows(answers: dict[str, list[dict]], *, seed: int, n_resamples: int) -> list[dict]:
+def closer_rows(answers: dict[tuple[str, int | None], list[dict]], *, seed: int, n_resamples: int) -> list[dict]:
     """Return the table of what `run_closer` left: a row for each method and comparison, of each seed and of their mean.
 
-    `answers`: its rollouts, named "untrained", "seed0", "first0", "sampled0" ... A row: {"name", "seed" (or "mean": of
-    each sample's score over the seeds), "seeds" (whose scores these are), "answers" (a sample; None in a comparison "a
-    - b"), "acc50", "miou": cells of `metrics`, paired by sample in a comparison}. The intervals of a seed's rows are
-    over test images, for that training; those of the mean are of `metrics.over_seeds`.
+    `answers`: its rollouts by name and seed: ("untrained", None), ("seed", 0), ("first", 0), ("sampled", 0) ... A row:
+    {"name", "seed" (or "mean": of each sample's score over the seeds), "seeds" (whose scores these are), "answers" (a
+    sample; None in a comparison "a - b"), "acc50", "miou": cells of `metrics`, paired by sample in a comparison}. The
+    intervals of a seed's rows are over test images, for that training; those of the mean of several are of
+    `metrics.over_seeds`.
     `seed` and `n_resamples` are the bootstrap's. [] before any seed is whole.
     """
-    seeds = sorted(int(name[4:]) for name in answers if name.startswith("seed") and name[4:].isdigit())
-    seeds = [n for n in seeds if {"untrained", f"first{n}", f"sampled{n}"} <= answers.keys()]  # the whole ones
-    if not seeds:
+    asked = sorted(number for name, number in answers if name == "seed" and number is not None)
+    seeds = [n for n in asked if {("untrained", None), ("first", n), ("sampled", n)} <= answers.keys()]
+    if not seeds:  # none is whole
         return []
-    controls = {n: label for n, label in (VIEWS | SHARPER).items() if all(f"{n}{k}" in answers for k in seeds)}
-    ordered = {name: sorted(rollouts, key=lambda r: r["id"]) for name, rollouts in answers.items()}
-    untrained, rows, ious = ordered["untrained"], [], {}
-    samples = {name: [(r["id"], r["image_id"], r["truth"]) for r in ordered[name]] for name in ordered}
-    if any(asked != samples["untrained"] for asked in samples.values()):
+    controls = {n: label for n, label in (VIEWS | SHARPER).items() if all((n, k) in answers for k in seeds)}
+    ordered = {key: sorted(rollouts, key=lambda r: r["id"]) for key, rollouts in answers.items()}
+    untrained, rows, ious = ordered["untrained", None], [], {}
+    samples = [[(r["id"], r["image_id"], r["truth"]) for r in rollouts] for rollouts in ordered.values()]
+    if any(sample != samples[0] for sample in samples):
         raise ValueError("The closer looks are about different samples; run them again.")
     for number in seeds:
-        looked, sampled = ordered[f"seed{number}"], ordered[f"sampled{number}"]
+        looked, sampled = ordered["seed", number], ordered["sampled", number]
         ours, base = metrics.iou_matrix(looked), metrics.iou_matrix(untrained)
-        consensus, taught = metrics.iou_matrix(choose(sampled, medoid)), metrics.iou_matrix(ordered[f"first{number}"])
+        consensus, taught = metrics.iou_matrix(choose(sampled, medoid)), metrics.iou_matrix(ordered["first", number])
         ious[number] = {BASE: base[:, 0], FIRST: ours[:, 0], CLOSER: ours[:, -1], SAMPLED: consensus[:, 0],
                         TAUGHT: taught[:, 0], UNTRAINED: base[:, -1]}  # fmt: skip
         ious[number] |= {
-            label: metrics.iou_matrix(ordered[f"{name}{number}"])[:, -1] for name, label in controls.items()
+            label: metrics.iou_matrix(ordered[name, number])[:, -1] for name, label in controls.items()
         }
     looks = len(untrained[0]["steps"])
     given = {BASE: 1, FIRST: 1, CLOSER: looks, SAMPLED: len(sampled[0]["steps"]), TAUGHT: 1, UNTRAINED: looks}
@@ -209,13 +219,13 @@ def closer_rows(answers: dict[str, list[dict]], *, seed: int, n_resamples: int) 
     for label, numbers in [*((number, [number]) for number in seeds), ("mean", seeds)]:
         scores = {
             metric: {name: np.array([score(ious[number][name]) for number in numbers]) for name in given}
-            for metric, score in (("acc50", lambda v: (v >= 0.5).astype(float)), ("miou", lambda v: v))
+            for metric, score in (("acc50", metrics.is_right), ("miou", lambda v: v))
         }
         compared = [pair for pair in COMPARISONS if given.keys() >= set(pair)]
         for a, b in [*((name, None) for name in given), *compared]:
-            gains = {metric: of[a] - of[b] if b else of[a] for metric, of in scores.items()}
+            gains = {metric: of[a] * 1.0 - of[b] if b else of[a] for metric, of in scores.items()}
             if len(numbers) > 1:
-                cells = {metric: metrics.over_seeds(each, images) for metric, each in gains.items()}
+                cells = {metric: metrics.over_seeds(each, images, not b) for metric, each in gains.items()}
             else:
                 cells = {metric: metrics.mean_interval(each[0], images, seed=seed, n_resamples=n_resamples)
                          for metric, each in gains.items()}  # fmt: skip

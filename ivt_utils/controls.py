@@ -35,7 +35,7 @@ def second_turn_rows(answered: dict[tuple[str, str], list[dict]], *, seed: int, 
     chance, rows = {"seed": seed, "n_resamples": n_resamples}, []
     for (words, style), rollouts in answered.items():
         images, ious = [r["image_id"] for r in rollouts], metrics.iou_matrix(rollouts)
-        right = ious >= 0.5
+        right = metrics.is_right(ious)
         same = [r["steps"][1]["box"] is not None and r["steps"][0]["box"] == r["steps"][1]["box"] for r in rollouts]
         parts = [right[:, 1], ious[:, 1], metrics.parsed_matrix(rollouts)[:, 1], np.array(same),
                  right[:, 1].astype(float) - right[:, 0]]  # fmt: skip
@@ -90,7 +90,7 @@ def control_rows(answered: dict[str, list[dict]], *, seed: int, n_resamples: int
         boxes, truths = [r["steps"][1]["shown"] for r in rollouts], [r["truth"] for r in rollouts]
         drawn = np.array([box is not None for box in boxes])
         follow = metrics.ious(boxes, [r["steps"][1]["box"] for r in rollouts])
-        parts = [metrics.ious(boxes, truths), ious >= 0.5, ious, follow]
+        parts = [metrics.ious(boxes, truths), metrics.is_right(ious), ious, follow]
         cells = metrics.intervals(parts, [drawn, drawn | True, drawn | True, drawn], images, **chance)
         gain = metrics.paired_difference(rollouts, answered[OWN], metrics.step_score("final", "acc50"), **chance)
         rows.append({"control": name, **dict(zip(("shown", "acc50", "miou", "follow"), cells, strict=True)),

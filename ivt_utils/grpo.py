@@ -7,6 +7,7 @@ a call of the tool, and the tool's answer is the feedback turn of the closed loo
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from ivt_utils.boxes import format_answer, iou, parse_answer, valid
 from ivt_utils.loop import evaluate
 from ivt_utils.metrics import iou_matrix
 from ivt_utils.overlay import draw_box, load_image
-from ivt_utils.records import first, load_split
+from ivt_utils.records import first, lazy_dataset, load_split
 from ivt_utils.runtime import distributed, hardware
 from ivt_utils.runtime.store import PROBE, read_json, write_text
 from ivt_utils.sft import finish, trainer_options
@@ -29,7 +30,7 @@ def make_environment(style: str = "filled"):
     """Return an environment class for TRL: it keeps one image, and shows boxes on it."""
 
     class BoxEnvironment:
-        def reset(self, images=None, **_) -> None:
+        def reset(self, images: Any = None, **_) -> None:
             """Start a rollout on the row's one image; nothing is added to the prompt."""
             self._image = load_image(images[0])
             self._shown = 0
@@ -83,8 +84,8 @@ def make_reward(turns: int, format_bonus: float, generations: int, image_token_i
         for environment, ids in zip(environments, completion_ids, strict=True):
             expected = environment._shown * tokens_of_image(environment._image)
             if list(ids).count(image_token_id) != expected:
-                raise RuntimeError("A feedback image was dropped from a rollout: raise max_completion_length, which "
-                                   "must hold every answer and every feedback.")  # fmt: skip
+                raise RuntimeError("A feedback image was dropped from a rollout: raise feedback_tokens of the profile: "
+                                   "every answer and every feedback must have room.")  # fmt: skip
         scores = [score(boxes_of(c), t, turns) for c, t in zip(completions, truth, strict=True)]
         for step in range(turns + 1):
             log_metric(f"iou_step_{step}", sum(s[step] or 0.0 for s in scores) / len(scores))
@@ -108,15 +109,13 @@ def score(boxes: list, truth, turns: int) -> list[float | None]:
 
 def prompts_dataset(records):
     """Return a datasets.Dataset with `prompt`, `images` and `truth`, one row a record, its image read when needed."""
-    from datasets import Dataset
 
-    def read(batch):
-        chosen = [records[number] for number in batch["number"]]
-        rows = [protocol.split_images([protocol.question(load_image(r["image"]), r["expression"])]) for r in chosen]
-        return {"prompt": [row["messages"] for row in rows], "images": [row["images"] for row in rows],
-                "truth": [record["bbox"] for record in chosen]}  # fmt: skip
+    def prompt(row):
+        record = records[row["number"]]
+        asked = protocol.split_images([protocol.question(load_image(record["image"]), record["expression"])])
+        return {"prompt": asked["messages"], "images": asked["images"], "truth": record["bbox"]}
 
-    return Dataset.from_dict({"number": list(range(len(records)))}).with_transform(read)
+    return lazy_dataset([{"number": number} for number in range(len(records))], prompt)
 
 
 def train_grpo(
@@ -143,10 +142,11 @@ def train_grpo(
     tuned = hasattr(student.model, "peft_config")
     exact = {name: w.detach().clone() for name, w in student.model.named_parameters() if tuned and w.requires_grad}
     config = distributed.one_card(GRPOConfig(
-        max_steps=steps or profile.grpo_steps, learning_rate=profile.grpo_lr, lr_scheduler_type="constant_with_warmup",
-        warmup_steps=0.05, num_generations=group, beta=profile.beta, temperature=profile.temperature,
-        loss_type="grpo", scale_rewards=profile.scale_rewards, max_tool_calling_iterations=turns,
-        max_completion_length=(turns + 1) * (answer + 64) + turns * (answer // BOX_TOKENS + 1) * per_image,
+        max_steps=steps or profile.grpo_steps, learning_rate=profile.grpo_lr, lr_scheduler_type=profile.grpo_schedule,
+        warmup_steps=profile.grpo_warmup, num_generations=group, beta=profile.beta, temperature=profile.temperature,
+        loss_type=profile.grpo_loss, scale_rewards=profile.scale_rewards, max_tool_calling_iterations=turns,
+        max_completion_length=(turns + 1) * (answer + profile.feedback_tokens)
+        + turns * (answer // BOX_TOKENS + 1) * per_image,
         generation_kwargs={"max_new_tokens": answer, "suppress_tokens": placeholders},
         **distributed.batch_share(group * profile.grpo_prompts, profile.grpo_device_batch, group),
         **trainer_options(folder, profile, seed),

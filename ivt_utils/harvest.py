@@ -65,4 +65,4 @@ def perturbed(rollout: dict, seed: int, grid: int = 1) -> dict:
 
 def _truth(rollout: dict) -> list[float]:
     """Return the truth with all its 32 bits, of which a rollout notes the shortest decimals: near ties hang on them."""
-    return np.float32(rollout["truth"]).tolist()
+    return np.array(rollout["truth"], dtype=np.float32).tolist()

@@ -4,53 +4,87 @@ One committed answer a step. An answer that does not parse has no box and scores
 bare image and says so.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 
 from ivt_utils import protocol
-from ivt_utils.boxes import from_view, parse_answer, snap, view
+from ivt_utils.boxes import Box, parse_answer, snap
+from ivt_utils.methods import longer
 from ivt_utils.metrics import first_steps
-from ivt_utils.overlay import closer_look, draw_box, load_image
+from ivt_utils.overlay import draw_box, load_image
 from ivt_utils.records import numbered
 from ivt_utils.runtime.distributed import each_batch
 from ivt_utils.runtime.hardware import memory_advice
 from ivt_utils.student import Student
 
 
+@dataclass(frozen=True)
+class Turn:
+    """How a loop asks again.
+
+    `ask(chat, image, expression, last, shown)` returns the chat that is answered next: `chat` is the one that was
+    answered last, with the step `last` {"text", "box"}; `shown` is the box to show, 0..1000, or None.
+    `read(text, shown)` returns the box of the answer in the whole image, or None.
+    """
+
+    ask: Callable[..., list[dict]]
+    read: Callable[[str, Box | None], Box | None]
+
+
+def feedback_turn(style: str = "filled", words: str = "feedback") -> Turn:
+    """Return the turn of the paper: the chat goes on with the image on which the box is drawn.
+
+    `words`: "feedback", or "question" for the first question again.
+    """
+
+    def ask(chat, image, expression, last, shown):
+        drawn = draw_box(image, shown, style)
+        again = protocol.question(drawn, expression) if words == "question" else protocol.feedback(drawn, last["box"])
+        return [*chat, protocol.answer(last["text"]), again]
+
+    return Turn(ask, lambda text, shown: parse_answer(text))
+
+
 def run_loop(
-    student: Student, records, *, turns: int = 2, style: str = "filled", batch_size: int = 64,
-    max_new_tokens: int = 32, temperature: float = 0.0, seed: int = 0, progress: str = "", zoom: float | None = None,
+    student: Student, records, *, turns: int = 2, style: str = "filled", turn: Turn | None = None, batch_size: int = 64,
+    max_new_tokens: int = 32, temperature: float = 0.0, seed: int = 0, progress: str = "",
+    first: list[dict] | None = None, shown: list | None = None,
 ) -> list[dict]:  # fmt: skip
     """Return one rollout a record: {"id", "image_id", "subset", "expression", "truth", "steps"}.
 
     `steps` holds `turns` + 1 dicts {"text", "box"}; a box is four integers 0..1000, or None. Decoding is greedy when
     `temperature` is 0. The control that shows the image again without a box is `style="none"`.
 
-    A `zoom` makes it another loop (ours, see `closer`): no box is drawn and nothing is remembered; the first question
-    is asked again about a closer look around the last box, and `box` is the answer's place in the whole image.
+    `turn`: how the loop asks again, in place of the paper's `feedback_turn(style)`. `first`: rollouts whose step 0 is
+    taken over, so that only the later steps are asked for; then these are returned, with their new steps. `shown`: one
+    box (0..1000) a record, or None for the bare image, that each turn shows in place of the last answer's.
     """
     if turns < 0:
         raise ValueError(f"A loop has 0 or more refinements, not {turns}.")
+    next_turn = turn or feedback_turn(style)
+    numbers = {} if first is None else numbered(records)
+    places = range(len(records)) if first is None else [numbers[rollout["id"]] for rollout in first]
 
     def answer(start, stop):
-        batch = [records[i] for i in range(start, stop)]
+        batch = [records[place] for place in places[start:stop]]
+        begun = [_rollout(record) for record in batch] if first is None else first[start:stop]
         images = [load_image(record["image"]) for record in batch]
         chats = [[protocol.question(image, r["expression"])] for image, r in zip(images, batch, strict=True)]
-        steps: list[list[dict]] = [[] for _ in batch]
-        earlier = {} if zoom is None else None
-        for turn in range(turns + 1):
-            texts = generate(student, chats, max_new_tokens, temperature, seed + start + turn, earlier)
-            for record, chat, own, image, text in zip(batch, chats, steps, images, texts, strict=True):
-                box = parse_answer(text)
-                if zoom is not None and own and box:
-                    box = from_view(box, view(own[-1]["box"], zoom))
-                own.append({"text": text, "box": box})
-                if zoom is not None:
-                    chat[:] = [protocol.question(closer_look(image, box, zoom), record["expression"])]
-                else:
-                    chat += [protocol.answer(text), protocol.feedback(draw_box(image, box, style), box)]
-        return [_rollout(record, own) for record, own in zip(batch, steps, strict=True)]
+        steps, drawn, earlier = [rollout["steps"][:1] for rollout in begun], [None] * len(batch), {}
+        for count in range(len(steps[0]), turns + 1):
+            if count:
+                drawn = shown[start:stop] if shown else [own[-1]["box"] for own in steps]
+                asked = zip(chats, images, batch, steps, drawn, strict=True)
+                chats = [next_turn.ask(chat, image, record["expression"], own[-1], box)
+                         for chat, image, record, own, box in asked]  # fmt: skip
+            texts = generate(student, chats, max_new_tokens, temperature, seed + start + count, earlier)
+            for own, box, text in zip(steps, drawn, texts, strict=True):
+                own.append({"text": text, "box": next_turn.read(text, box) if count else parse_answer(text)})
+        return [{**rollout, "steps": own} for rollout, own in zip(begun, steps, strict=True)]
 
-    return each_batch(answer, len(records), batch_size, progress)
+    return each_batch(answer, len(places), batch_size, progress)
 
 
 def evaluate(student: Student, records, profile, seed: int = 0, progress: str = "", **changes) -> list[dict]:
@@ -72,7 +106,7 @@ def both_lengths(run, name: str, student, records) -> list[dict]:
 
     if profile.long_turns <= profile.turns:  # there is no longer loop
         return run.rollouts(name, lambda: answered(profile.turns))
-    long = run.rollouts(f"{name}_long", lambda: answered(profile.long_turns))
+    long = run.rollouts(longer(name), lambda: answered(profile.long_turns))
     return run.rollouts(name, lambda: first_steps(long, profile.turns + 1))
 
 
@@ -84,34 +118,20 @@ def sampled_answers(student: Student, records, profile, seed: int = 0, progress:
 
 
 def answer_again(
-    student: Student, records, rollouts: list[dict], shown: list, *, style: str = "filled", words: str = "feedback",
-    batch_size: int = 64, max_new_tokens: int = 32, progress: str = "",
+    student: Student, records, rollouts: list[dict], shown: list, profile, *, style: str = "filled",
+    words: str = "feedback", progress: str = "",
 ) -> list[dict]:  # fmt: skip
-    """Return the rollouts with two steps: their step 0, and the answer to a second turn that is made here.
+    """Return the rollouts with two steps: their step 0, and the answer to one turn that shows a given box.
 
     `shown`: one box (0..1000) a rollout, which is drawn on the image of that turn, or None for the bare image.
-    `words`: "feedback", which stays that of a drawn box, or "question": the first question again. The second step also
-    holds the box that was shown ("shown"). Greedy decoding.
+    `words`: as in `feedback_turn`; those of the feedback stay what they are for a drawn box. The second step also holds
+    the box that was shown ("shown"). Greedy decoding.
     """
-    numbers, pairs = numbered(records), list(zip(rollouts, shown, strict=True))
-
-    def answer(start, stop):
-        batch, chats, answered = pairs[start:stop], [], []
-        for rollout, box in batch:
-            image, first = load_image(records[numbers[rollout["id"]]]["image"]), rollout["steps"][0]
-            question, picture = protocol.question(image, rollout["expression"]), draw_box(image, box, style)
-            if words == "question":
-                second = protocol.question(picture, rollout["expression"])
-            else:
-                second = protocol.feedback(picture, first["box"])
-            chats.append([question, protocol.answer(first["text"]), second])
-        texts = generate(student, chats, max_new_tokens, 0.0, 0)
-        for (rollout, box), text in zip(batch, texts, strict=True):
-            again = {"text": text, "box": parse_answer(text), "shown": box}
-            answered.append({**rollout, "steps": [rollout["steps"][0], again]})
-        return answered
-
-    return each_batch(answer, len(rollouts), batch_size, progress)
+    answered = evaluate(student, records, profile, progress=progress, turns=1, turn=feedback_turn(style, words),
+                        first=rollouts, shown=shown)  # fmt: skip
+    for rollout, box in zip(answered, shown, strict=True):
+        rollout["steps"][1]["shown"] = box
+    return answered
 
 
 def answers_from(student: Student, record: dict, box, profile) -> dict:
@@ -119,15 +139,9 @@ def answers_from(student: Student, record: dict, box, profile) -> dict:
 
     The box is put on the student's grid. Then come `profile.turns` refinements by the student; greedy decoding.
     """
-    image, box = load_image(record["image"]), snap(box, student.grid)
-    steps = [{"text": protocol.answer_text(box), "box": box}]
-    for _ in range(profile.turns):
-        chat = protocol.transcript(image, record["expression"], steps, lambda i, b: draw_box(i, b, profile.style))
-        chat.append(protocol.feedback(draw_box(image, box, profile.style), box))
-        text = generate(student, [chat], profile.max_new_tokens, 0.0, 0)[0]
-        box = parse_answer(text)
-        steps.append({"text": text, "box": box})
-    return _rollout(record, steps)
+    box = snap(box, student.grid)
+    given = _rollout(record) | {"steps": [{"text": protocol.answer_text(box), "box": box}]}
+    return evaluate(student, [record], profile, first=[given])[0]
 
 
 def generate(
@@ -213,7 +227,8 @@ def continued(student: Student, inputs, earlier: dict):
     }  # fmt: skip
 
 
-def _rollout(record: dict, steps: list[dict]) -> dict:
+def _rollout(record: dict) -> dict:
+    """Return the rollout of a record before its first step."""
     kept = {key: record[key] for key in ("id", "image_id", "subset", "expression")}
     truth = [float(str(np.float32(v))) for v in record["bbox"]]  # as few decimals as tell its 32 bits from others
-    return {**kept, "truth": truth, "steps": steps}
+    return {**kept, "truth": truth, "steps": []}

@@ -10,14 +10,16 @@ n in samples. The value is None for an empty slice; the limits are None where to
 import warnings
 
 import numpy as np
-from scipy.stats import DegenerateDataWarning, bootstrap, t
+from scipy.stats import DegenerateDataWarning, binomtest, bootstrap, t
 
 from ivt_utils.boxes import valid
 
-THRESHOLDS = {"acc50": 0.5, "acc70": 0.7, "acc90": 0.9}
+RIGHT = 0.5  # a box is right from this IoU on
+THRESHOLDS = {"acc50": RIGHT, "acc70": 0.7, "acc90": 0.9}
 STEPS = ("step0", "final", "oracle")
-HARD = 0.5  # a sample is hard when its step-0 IoU is below this
 SAME = 1e-9  # IoU differences up to this are none
+FEW = 5  # right or wrong samples: below it, the limits of a share are exact ones
+CURVE_PARTS = 4  # a learning curve gains from the first of so many parts to the last
 BATCH = 20  # resamples held in memory at a time; part of what a seed means
 
 
@@ -81,6 +83,11 @@ def ious(boxes_a, boxes_b) -> np.ndarray:
     return np.nan_to_num(overlap / union)
 
 
+def is_right(iou):
+    """Return whether a box with this IoU is right, as Acc@0.5 counts it; for an array, the array of it."""
+    return iou >= RIGHT
+
+
 def parsed_matrix(rollouts) -> np.ndarray:
     """Return which steps have a box, booleans of shape (n, T + 1)."""
     check(rollouts)
@@ -127,8 +134,8 @@ def intervals(numerators, denominators, image_ids, *, seed: int, n_resamples: in
     Arrays of shape (K, n) over n samples. The unit of resampling is the image: all samples of an image are
     drawn together, the same draws for every row (scipy.stats.bootstrap, percentile method). The value is None
     without a positive denominator; the limits are None where any resample has none, or with one image.
-    A row of booleans is a share: where none or all are true, a resample cannot differ, and the limits are the exact
-    ones of Clopper and Pearson for as many images (the samples of one image may share their luck).
+    A row of booleans is a share. Where fewer than `FEW` samples are true, or fewer are not, the resamples hardly
+    differ, and the limits are those of `exact_limits`.
     `n` counts the samples with a denominator other than 0.
     """
     shares = [np.asarray(row).dtype == bool for row in numerators]
@@ -139,8 +146,7 @@ def intervals(numerators, denominators, image_ids, *, seed: int, n_resamples: in
     images = int(image.max()) + 1
     sums = np.array([np.bincount(image, row, images) for row in numerators])
     counts = np.array([np.bincount(image, row, images) for row in denominators])
-    values, low = _ratio(sums, counts), np.full(len(sums), np.nan)
-    high = low
+    values, low, high = _ratio(sums, counts), *np.full((2, len(sums)), np.nan)
     if images > 1:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DegenerateDataWarning)
@@ -148,12 +154,25 @@ def intervals(numerators, denominators, image_ids, *, seed: int, n_resamples: in
                 (sums, counts), _ratio, axis=-1, paired=True, vectorized=True, method="percentile",
                 n_resamples=n_resamples, batch=BATCH, rng=np.random.default_rng(seed),
             ).confidence_interval  # fmt: skip
-        edge = 0.025 ** (1 / np.count_nonzero(counts, axis=1).clip(1))
-        for full, limits in ((values == 1, (edge, 1)), (values == 0, (0, 1 - edge))):
-            low, high = (np.where(shares & full, *pair) for pair in zip(limits, (low, high), strict=True))
+        for row in np.flatnonzero(shares):
+            hits, misses = sums[row].sum(), counts[row].sum() - sums[row].sum()
+            if min(hits, misses) < FEW and hits + misses > 0:
+                low[row], high[row] = exact_limits(hits, misses, int(np.count_nonzero(counts[row])))
     sizes = np.count_nonzero(denominators, axis=1)
     rows = zip(values, low, high, sizes, strict=True)
     return [{"value": _plain(v), "low": _plain(a), "high": _plain(b), "n": int(n)} for v, a, b, n in rows]
+
+
+def exact_limits(hits: float, misses: float, images: int) -> tuple[float, float]:
+    """Return the limits of Clopper and Pearson (95%) of a share, for as many trials as there are images.
+
+    The samples of one image may share their luck, so an image counts as one trial: of the rarer kind there are as many
+    trials as samples, and the other kind makes up the rest.
+    """
+    rare, share = min(hits, misses, images), min(hits, misses) / (hits + misses)
+    found = binomtest(int(rare), int(images)).proportion_ci(method="exact")
+    low, high = min(found.low, share), max(found.high, share)
+    return (low, high) if hits < misses else (1 - high, 1 - low)
 
 
 def _plain(number) -> float | None:
@@ -201,14 +220,15 @@ def paired_difference(rollouts_a, rollouts_b, score, score_b=None, *, seed: int,
     return mean_interval(gains, [rollout["image_id"] for rollout in a], seed=seed, n_resamples=n_resamples)
 
 
-def over_seeds(scores, image_ids) -> dict:
+def over_seeds(scores, image_ids, share: bool = False) -> dict:
     """Return the cell of the mean score over several trainings, with an interval for new images and new trainings.
 
     `scores`: shape (S, n), one row a training, S > 1. A mixed model with two crossed random effects, the training and
     the image: the samples of an image share its luck, and so do all answers of one training. Its variance comes from
     the mean squares (method of moments), and the limits from Student's t with Satterthwaite's degrees of freedom.
     A bootstrap would draw the few trainings again from themselves, which makes its intervals too short. The limits are
-    None with one image.
+    None with one image. `share`: the mean lies in [0, 1], and so do the limits; they are those of `exact_limits` where
+    all scores are 0, or all are 1.
     """
     scores = np.asarray(scores, dtype=float)
     trainings, n = scores.shape
@@ -231,7 +251,10 @@ def over_seeds(scores, image_ids) -> dict:
         half = t.ppf(0.975, total**2 / (terms**2 / freedom).sum()) * np.sqrt(total / (trainings * images))
     else:
         half = 0.0
-    return cell | {"low": float(mean - half), "high": float(mean + half)}
+    low, high = mean - half, mean + half
+    if share:
+        low, high = exact_limits(mean, 1 - mean, images) if mean in (0, 1) else (max(low, 0), min(high, 1))
+    return cell | {"low": float(low), "high": float(high)}
 
 
 def paired_ratio(rollouts_a, rollouts_b, score, *, seed: int, n_resamples: int) -> dict:
@@ -244,7 +267,7 @@ def paired_ratio(rollouts_a, rollouts_b, score, *, seed: int, n_resamples: int) 
     return intervals(*pair, images, seed=seed, n_resamples=n_resamples)[0] | {"n": len(a)}
 
 
-def evaluate(rollouts, seed: int, n_resamples: int) -> dict:
+def score(rollouts, seed: int, n_resamples: int) -> dict:
     """Return every metric of one method as nested dictionaries of cells; the rollouts' order does not matter.
 
     "final": acc50, acc70, acc90, miou of the final step, the result. "per_step"[t]: the same, with the
@@ -272,11 +295,11 @@ def evaluate(rollouts, seed: int, n_resamples: int) -> dict:
 
     per_step = []
     for column, has_box in zip(ious.T, parsed.T, strict=True):
-        among = {"acc50_of_parsed": share(column >= 0.5, has_box), "miou_of_parsed": share(column, has_box)}
+        among = {"acc50_of_parsed": share(is_right(column), has_box), "miou_of_parsed": share(column, has_box)}
         per_step.append(quality(column) | {"parsed": share(has_box)} | among)
     metrics = {"final": per_step[-1], "per_step": per_step}
     if ious.shape[1] > 1:
-        change, right = final - first, ious >= 0.5
+        change, right = final - first, is_right(ious)
         lost = right[:, 0] & ~right[:, -1]
         same = [r["steps"][0]["box"] is not None and _same_box(r) for r in rollouts]
         metrics |= {
@@ -291,7 +314,7 @@ def evaluate(rollouts, seed: int, n_resamples: int) -> dict:
                 "gained": share(~right[:, 0] & right[:, -1]),
             },
         }
-        for name, where in (("hard", first < HARD), ("easy", first >= HARD)):
+        for name, where in (("hard", ~is_right(first)), ("easy", is_right(first))):
             parts = {"first": first, "final": final, "difference": change}
             metrics[name] = {part: share(values, where) for part, values in parts.items()}
     metrics["subsets"] = {
@@ -321,11 +344,11 @@ def refinement(rollouts, seed: int, n_resamples: int) -> dict:
     change = np.where(abs(final - first) <= SAME, 0.0, final - first)
     room = np.where(change > 0, 1 - first, first)
     gain = np.divide(change, room, out=np.zeros_like(change), where=room > SAME)
-    right, wrong, everyone = first > 0.5, first <= 0.5, np.ones(len(first), dtype=bool)
+    right, wrong, everyone = first > RIGHT, first <= RIGHT, np.ones(len(first), dtype=bool)
     parts = {
         "nsri": (gain, everyone), "nsri_first_right": (gain, right), "nsri_first_wrong": (gain, wrong),
-        "ccr": (final > 0.5, wrong), "refinement": (change > 0, right), "follow": (change == 0, right),
-        "worsen": (change < 0, everyone), "inherited_error": (wrong & (change == 0), final <= 0.5),
+        "ccr": (final > RIGHT, wrong), "refinement": (change > 0, right), "follow": (change == 0, right),
+        "worsen": (change < 0, everyone), "inherited_error": (wrong & (change == 0), final <= RIGHT),
     }  # fmt: skip
     scores, groups = zip(*parts.values(), strict=True)
     images = [rollout["image_id"] for rollout in rollouts]
@@ -344,7 +367,7 @@ def curve_gain(rows: list[dict], image_ids, seed: int, n_resamples: int) -> dict
     finals = np.array([[answers[-1] for answers in row["ious"]] for row in rows], dtype=float)
     if len(rows) < 2 or finals.shape != (len(rows), len(image_ids)) or not np.isfinite(finals).all():
         raise ValueError("A learning curve needs two rows or more, each with the IoUs of every prompt.")
-    quarter = max(1, len(rows) // 4)
+    quarter = max(1, len(rows) // CURVE_PARTS)
     first, last = finals[:quarter].mean(axis=0), finals[-quarter:].mean(axis=0)
     return {
         "steps": [row["step"] for row in rows], "first": float(first.mean()), "last": float(last.mean()),

@@ -5,13 +5,12 @@ With the stages there, tables and figures need no model.
 
 from ivt_utils import confidence, controls, selection
 from ivt_utils.loop import answer_again, evaluate, sampled_answers
+from ivt_utils.methods import METHODS
 from ivt_utils.metrics import first_steps
 from ivt_utils.records import first
 from ivt_utils.runtime.store import ArtefactError
 from ivt_utils.student import load_student
 
-# A method of `results`, and its adapter. The untrained student is not asked: it has never met `protocol.TRACE_FITS`.
-ADAPTERS = {"sft_ivt": "sft", "sft_keep_ivt": "sft_keep", "sft_grpo_ivt": "grpo"}
 SAMPLED = "sampled_sft_ivt"  # the stage of notebook 6: as many sampled first answers as the loop of SFT gives
 
 
@@ -25,8 +24,7 @@ def second_turns(run, student, test, base: list[dict], bare: list[dict]) -> dict
 
     def answered(words, style):
         return found.get((words, style)) or answer_again(
-            student, test, base, own, style=style, words=words, batch_size=profile.batch_size,
-            max_new_tokens=profile.max_new_tokens, progress=f"second turn: {words}, {style}")  # fmt: skip
+            student, test, base, own, profile, style=style, words=words, progress=f"second turn: {words}, {style}")
 
     return {turn: run.rollouts(controls.second_turn_stage(*turn), lambda turn=turn: answered(*turn))
             for turn in controls.SECOND_TURNS}  # fmt: skip
@@ -39,7 +37,7 @@ def measure(run, name: str, rollouts: list[dict], test, val) -> dict:
     step 0 and the answer after it. Thresholds come from the first samples of `val`, as many as ablations take.
     """
     profile, seed = run.profile, run.seed
-    adapter = run.find(f"adapters/{ADAPTERS[name]}")
+    adapter = run.find(f"adapters/{METHODS[name].adapter}")
     student = None
 
     def loaded():
@@ -60,8 +58,8 @@ def measure(run, name: str, rollouts: list[dict], test, val) -> dict:
         if label == controls.OWN:  # the loop has shown it already
             pairs = [(rollout, *rollout["steps"][:2]) for rollout in rollouts]
             return [{**rollout, "steps": [own, {**again, "shown": own["box"]}]} for rollout, own, again in pairs]
-        return answer_again(loaded(), test, rollouts, boxes, style=profile.style, batch_size=profile.batch_size,
-                            max_new_tokens=profile.max_new_tokens, progress=f"control: {label}")  # fmt: skip
+        return answer_again(
+            loaded(), test, rollouts, boxes, profile, style=profile.style, progress=f"control: {label}")  # fmt: skip
 
     def control(label, boxes):
         return run.rollouts(controls.stage(name, label), lambda: answered(label, boxes))

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from ivt_utils.boxes import to_pixels, view
+from ivt_utils.boxes import LEAST_VIEW, to_pixels, view
 
 STYLES = ("filled", "outline", "none")
-OVERLAY = (255, 0, 0)
+OVERLAY, ALPHA = (255, 0, 0), 80  # red, and how opaque it fills a box, of 255
 COLORS = {"truth": "#009E73", "answer": "#D55E00"}  # readable with colour-blind eyes
 MAX_ASPECT = 100  # Qwen's image processor refuses 200
 
@@ -51,9 +51,11 @@ def load_image(source) -> Image.Image:
 def draw_box(image: Image.Image, box, style: str = "filled") -> Image.Image:
     """Return a copy of the image with a 0..1000 box drawn on it in red (section 3 of the paper: an overlay).
 
-    `filled`: semi-transparent with an edge; `outline`: the edge alone; `none`, or a box that is None: the bare image.
+    `filled`: semi-transparent with an edge, `filled:120` more opaque (of 255); `outline`: the edge alone; `none`, or a
+    box that is None: the bare image.
     """
-    if style not in STYLES:
+    kind, _, alpha = str(style).partition(":")
+    if kind not in STYLES or alpha and not alpha.isdigit():
         raise ValueError(f"There is no box style {style!r}; choose one of {', '.join(STYLES)}.")
     if box is None or style == "none":
         return image.copy()
@@ -61,11 +63,11 @@ def draw_box(image: Image.Image, box, style: str = "filled") -> Image.Image:
     corners = (x1, y1, max(x1, x2 - 1), max(y1, y2 - 1))
     edge = max(1, round(min(image.size) / 96))
     overlay = Image.new("RGBA", image.size, (0, 0, 0, 0))
-    fill = (*OVERLAY, 80) if style == "filled" else None
+    fill = (*OVERLAY, int(alpha or ALPHA)) if kind == "filled" else None
     ImageDraw.Draw(overlay).rectangle(corners, fill=fill, outline=(*OVERLAY, 255), width=edge)
     return Image.alpha_composite(image.convert("RGBA"), overlay).convert("RGB")
 
 
-def closer_look(image: Image.Image, box, zoom: float) -> Image.Image:
+def closer_look(image: Image.Image, box, zoom: float, least: int = LEAST_VIEW) -> Image.Image:
     """Return the part of the image around a 0..1000 box that `boxes.view` names, enlarged to the image's size."""
-    return image.resize(image.size, Image.Resampling.BICUBIC, box=to_pixels(view(box, zoom), *image.size))
+    return image.resize(image.size, Image.Resampling.BICUBIC, box=to_pixels(view(box, zoom, least), *image.size))

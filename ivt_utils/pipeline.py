@@ -9,9 +9,10 @@ from ivt_utils.closer import run_closer
 from ivt_utils.grpo import probe_records, prompts_dataset, train_grpo
 from ivt_utils.harvest import keep_errors, trajectory
 from ivt_utils.loop import both_lengths, evaluate, sampled_answers
-from ivt_utils.mirage import ADAPTERS, SAMPLED, measure, second_turns
+from ivt_utils.methods import ASKED
+from ivt_utils.mirage import SAMPLED, measure, second_turns
 from ivt_utils.records import first, load_split
-from ivt_utils.runtime.store import SEEDS, ArtefactError, Run, read_jsonl
+from ivt_utils.runtime.store import SEEDS, ArtefactError, Run, finished_stages, read_jsonl
 from ivt_utils.sft import read_log, train_sft, trajectories_dataset
 from ivt_utils.student import load_student
 from ivt_utils.teacher import geometric_trace
@@ -106,6 +107,16 @@ def seeds(run, numbers, steps: int | None = None) -> None:
     The seed of `run` is the run itself; each other one gets a run of its own in its folder `SEEDS`. `steps`: as in
     `grpo`. No seed changes the untrained student, so its answers are those of `run`.
     """
+    others = [path for path in (run.root / SEEDS).glob("*") if path.is_dir()]
+    for root in [run.root, *others]:
+        finished, wanted = finished_stages(root), steps or run.profile.grpo_steps
+        done = len(read_log(root / "adapters" / "grpo")) if "adapters/grpo" in finished else wanted
+        if done != wanted:
+            raise ArtefactError(f"{root} has GRPO of {done} steps, and {wanted} are asked for, so they cannot be "
+                                f"compared: say --steps {done}, or name another --run-dir.")  # fmt: skip
+        if "rollouts/sft_ivt_long" in finished and "adapters/sft" not in finished:
+            raise ArtefactError(f"{root} has the answers of a training that came without its adapters. "
+                                "Another training must not mix with them: name another --run-dir.")  # fmt: skip
     evaluation(run)
     answers = own_answers(run, load_split(run.profile, "train"))
     for number in numbers:
@@ -135,7 +146,7 @@ def ablations(run) -> None:
 def mirage(run) -> None:
     """Notebook 6: confidence, sampled answers and controls of each student."""
     test, val = load_split(run.profile, "test"), load_split(run.profile, "val")
-    for name in ADAPTERS:
+    for name in ASKED:
         measure(run, name, read_jsonl(run.find(f"rollouts/{name}.jsonl")), test, val)
 
 

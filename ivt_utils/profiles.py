@@ -71,7 +71,7 @@ class Profile:
     # closed loop
     turns: int = 2  # T: refinements after step 0 (paper)
     long_turns: int = 5  # T of a longer loop, in which a student that cannot keep a box drifts; at most `turns`: none
-    style: str = "filled"  # how the box is drawn: filled, outline, none
+    style: str = "filled"  # how the box is drawn: filled (filled:120 is more opaque, of 255), outline, none
     max_new_tokens: int = 32  # of one answer
     batch_size: int = 64  # samples generated at once
     # harvest: own step-0 predictions with an IoU in [0, this] become trajectories (paper)
@@ -85,9 +85,12 @@ class Profile:
     teacher_timeout: float = 120.0  # seconds for one answer
     lora_rank: int = 32
     lora_alpha: int = 64
+    lora_dropout: float = 0.0
     # SFT
     sft_epochs: float = 1.5
     sft_lr: float = 1.5e-3
+    sft_schedule: str = "cosine"  # of the learning rate, one that transformers knows, after
+    sft_warmup: float = 0.05  # this share of the steps
     sft_batch: int = 4  # small batches here, too
     sft_device_batch: int = 0  # trajectories a device holds at once, the rest by accumulation; 0: all of its share
     # GRPO: the group size, the bonus and beta are the paper's
@@ -97,6 +100,10 @@ class Profile:
     generations: int = 6
     grpo_device_batch: int = 0  # rollouts a device learns from at once; 0: all of its share
     grpo_lr: float = 4e-4
+    grpo_schedule: str = "constant_with_warmup"
+    grpo_warmup: float = 0.05
+    grpo_loss: str = "grpo"  # how tokens are averaged, as TRL's `loss_type`
+    feedback_tokens: int = 64  # room for the words of a feedback in a rollout; too little of it stops the training
     grpo_probe: int = 128  # validation prompts that are answered greedily, for the learning curve,
     probe_every: int = 25  # every so many steps, and before the first and after the last
     beta: float = 0.04  # KL to the SFT policy
@@ -109,7 +116,8 @@ class Profile:
     thresholds: tuple = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
     # a closer look (closer.py): another loop and recipe, of our own; chosen for micro, untried elsewhere
     looks: int = 1  # closer looks after the first answer
-    zoom: float = 4.0  # the side of what is looked at, in longer sides of the box
+    zoom: float = 4.0  # the side of what is looked at, in longer sides of the box,
+    least_view: int = 200  # and this at least (0..1000), for a small box would be shown as a handful of pixels
     closer_steps: int = 600  # optimiser steps, with the learning rate and batch of SFT
     # intervals
     resamples: int = 2000
@@ -125,11 +133,19 @@ class Profile:
         values = {name: value for name, value in asdict(self).items() if name not in COST_ONLY}
         return json.loads(json.dumps(values))
 
+    def changed(self, noted: dict) -> list[str]:
+        """Return the names of the values that differ from those that a run has noted as its recipe.
+
+        A value that the note lacks came later; until then the code had what is now its default.
+        """
+        before = Profile(self.name, self.student, self.data, self.train, self.val, self.test).recipe() | noted
+        return sorted(name for name, value in self.recipe().items() if before[name] != value)
+
 
 # What a run costs, and how it fits a machine: these values may be changed in the middle of a run.
 # The teacher's are noted in each trajectory.
-COST_ONLY = ("batch_size", "sft_device_batch", "grpo_device_batch", "teacher_workers", "teacher_timeout",
-             "teacher_tokens", "teacher_tries", "teacher_temperature")  # fmt: skip
+COST_ONLY = ("batch_size", "sft_device_batch", "grpo_device_batch", "feedback_tokens", "teacher_workers",
+             "teacher_timeout", "teacher_tokens", "teacher_tries", "teacher_temperature")  # fmt: skip
 DRY_RUN = "-dry-run"  # "paper-dry-run": the paper's settings, walked through with a few made-up samples
 
 _MICRO = Profile(name="micro", student="data/student", data="synthetic", train=2400, val=510, test=505)

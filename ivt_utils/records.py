@@ -62,6 +62,17 @@ def numbered(records) -> dict[str, int]:
     return {name: number for number, name in enumerate(names)}
 
 
+def lazy_dataset(rows: list[dict], make):
+    """Return a datasets.Dataset of `rows`; what is read of it is `make(row)`, a dict, so that no image is kept."""
+    from datasets import Dataset
+
+    def read(batch):
+        made = [make(dict(zip(batch, values, strict=True))) for values in zip(*batch.values(), strict=True)]
+        return {key: [row[key] for row in made] for key in made[0]}
+
+    return Dataset.from_list(rows).with_transform(read)
+
+
 def write_split(path: Path, records) -> dict:
     """Return {"rows", "sha256"} of the parquet file that is written from any iterable of records.
 

@@ -73,7 +73,7 @@ def choose(rollouts, rule) -> list[dict]:
 
 def best_threshold(rollouts, stop, thresholds) -> float:
     """Return the threshold (the first of equals) under which `stop` has the highest Acc@0.5 on these val rollouts."""
-    accuracy = [(metrics.iou_matrix(choose(rollouts, stop(t)))[:, 0] >= 0.5).mean() for t in thresholds]
+    accuracy = [metrics.is_right(metrics.iou_matrix(choose(rollouts, stop(t)))[:, 0]).mean() for t in thresholds]
     return thresholds[int(np.argmax(accuracy))]
 
 
@@ -98,7 +98,7 @@ def rule_rows(test, val, sampled, sampled_val, thresholds, *, seed: int, n_resam
         images = [rollout["image_id"] for rollout in answers]
         rows.append({
             "rule": name, "threshold": threshold, "answers": 1 if name == "step 0" else turns, "seed": seed,
-            "acc50": metrics.mean_interval(metrics.iou_matrix(answers)[:, -1] >= 0.5, images, **chance),
+            "acc50": metrics.mean_interval(metrics.is_right(metrics.iou_matrix(answers)[:, -1]), images, **chance),
             "difference": metrics.paired_difference(answers, first, score, **chance), **mcnemar(answers, first), **more,
         })  # fmt: skip
 
@@ -120,7 +120,7 @@ def best_rule(rows: list[dict]) -> dict:
 
 def mcnemar(rollouts_a, rollouts_b) -> dict:
     """Return {"gained", "lost", "p"}: samples only a gets right (IoU >= 0.5), only b, and McNemar's exact p-value."""
-    right = [{r["id"]: bool(v >= 0.5) for r, v in zip(rs, metrics.iou_matrix(rs)[:, -1], strict=True)}
+    right = [{r["id"]: bool(metrics.is_right(v)) for r, v in zip(rs, metrics.iou_matrix(rs)[:, -1], strict=True)}
              for rs in (rollouts_a, rollouts_b)]  # fmt: skip
     gained, lost = (sum(a[name] and not b[name] for name in a) for a, b in (right, right[::-1]))
     return {"gained": gained, "lost": lost, "p": exact_p(gained, lost)}
@@ -161,15 +161,14 @@ def holm(p_values) -> list[float]:
 def smallest_difference(discordant: float, n: int, power: float = 0.8) -> float | None:
     """Return the smallest difference of two shares that `n` paired samples show with this power, at 5% two-sided.
 
-    `discordant`: the share of samples that exactly one of the two gets right. Normal approximation (Connor 1987):
-    (z_0.975 sqrt(d) + z_power sqrt(d - difference^2)) / sqrt(n), solved by iteration. It takes the samples as
-    independent. None where even a difference as large as `discordant` does not show.
+    `discordant`: the share of samples that exactly one of the two gets right. Normal approximation (Connor 1987): the
+    difference is (z_0.975 sqrt(d) + z_power sqrt(d - difference^2)) / sqrt(n), a quadratic equation whose root stands
+    here. It takes the samples as independent. None where even a difference as large as `discordant` does not show.
     """
-    difference = 0.0
-    for _ in range(100):
-        rest = max(discordant - difference**2, 0.0)
-        difference = (norm.ppf(0.975) * discordant**0.5 + norm.ppf(power) * rest**0.5) / n**0.5
-    return float(difference) if 0 < difference <= discordant else None
+    alpha, beta = norm.ppf([0.975, power])
+    root = alpha * n**0.5 + beta * max(n + beta**2 - alpha**2, 0) ** 0.5
+    difference = discordant**0.5 * root / (n + beta**2)
+    return float(difference) if n > alpha**2 and 0 < difference <= discordant else None
 
 
 def most_discordant(net: int, n: int) -> int | None:
@@ -198,7 +197,7 @@ def rule_curve(rollouts, stop, thresholds) -> list[dict]:
     ious, curve = metrics.iou_matrix(rollouts), []
     for threshold in thresholds:
         steps = np.array(list(map(stop(threshold), (rollout["steps"] for rollout in rollouts))))
-        right = ious[np.arange(len(ious)), steps] >= 0.5
+        right = metrics.is_right(ious[np.arange(len(ious)), steps])
         answers = np.bincount(steps, minlength=ious.shape[1]).tolist()
         curve.append({"threshold": threshold, "acc50": float(right.mean()), "answers": answers})
     return curve

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ivt_utils import protocol
 from ivt_utils.overlay import draw_box, load_image
-from ivt_utils.records import numbered
+from ivt_utils.records import lazy_dataset, numbered
 from ivt_utils.runtime import distributed, hardware
 from ivt_utils.runtime.store import ArtefactError, read_json, write_text
 from ivt_utils.student import Student, lora
@@ -15,21 +15,15 @@ LOG = "training_log.json"
 
 def trajectories_dataset(records, trajectories: list[dict], style: str = "filled"):
     """Return a datasets.Dataset with `messages` and `images`, one row a trajectory, drawn when it is read."""
-    from datasets import Dataset
-
     numbers = numbered(records)
 
-    def draw(batch):
-        rows = []
-        for number, expression, steps in zip(batch["number"], batch["expression"], batch["steps"], strict=True):
-            image = load_image(records[number]["image"])
-            chat = protocol.transcript(image, expression, steps, lambda i, b: draw_box(i, b, style))
-            rows.append(protocol.split_images(chat))
-        return {key: [row[key] for row in rows] for key in ("messages", "images")}
+    def chat(row):
+        image = load_image(records[row["number"]]["image"])
+        steps = protocol.transcript(image, row["expression"], row["steps"], lambda i, box: draw_box(i, box, style))
+        return protocol.split_images(steps)
 
-    return Dataset.from_list([
-        {"number": numbers[t["id"]], "expression": t["expression"], "steps": t["steps"]} for t in trajectories
-    ]).with_transform(draw)  # fmt: skip
+    keys = ("expression", "steps")
+    return lazy_dataset([{"number": numbers[t["id"]], **{key: t[key] for key in keys}} for t in trajectories], chat)
 
 
 def train_sft(student: Student, dataset, folder: Path, profile, seed: int, steps: int | None = None) -> list[dict]:
@@ -42,8 +36,8 @@ def train_sft(student: Student, dataset, folder: Path, profile, seed: int, steps
 
     config = distributed.one_card(SFTConfig(
         num_train_epochs=profile.sft_epochs, max_steps=steps or -1, learning_rate=profile.sft_lr,
-        lr_scheduler_type="cosine", warmup_steps=0.05, assistant_only_loss=True, max_length=None,
-        **distributed.batch_share(profile.sft_batch, profile.sft_device_batch),
+        lr_scheduler_type=profile.sft_schedule, warmup_steps=profile.sft_warmup, assistant_only_loss=True,
+        max_length=None, **distributed.batch_share(profile.sft_batch, profile.sft_device_batch),
         **trainer_options(folder, profile, seed),
     ))  # fmt: skip
     trainer = SFTTrainer(
@@ -118,7 +112,8 @@ def _progress_bar():
             self.bar.update()
 
         def on_log(self, args, state, control, logs=None, **_):
-            self.bar.set_postfix({key: f"{logs[key]:.3f}" for key in ("loss", "reward") if key in logs})
+            told = logs or {}
+            self.bar.set_postfix({key: f"{told[key]:.3f}" for key in ("loss", "reward") if key in told})
 
         def on_train_end(self, args, state, control, **_):
             self.bar.close()

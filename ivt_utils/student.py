@@ -3,6 +3,7 @@
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -20,8 +21,8 @@ LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 class Student:
     """A model with its processor; `grid` is the step of its coordinates (10 for micro, 1 for Qwen3-VL)."""
 
-    model: object
-    processor: object
+    model: Any
+    processor: Any
     grid: int = 1
 
 
@@ -136,5 +137,5 @@ def lora(profile):
     """Return the LoRA configuration: the language model's projections by name, so the vision tower stays as it is."""
     from peft import LoraConfig
 
-    return LoraConfig(r=profile.lora_rank, lora_alpha=profile.lora_alpha, lora_dropout=0.0, bias="none",
-                      target_modules=LORA_TARGETS, task_type="CAUSAL_LM")  # fmt: skip
+    return LoraConfig(r=profile.lora_rank, lora_alpha=profile.lora_alpha, lora_dropout=profile.lora_dropout,
+                      bias="none", target_modules=LORA_TARGETS, task_type="CAUSAL_LM")  # fmt: skip

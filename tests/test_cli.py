@@ -57,7 +57,7 @@ def lessons(tmp_path, monkeypatch):
     monkeypatch.setattr(execute, "section_seconds", lambda name: seconds)
     monkeypatch.setitem(sys.modules, "ivt_utils.profiles", profiles)
     monkeypatch.setitem(sys.modules, "ivt_utils.show.report", report)
-    package, folder = tmp_path / "package", tmp_path / "lessons"
+    package, folder = tmp_path / "ivt_utils", tmp_path / "lessons"
     package.mkdir()
     (package / "boxes.py").write_text("1")
     monkeypatch.setattr(execute, "PACKAGE", package)  # its sources may be edited while the tests run
@@ -102,12 +102,12 @@ def test_notebooks_run_in_order_once_and_again_when_changed(lessons, capsys):
     assert ivt_run(lessons) == 0  # only what changed
     assert logged(lessons) == [first, "second", "second, better"]
 
-    write_notebook(lessons, "01_first", log("first, better"))
+    write_notebook(lessons, "01_first", "import ivt_utils.boxes\n" + log("first, better"))
     assert ivt_run(lessons, "--only", "01") == 0
     assert ivt_run(lessons) == 0  # and what comes after it
     assert logged(lessons)[3:] == ["first, better", "second, better"]
 
-    for name, again in (("cli.py", 0), ("boxes.py", 2)):  # the package's code, where results depend on it
+    for name, again in (("cli.py", 0), ("boxes.py", 2)):  # the code of the package that a notebook reaches
         (execute.PACKAGE / name).write_text("2")
         before = len(logged(lessons))
         assert ivt_run(lessons) == 0
@@ -162,11 +162,11 @@ def test_ctrl_c_says_what_is_finished(lessons, capsys, monkeypatch):
     write_notebook(lessons, "01_first", "1")
     write_notebook(lessons, "02_second", "2")
 
-    def execute(notebook, *_):
+    def run_one(notebook, *_):
         if notebook.stem == "02_second":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(execute, "execute", execute)
+    monkeypatch.setattr(execute, "execute", run_one)
     assert ivt_run(lessons) == 130
     told = capsys.readouterr().err
     assert told == "Stopped in 02_second. Finished: 01_first. The same command goes on from there.\n"

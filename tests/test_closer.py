@@ -71,7 +71,7 @@ def test_the_loop_asks_afresh_about_the_part_and_puts_the_answer_back(monkeypatc
         return [next(texts)] * len(chats)
 
     monkeypatch.setattr(loop, "generate", generate)
-    rollouts = loop.run_loop("no student", records, turns=2, zoom=4)
+    rollouts = loop.run_loop("no student", records, turns=2, turn=closer.closer_turn(4))
     for number, (record, rollout) in enumerate(zip(records, rollouts, strict=True)):
         boxes = [step["box"] for step in rollout["steps"]]
         assert boxes == [(400, 300, 500, 400), (450, 150, 650, 350), None]
@@ -91,7 +91,7 @@ def test_a_look_at_a_given_part_shows_new_pixels_or_none(monkeypatch, tiny_stude
         asked.extend(chats)
         return [protocol.answer_text((500, 0, 1000, 500)), *["?"] * (len(chats) - 1)]
 
-    monkeypatch.setattr(closer, "generate", generate)
+    monkeypatch.setattr(loop, "generate", generate)
     boxes = [(400, 300, 500, 400), None, *[(0, 0, 90, 90)] * (len(records) - 2)]
     first = [answer((1, 2, 3, 4), (0, 0, 9, 9), "a-0") | {"id": record["id"]} for record in records]
     found = closer.look_at(tiny_student, records, first, boxes, get_profile("micro"), as_seen=as_seen)
@@ -161,11 +161,11 @@ def table():
         return True
 
     return {
-        "untrained": looks([even, most], 2), "seed0": looks([even, always], 2), "first0": looks([most], 1),
-        "sampled0": looks([even, most, most], 3), "seed1": looks([even, most], 2), "first1": looks([most], 1),
-        "sampled1": looks([even] * 3, 3),
-        **{f"{name}{seed}": looks([even, most], 2) for name in closer.VIEWS for seed in (0, 1)},
-        **{f"{name}{seed}": looks([always], 1) for name in closer.SHARPER for seed in (0, 1)},
+        ("untrained", None): looks([even, most], 2), ("seed", 0): looks([even, always], 2),
+        ("first", 0): looks([most], 1), ("sampled", 0): looks([even, most, most], 3),
+        ("seed", 1): looks([even, most], 2), ("first", 1): looks([most], 1), ("sampled", 1): looks([even] * 3, 3),
+        **{(name, seed): looks([even, most], 2) for name in closer.VIEWS for seed in (0, 1)},
+        **{(name, seed): looks([always], 1) for name in closer.SHARPER for seed in (0, 1)},
     }  # fmt: skip
 
 
@@ -190,19 +190,19 @@ def test_the_table_has_each_seed_and_their_mean():
 
 
 def test_a_table_without_the_controls_is_what_it_was():
-    answers = {name: found for name, found in table().items() if not name.startswith((*closer.VIEWS, *closer.SHARPER))}
+    answers = {name: found for name, found in table().items() if name[0] not in (*closer.VIEWS, *closer.SHARPER)}
     names = {row["name"] for row in closer.closer_rows(answers, seed=0, n_resamples=50)}
     assert closer.SEEN not in str(names) and "closer look - closer look, untrained" in names and len(names) == 13
-    del answers["untrained"]
+    del answers["untrained", None]
     assert closer.closer_rows(answers, seed=0, n_resamples=50) == []
 
 
 def test_a_seed_that_is_not_whole_is_left_out_and_other_samples_are_refused():
     answers = table()
-    del answers["sampled1"]
+    del answers["sampled", 1]
     assert {row["seed"] for row in closer.closer_rows(answers, seed=0, n_resamples=50)} == {0, "mean"}
     assert closer.closer_rows({}, seed=0, n_resamples=50) == []
-    answers["first0"] = answers["first0"][1:]
+    answers["first", 0] = answers["first", 0][1:]
     with pytest.raises(ValueError, match="different samples"):
         closer.closer_rows(answers, seed=0, n_resamples=50)
 

@@ -1,12 +1,14 @@
 """Controls: which boxes are shown in place of the student's own, and the answer that follows."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from ivt_utils import controls, loop, protocol
 from ivt_utils.boxes import iou, snap, valid
 from ivt_utils.overlay import draw_box
+from ivt_utils.profiles import get_profile
 
 
 @pytest.fixture
@@ -57,7 +59,7 @@ def test_the_next_answer_is_given_after_the_shown_box(rollouts, records, monkeyp
 
     monkeypatch.setattr(loop, "generate", generate)
     shown = [None, (0, 0, 10, 10), (5, 5, 20, 20), None, (7, 7, 9, 9), (1, 1, 999, 999)]
-    made = loop.answer_again("student", records, rollouts, shown, batch_size=4)
+    made = loop.answer_again("student", records, rollouts, shown, replace(get_profile("micro"), batch_size=4))
     assert [r["steps"][0] for r in made] == [r["steps"][0] for r in rollouts]
     assert [r["steps"][1]["shown"] for r in made] == shown
     assert [r["steps"][1]["box"] for r in made] == [None, *[(1, 2, 3, 4)] * 3, None, (1, 2, 3, 4)]  # two batches

@@ -13,9 +13,10 @@ import yaml
 from safetensors.torch import load_file
 
 from ivt_utils import cli
+from ivt_utils.methods import ADAPTERS
 from ivt_utils.profiles import get_profile
 from ivt_utils.runtime import distributed
-from ivt_utils.runtime.store import ADAPTERS, ROOT, ArtefactError, Run, read_jsonl
+from ivt_utils.runtime.store import ROOT, ArtefactError, Run, read_jsonl
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 

@@ -199,7 +199,7 @@ def test_dropped_feedback_stops_the_training_with_one_sentence(judge, images, le
     with pytest.raises(RuntimeError) as caught:
         judge([GOOD] * len(images), images=images, left=left)
     message = str(caught.value)
-    assert "feedback image was dropped" in message and "max_completion_length" in message and "\n" not in message
+    assert "feedback image was dropped" in message and "feedback_tokens" in message and "\n" not in message
 
 
 # --- data

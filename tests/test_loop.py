@@ -203,8 +203,8 @@ def test_the_second_turn_has_the_words_and_the_picture_that_were_asked_for(
         return [protocol.answer_text(BOXES[1])] * len(chats)
 
     monkeypatch.setattr(loop, "generate", generate)
-    shown = [BOXES[2], None] * (len(records) // 2)
-    again = loop.answer_again("no student", records, rollouts, shown, style=style, words=words, batch_size=4)
+    shown, profile = [BOXES[2], None] * (len(records) // 2), replace(get_profile("micro"), batch_size=4)
+    again = loop.answer_again("no student", records, rollouts, shown, profile, style=style, words=words)
     for record, box, chat, rollout, first in zip(records, shown, asked, again, rollouts, strict=True):
         picture = draw_box(record["image"], box, style)
         feedback = protocol.feedback(picture, BOXES[0])

@@ -41,7 +41,7 @@ def some_rollouts(draw, steps=None):
 
 
 def cells(value, path=()):
-    """Every cell of an `evaluate` result, with its path."""
+    """Every cell of a `score` result, with its path."""
     if isinstance(value, dict) and "value" in value:
         yield path, value
     else:
@@ -60,7 +60,7 @@ def test_iou_matrix_by_hand():
 
 def test_iou_on_a_threshold_counts():
     rows = [rollout(0, HALF), rollout(1, [0, 0, 100, 70]), rollout(2, [0, 0, 90, 100])]
-    found = metrics.evaluate(rows, **FAST)
+    found = metrics.score(rows, **FAST)
     values = {name: found["final"][name]["value"] for name in ("acc50", "acc70", "acc90")}
     assert values == {"acc50": 1, "acc70": pytest.approx(2 / 3), "acc90": pytest.approx(1 / 3)}
 
@@ -76,7 +76,7 @@ def test_every_metric_by_hand():
         rollout(6, None, None, None, subset="distractors"),  # never parses: stays, but no box to be the same
         rollout(7, FULL, None, FULL, subset="distractors"),  # stays, same box
     ]
-    found = metrics.evaluate(rows, **FAST)
+    found = metrics.score(rows, **FAST)
     value = {path: cell["value"] for path, cell in cells(found)}
     size = {path: cell["n"] for path, cell in cells(found)}
     assert value["per_step", 0, "acc50"] == 5 / 8
@@ -111,13 +111,13 @@ def test_degradation_has_the_papers_sign():
 
 
 def test_a_single_answer_has_no_loop_metrics_and_the_oracle_gains_nothing():
-    found = metrics.evaluate([rollout(0, HALF), rollout(1, FULL)], **FAST)
+    found = metrics.score([rollout(0, HALF), rollout(1, FULL)], **FAST)
     assert found.keys() == {"final", "per_step", "subsets", "oracle_best_step"}
     assert found["oracle_best_step"]["miou"] == found["final"]["miou"]
 
 
 def test_whatever_the_truth_chose_is_called_oracle():
-    found = metrics.evaluate([rollout(0, HALF, FULL, NONE), rollout(1, NONE, FULL, NONE)], **FAST)
+    found = metrics.score([rollout(0, HALF, FULL, NONE), rollout(1, NONE, FULL, NONE)], **FAST)
     best = [path for path, cell in cells(found) if cell["value"] == 1 and path[:2] != ("per_step", 1)]
     perfect = {path for path in best if path[-1] in ("acc50", "acc70", "acc90", "miou")}
     assert perfect and all("oracle" in path[0] for path in perfect)
@@ -222,17 +222,17 @@ def test_pairing_narrows_the_interval_of_a_small_change():
     better = [rollout(i, FULL if i < 6 else r["steps"][0]["box"]) for i, r in enumerate(base)]
     score = metrics.step_score("final", "acc50")
     paired = metrics.paired_difference(better, base, score, **FAST)
-    alone = metrics.evaluate(base, **FAST)["final"]["acc50"]
+    alone = metrics.score(base, **FAST)["final"]["acc50"]
     assert paired["high"] - paired["low"] < 0.5 * (alone["high"] - alone["low"])
 
 
 def test_too_few_images_have_no_interval_rather_than_a_false_one():
-    one_image = metrics.evaluate([rollout(i, FULL if i else NONE, image="only") for i in range(5)], **FAST)
+    one_image = metrics.score([rollout(i, FULL if i else NONE, image="only") for i in range(5)], **FAST)
     assert one_image["final"]["acc50"] == {"value": 0.8, "low": None, "high": None, "n": 5}
-    one_hard = metrics.evaluate([rollout(i, FULL if i else NONE, FULL) for i in range(20)], **FAST)
+    one_hard = metrics.score([rollout(i, FULL if i else NONE, FULL) for i in range(20)], **FAST)
     assert one_hard["hard"]["first"] == {"value": 0, "low": None, "high": None, "n": 1}
     assert one_hard["easy"]["first"]["low"] == 1
-    none_hard = metrics.evaluate([rollout(i, FULL, FULL) for i in range(5)], **FAST)
+    none_hard = metrics.score([rollout(i, FULL, FULL) for i in range(5)], **FAST)
     assert none_hard["hard"]["first"] == {"value": None, "low": None, "high": None, "n": 0}
 
 
@@ -249,7 +249,7 @@ def test_seed_decides_the_interval():
 @settings(deadline=None, max_examples=60)
 @given(some_rollouts())
 def test_bounds_and_identities(rows):
-    found = metrics.evaluate(rows, **FAST)
+    found = metrics.score(rows, **FAST)
     for path, cell in cells(found):
         if cell["value"] is None:
             assert cell["n"] == 0
@@ -282,6 +282,12 @@ def test_a_share_of_all_or_none_has_exact_limits(right):
         exact = binomtest(count * right, count).proportion_ci(method="exact")
         assert (found["low"], found["high"]) == pytest.approx((exact.low, exact.high))
         assert found["value"] == right and found["n"] == n
+    one_off = metrics.mean_interval(np.arange(505) > 0 if right else np.arange(505) == 0, np.arange(505), **FAST)
+    exact = binomtest(504 if right else 1, 505).proportion_ci(method="exact")  # no surer than with none wrong at all
+    assert (one_off["low"], one_off["high"]) == pytest.approx((exact.low, exact.high))
+    everyone = metrics.over_seeds(np.full((3, 8), right), images, share=True)
+    exact = binomtest(4 * right, 4).proportion_ci(method="exact")
+    assert (everyone["low"], everyone["high"]) == pytest.approx((exact.low, exact.high))
     no_difference = metrics.mean_interval(np.zeros(8), images, **FAST)
     assert (no_difference["low"], no_difference["high"]) == (0, 0)
 
@@ -290,7 +296,7 @@ def test_a_share_of_all_or_none_has_exact_limits(right):
 @given(some_rollouts(), st.randoms(use_true_random=False))
 def test_order_of_the_rollouts_does_not_matter(rows, random):
     shuffled = random.sample(rows, len(rows))
-    assert metrics.evaluate(shuffled, **FAST) == metrics.evaluate(rows, **FAST)
+    assert metrics.score(shuffled, **FAST) == metrics.score(rows, **FAST)
     score = metrics.step_score("final", "miou")
     assert metrics.paired_difference(shuffled, rows, score, **FAST)["value"] == 0
 
@@ -303,7 +309,7 @@ def test_order_does_not_matter_to_the_last_bit():
         for i in range(300)
     ]  # fmt: skip
     other = [row | {"steps": row["steps"][::-1]} for row in rows]
-    assert metrics.evaluate(rows[::-1], **FAST) == metrics.evaluate(rows, **FAST)
+    assert metrics.score(rows[::-1], **FAST) == metrics.score(rows, **FAST)
     score = metrics.step_score("final", "miou")
     there = metrics.paired_difference(rows, other, score, **FAST)
     assert metrics.paired_difference(rows[::-1], other, score, **FAST) == there
@@ -367,7 +373,7 @@ def test_first_steps_cuts_without_touching_the_original():
 )
 def test_bad_rollouts_are_refused_in_one_sentence(rows, says):
     with pytest.raises(ValueError, match=says) as error:
-        metrics.evaluate(rows, **FAST)
+        metrics.score(rows, **FAST)
     assert "\n" not in str(error.value)
 
 
@@ -389,7 +395,7 @@ def test_unknown_scores_and_no_resamples_are_refused():
         metrics.step_score("final", "acc60")
     for wrong in (0, -1, 2.5, True):
         with pytest.raises(ValueError, match="positive integer"):
-            metrics.evaluate([rollout(0, FULL)], 0, wrong)
+            metrics.score([rollout(0, FULL)], 0, wrong)
 
 
 # --- size and speed
@@ -400,7 +406,7 @@ def test_505_rollouts_with_2000_resamples_take_less_than_3_seconds():
     steps = [FULL, HALF, NONE, TENTH, None]
     rows = [rollout(i, *(steps[k] for k in rng.integers(0, 5, 3)), image=f"i{i // 2}") for i in range(505)]
     start = time.process_time()  # of this process alone: other work on the machine does not count
-    metrics.evaluate(rows, 0, 2000)
+    metrics.score(rows, 0, 2000)
     assert time.process_time() - start < 3
 
 

@@ -9,12 +9,10 @@ import pytest
 from ivt_utils import cli
 from ivt_utils.controls import SECOND_TURNS, second_turn_stage
 from ivt_utils.course.execute import find_notebooks
-from ivt_utils.mirage import ADAPTERS
+from ivt_utils.methods import ADAPTERS, ASKED, METHODS
 from ivt_utils.pipeline import STAGES as NOTEBOOK_STAGES
 from ivt_utils.profiles import get_profile
-from ivt_utils.runtime import store
 from ivt_utils.runtime.store import ROOT
-from ivt_utils.show.results import METHODS
 
 NOTEBOOKS = find_notebooks(ROOT / "notebooks")
 
@@ -27,7 +25,7 @@ def test_the_course_runs_whole_and_in_time(smoke_run):
     assert all(m["n"] == get_profile("smoke").test for m in results["methods"].values())
     rules = results["methods"]["sft_ivt"]["rules"]
     assert len(rules) >= 8 and all(row["acc50"]["n"] == get_profile("smoke").test for row in rules)
-    for name in ADAPTERS:
+    for name in ASKED:
         method = results["methods"][name]
         assert len(method["controls"]) == 8 and "ccr" in method["refinement"]
         assert [row["step"] for row in method["calibration"]] == [0, 1, 2]
@@ -101,7 +99,7 @@ def test_the_dry_run_walks_through_the_papers_settings(tmp_path, capsys):
     assert all(method["n"] == 8 for method in results["methods"].values())
     subsets = {row["subset"] for row in map(json.loads, (root / "rollouts" / "base_ivt.jsonl").open())}
     assert subsets == {"refcocog", "ref_adv_s", "ref_l4"}
-    for name in store.ADAPTERS:
+    for name in ADAPTERS:
         assert json.loads((root / "adapters" / name / "adapter_config.json").read_text())["r"] == paper.lora_rank
     assert len(list((root / "notebooks").glob("0*.ipynb"))) == len(NOTEBOOKS)
     assert "using the reference result" not in (root / "notebooks" / NOTEBOOKS[3].name).read_text()

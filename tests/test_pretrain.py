@@ -174,7 +174,7 @@ def small(slow):
         patch.setattr(chats, "STUDENT_RECIPE", SMALL)
         patch.setattr(pretrain, "time", SimpleNamespace(time=lambda: next(clock)))
         patch.setattr(pretrain, "ProcessPoolExecutor", Now)
-        patch.setattr(student, "build_micro", lambda processor, seed: build(processor, seed, SMALL))
+        patch.setattr(micro, "build_micro", lambda processor, seed: build(processor, seed, SMALL))
         yield
 
 

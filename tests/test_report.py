@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ivt_utils import closer, controls, metrics
+from ivt_utils.methods import METHODS, SINGLE
 from ivt_utils.profiles import get_profile
 from ivt_utils.runtime.store import ArtefactError, Run, checksum
 from ivt_utils.show import figures, report, results, tables
@@ -87,17 +88,17 @@ def difference(content, name, metric):
 
 def test_shape_of_the_results(built):
     assert built["schema"] == 1 and built["n_test"] == 40 and built["commit"] == "abc"
-    assert list(built["methods"]) == list(results.METHODS)
+    assert list(built["methods"]) == list(METHODS)
     one = built["methods"]["base_ivt"]
     assert {key: one[key] for key in ("n", "n_images", "seed", "wall_seconds", "answers_per_sample")} == {
         "n": 40, "n_images": 20, "seed": 0, "wall_seconds": 1.5, "answers_per_sample": 3,
     }  # fmt: skip
-    assert one["metrics"] == metrics.evaluate(all_methods()["base_ivt"], 0, 200)
+    assert one["metrics"] == metrics.score(all_methods()["base_ivt"], 0, 200)
     assert json.loads(json.dumps(built, allow_nan=False)) == built
 
 
 def test_single_methods_are_scored_on_step_0_alone(built):
-    for name in results.SINGLE:
+    for name in SINGLE:
         assert built["methods"][name]["answers_per_sample"] == 1
         assert built["methods"][name]["metrics"]["final"]["acc50"]["value"] == 0.8
     assert built["methods"]["base_single"]["wall_seconds"] is None
@@ -326,7 +327,7 @@ def test_the_papers_own_scale_is_not_run_until_somebody_runs_it(tmp_path, monkey
     assert tables.scale_table()[1:] == rows
     (tmp_path / "results.json").write_text(json.dumps(content | {"profile": "paper"}))
     _, *rows = tables.scale_table()
-    assert [row[0] for row in rows] == list(results.METHODS.values())
+    assert [row[0] for row in rows] == [method.label for method in METHODS.values()]
     assert "not run" not in str(rows) and rows[0][3].endswith("]")
     assert tables.SCALE_TITLE not in report.summary(content | {"profile": "paper"}, tables.paper_results())
 
@@ -349,8 +350,8 @@ def test_the_papers_own_scale_is_not_run_until_somebody_runs_it(tmp_path, monkey
 )
 def test_targets_can_be_missed(key, change):
     each = 10 if len(next(iter(change.values()))[0]) == 10 else 5
-    changed = {name: rows(*steps, each=each) for name, steps in change.items()}
-    content = results.build_results(all_methods(each=each) | changed, **SETTINGS)
+    changed = {name: rows(*steps, count=80, each=each) for name, steps in change.items()}
+    content = results.build_results(all_methods(80, each) | changed, **SETTINGS)
     assert verdicts(content)[key] == "not reached"
 
 
@@ -490,7 +491,7 @@ def test_figures_draw_the_values_they_claim(built):
     figure = figures.iou_per_step(built)
     (axes,) = figure.axes
     lines = {line.get_label(): line.get_ydata() for line in axes.lines}
-    assert list(lines) == [results.METHODS[f"{name}_long"] for name in ("base_ivt", "sft_ivt", "sft_grpo_ivt")]
+    assert list(lines) == [METHODS[f"{name}_long"].label for name in ("base_ivt", "sft_ivt", "sft_grpo_ivt")]
     assert lines["SFT + IVT, long"] == pytest.approx([0.8, 0.9, 0.5, 0.5, 0.5, 0])
     assert len(axes.collections) == 3  # one band each
     assert axes.get_xlabel() and "IoU" in axes.get_ylabel()
@@ -601,7 +602,7 @@ def test_learning_curves_are_read_where_a_training_left_one(run):
         "grpo": metrics.curve_gain(curve["rows"], curve["image_ids"], 0, 200)}  # fmt: skip
     assert "grpo: learning curve, last quarter - first" in report.summary(content, tables.paper_results())
     (folder / "probe.json").write_text(json.dumps(curve | {"image_ids": ["a"]}))
-    with pytest.raises(ArtefactError, match="grpo is damaged .checksum"):
+    with pytest.raises(ArtefactError, match="grpo is damaged .its checksum"):
         results.results_from(run, versions={}, commit=None)
     (run / "stages.json").write_text(json.dumps(note))
     for text in (json.dumps(curve | {"image_ids": ["a"]}), "[]", '{"rows": 3}', '{"image_ids": [], "rows": [{}]}'):
@@ -679,7 +680,7 @@ def test_a_damaged_line_is_named_in_one_sentence(run, line, says):
 def test_a_whole_line_that_is_lost_shows_in_the_checksum(run):
     path = run / "rollouts" / "base_ivt.jsonl"
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
-    with pytest.raises(ArtefactError, match="base_ivt.jsonl is damaged .checksum.*run its stage again"):
+    with pytest.raises(ArtefactError, match="base_ivt.jsonl is damaged .its checksum.*run its stage again"):
         report.report_from(run, versions={}, commit=None)
 
 

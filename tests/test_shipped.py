@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 from ivt_utils.runtime import pace
 from ivt_utils.course import lessons
-from ivt_utils.paper_scale import memory
+from ivt_utils.paper_scale import plan
 from ivt_utils.runtime.store import DATA, ArtefactError, Run
 from ivt_utils.records import SPLITS, load_split
 from ivt_utils.profiles import get_profile
@@ -41,7 +41,7 @@ def read(relative):  # as a run does
             load_split(micro, split)
     elif kind == "qwen3vl":
         for name in ("colab", "paper"):
-            memory.configuration(get_profile(name))
+            plan.configuration(get_profile(name))
     elif rest and rest[0] == "seeds":
         seeds_from(DATA / "reference", {}, 0)
     elif rest and rest[0] in ("adapters", "rollouts", "tables"):

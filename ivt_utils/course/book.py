@@ -9,12 +9,13 @@ from pathlib import Path
 
 from ivt_utils.controls import TRUTH
 from ivt_utils.exercises import LESSONS
-from ivt_utils.metrics import iou_matrix, side
+from ivt_utils.methods import method_label
+from ivt_utils.metrics import exact_limits, iou_matrix, side
 from ivt_utils.records import BENCHMARK
 from ivt_utils.runtime.store import REFERENCE, ROOT, read_json
 from ivt_utils.runtime.text import markdown_table, number, write_between
 from ivt_utils.selection import ORACLE, best_rule
-from ivt_utils.show.results import CONSENSUS, METHODS, by_name, read_rollouts
+from ivt_utils.show.results import CONSENSUS, by_name, read_rollouts
 from ivt_utils.show.tables import paper_results
 
 EXPLORED = ("base_ivt", "sft_ivt", "sft_grpo_ivt")
@@ -42,7 +43,7 @@ def claims(results: dict, paper: dict) -> list[list[str]]:
         return compared.get((name, metric)) or ours[name][metric]
 
     def said(*names):
-        return " and ".join(f"{METHODS[n]} {_cell(theirs[n]['acc50'], 'share')}" for n in names)
+        return " and ".join(f"{method_label(n)} {_cell(theirs[n]['acc50'], 'share')}" for n in names)
 
     harm = points("base_ivt final - base_single")
     gain = points("sft_ivt oracle best step - base_single", "oracle_acc50")
@@ -108,9 +109,15 @@ def _sign(cell: dict, sign: int = 1, zero: float = 0) -> str:
 def _none(cells, both: bool = True) -> str:
     """Return whether no difference lies above 0 (`both`: or below): seen where all are less than `MARGIN` by interval.
 
-    These are one-sided tests at 2.5 %, two of them a difference where both sides count.
+    These are one-sided tests at 2.5 %, two of them a difference where both sides count. Where no sample differs, the
+    limit is that of a share of none.
     """
-    sides = [(side(cell), side(cell, MARGIN), side(cell, -MARGIN)) for cell in cells]
+    sides = []
+    for cell in cells:
+        if cell["low"] == cell["high"] == 0:
+            _, most = exact_limits(0, cell["n"], cell["n"])
+            cell = cell | {"low": -most, "high": most}
+        sides.append((side(cell), side(cell, MARGIN), side(cell, -MARGIN)))
     if any(zero == "above" or both and zero == "below" for zero, _, _ in sides):
         return NOT_SEEN
     return SEEN if all(top == "below" and (bottom == "above" or not both) for _, top, bottom in sides) else OPEN
@@ -150,7 +157,7 @@ def explorer_samples(each: int = 6) -> dict:
         }  # fmt: skip
         samples.append({"expression": record["expression"], "truth": [round(v) for v in record["truth"]],
                         "image": images[record["id"]], "answers": answers})  # fmt: skip
-    return {"samples": samples, "methods": {name: METHODS[name] for name in EXPLORED}, "of": len(table)}
+    return {"samples": samples, "methods": {name: method_label(name) for name in EXPLORED}, "of": len(table)}
 
 
 def write_explorer(path: Path) -> None:

@@ -137,7 +137,7 @@ def needs(profile) -> list[tuple[str, str]]:
     """Return what `ivt plan` warns of on this computer: memory of the card, free memory and disk."""
     from ivt_utils.paper_scale.plan import this_machine, warnings
 
-    found = warnings(profile, this_machine(profile))
+    found = warnings(profile, this_machine())
     return [(NOTE, sentence) for sentence in found] or [(OK, f"memory and disk as {profile.name} needs them")]
 
 

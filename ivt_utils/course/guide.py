@@ -8,6 +8,7 @@ import json
 import platform
 import re
 from pathlib import Path
+from typing import Any
 
 from ivt_utils import exercises
 from ivt_utils.runtime import hardware, pace
@@ -29,7 +30,7 @@ def sections(cells: list[dict]) -> list[dict]:
     `cells` as in the file of a notebook. `read` counts prose, code and figures; `write` the exercises, by
     their authors' estimates, whose texts are not counted again.
     """
-    found = [{"title": START, "read": 0.0, "write": 0.0, "exercises": []}]
+    found: list[dict[str, Any]] = [{"title": START, "read": 0.0, "write": 0.0, "exercises": []}]
     for cell in cells:
         text, name = "".join(cell["source"]), cell["metadata"].get("exercise")
         if title := heading(cell):
@@ -62,7 +63,7 @@ def keep_timings(run_dir: Path) -> Path:
 
     A run that holds nothing but closer looks renews their seconds alone, on the machine of the others.
     """
-    kept = pace.timings() if pace.TIMINGS.exists() else {}
+    kept: dict[str, Any] = pace.timings() if pace.TIMINGS.exists() else {}
     machine = {"processor": hardware.processor(), "cores": hardware.usable_cores(), "python": platform.python_version()}
     if kept.get("machine") != machine:
         kept = {"machine": machine}  # seconds of two machines do not go together

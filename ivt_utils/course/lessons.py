@@ -54,13 +54,12 @@ def seed_run(profile, seed: int, root: Path) -> Run:
     An ArtefactError, before anything is written, when profile, seed or values are not the reference's, or the folder
     holds another run.
     """
-    made, values = read_json(find_reference("run.json")), profile.recipe()
+    made = read_json(find_reference("run.json"))
     if (profile.name, seed) != (made["profile"], made["seed"]):
         raise ArtefactError(f"The reference results are of profile {made['profile']} and seed {made['seed']}, not of "
                             f"{profile.name} and {seed}.")  # fmt: skip
-    shared = made["values"].keys() & values.keys()
-    if other := [name for name in shared if made["values"][name] != values[name]]:
-        raise ArtefactError(f"The reference results were made with another {', '.join(sorted(other))}.")
+    if other := profile.changed(made["values"]):
+        raise ArtefactError(f"The reference results were made with another {', '.join(other)}.")
     if (root / "stages.json").exists():
         there, shipped = read_json(root / "stages.json"), read_json(REFERENCE / "stages.json")
         if all(there.get(key, {}).get("sha256") == noted["sha256"] for key, noted in shipped.items()):

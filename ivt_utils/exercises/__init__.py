@@ -15,6 +15,7 @@ import random
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import FunctionType
 
 import numpy as np
 from PIL import Image
@@ -41,7 +42,7 @@ class Exercise:
     minutes: int
     task: str
     hints: tuple[str, str, str]  # where to look, how it goes, nearly the code
-    solution: Callable
+    solution: FunctionType
     inputs: Callable[[random.Random], tuple]
     mistakes: dict[str, Callable]
     imports: str = ""
@@ -82,7 +83,7 @@ def exercise(name: str) -> Callable[[Callable], Callable]:
         goes_on = "your function" if verdict.state == RIGHT else "the solution"
         yours = f" Yours stays at hand as {name}.yours." if verdict.state == WRONG else ""
         print(f"[{verdict.state}] {name}: {verdict.sentence} The notebook goes on with {goes_on}.{yours}")
-        found.solution.yours = function
+        vars(found.solution)["yours"] = function
         return function if verdict.state == RIGHT else found.solution
 
     return decorate
@@ -195,7 +196,9 @@ def task_text(found: Exercise, number: int) -> str:
 def stub_text(found: Exercise) -> str:
     """Return the source of an exercise's cell: the solution's head and docstring over a gap."""
     source = solution_text(found)
-    body = ast.parse(source).body[0].body
+    (function,) = ast.parse(source).body
+    assert isinstance(function, ast.FunctionDef)
+    body = function.body
     head = "\n".join(source.splitlines()[: body[0].end_lineno])  # up to the docstring's last line
     lines = [*found.imports.splitlines(), "from ivt_utils.exercises import exercise"]
     return "\n".join(lines) + f'\n\n\n@exercise("{found.name}")\n{head}\n    {GAP}'

@@ -40,9 +40,9 @@ def sample_split(split: str, size: int, seed: int) -> list[dict]:
 
 def build_benchmark(folder: Path = BENCHMARK, seed: int = 0) -> Path:
     """Write the benchmark's three parquet files and their manifest; the same bytes for the same seed."""
-    profile, manifest = get_profile("micro"), {"seed": seed, "files": {}}
+    profile, files = get_profile("micro"), {}
     for split in SPLITS:
         path = folder / f"{split}.parquet"
-        manifest["files"][path.name] = write_split(path, sample_split(split, getattr(profile, split), seed))
-    write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
+        files[path.name] = write_split(path, sample_split(split, getattr(profile, split), seed))
+    write_text(folder / "manifest.json", json.dumps({"seed": seed, "files": files}, indent=1))
     return folder

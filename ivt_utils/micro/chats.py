@@ -7,6 +7,7 @@ A chat asks one or several questions over one or several images, and goes on fro
 import itertools
 import random
 from dataclasses import replace
+from typing import Any
 
 from ivt_utils import protocol
 from ivt_utils.boxes import snap
@@ -28,7 +29,9 @@ def sample_chat(rng: random.Random, level: int, images: int, questions: int) -> 
     recipe = STUDENT_RECIPE
     messages: list[dict] = []
     shown, asked = [], []
-    scene = subset = picture = form = None
+    scene: Any = None
+    subset: Any = None
+    picture = form = None
     for image in range(images):
         pairs, phrase = [], None
         if form and rng.random() < recipe.another_share and (moved := moved_scene(rng, scene, form)):

@@ -11,6 +11,7 @@ from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from ivt_utils import student
 from ivt_utils.micro import model as micro
@@ -43,7 +44,7 @@ def train_student(out: Path, seed: int = 0, scratch: Path | None = None, steps: 
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
     )
-    state = {"step": 0, "level": recipe.first_things, "seconds": 0.0, "recent": [], "curve": []}
+    state: dict[str, Any] = {"step": 0, "level": recipe.first_things, "seconds": 0.0, "recent": [], "curve": []}
     if (scratch / "state.json").exists():
         state = _load_checkpoint(scratch, model, optimizer)
         print(f"Continuing from step {state['step']} in {scratch}.")

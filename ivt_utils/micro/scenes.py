@@ -84,8 +84,8 @@ def sample_scene(rng: random.Random, subset: str, count: int) -> Scene:
         side = rng.uniform(*sides[size])
         if box := free_box(rng, side, things):
             color = rng.choice(colors)
-            tint = tuple(min(255, max(0, c + rng.randint(-18, 18))) for c in COLORS[color])
-            things.append(Thing(rng.choice(shapes), color, size, box, tint))
+            red, green, blue = (min(255, max(0, c + rng.randint(-18, 18))) for c in COLORS[color])
+            things.append(Thing(rng.choice(shapes), color, size, box, (red, green, blue)))
     return Scene(tuple(things), sample_background(rng))
 
 

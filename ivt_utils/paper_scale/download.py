@@ -9,6 +9,7 @@ import fnmatch
 import os
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ivt_utils.runtime.store import DATA, ArtefactError, checksum, read_json
 
@@ -27,7 +28,7 @@ def fetch(repo: str, patterns: tuple, revision: str | None, folder: Path | None 
     from huggingface_hub import HfApi
 
     with hub_errors(repo, revision):
-        info = HfApi(token=False).dataset_info(repo, revision=revision or "main", files_metadata=True, timeout=60)
+        info: Any = HfApi(token=False).dataset_info(repo, revision=revision or "main", files_metadata=True, timeout=60)
     held = {file.rfilename: file for file in info.siblings}
     names = []
     for pattern in patterns:

@@ -298,8 +298,9 @@ def tar_pictures(source: Source, rows: list[dict]):
         with tarfile.open(archive, mode="r|*") as tar:
             for member in tar:
                 found = wanted.pop(PurePosixPath(member.name).name, []) if member.isfile() else []
-                if found:
-                    content = tar.extractfile(member).read()
+                file = tar.extractfile(member) if found else None
+                if file:
+                    content = file.read()
                     yield from ((row, content) for row in found)
                 if not wanted:
                     break

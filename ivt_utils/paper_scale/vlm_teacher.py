@@ -13,6 +13,7 @@ import re
 import threading
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 from ivt_utils import protocol
 from ivt_utils.harvest import trajectory
@@ -126,10 +127,11 @@ class VlmTeacher:
     def _ask(self, text: str, images) -> str | None:
         import openai
 
-        parts = [{"type": "image_url", "image_url": {"url": data_url(image)}} for image in images]
+        parts: list[Any] = [{"type": "image_url", "image_url": {"url": data_url(image)}} for image in images]
+        parts.append({"type": "text", "text": text})
         try:
             completion = self.client.chat.completions.create(
-                model=self.model, messages=[{"role": "user", "content": [*parts, {"type": "text", "text": text}]}],
+                model=self.model, messages=[{"role": "user", "content": parts}],
                 max_completion_tokens=self.profile.teacher_tokens, temperature=self.profile.teacher_temperature,
             )  # fmt: skip
         except json.JSONDecodeError:

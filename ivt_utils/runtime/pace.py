@@ -100,7 +100,7 @@ class Pace:
         so_far = now - self.since if self.section else 0.0
         usual = self.expected.get(self.section, 0.0)
         ran = {section: value for section, value in self.here.items() if section in self.expected}
-        if so_far > usual > 0:  # what is running already takes longer
+        if self.section and so_far > usual > 0:  # what is running already takes longer
             ran[self.section] = so_far
         worked = {section: value for section, value in ran.items() if value >= FOUND * self.expected[section]}
         if any(self.expected[section] >= LONG for section in worked):

@@ -21,7 +21,6 @@ ROOT = Path(__file__).resolve().parents[2]  # the project's folder
 DATA = ROOT / "data"
 REFERENCE = DATA / "reference"
 MANIFEST = "manifest.json"  # in a folder of data: the SHA-256 of its files
-ADAPTERS = ("sft", "sft_keep", "grpo", "grpo_keep", "grpo_single")  # that the reference ships
 SEEDS = "seeds"  # in the folder of a run: the runs of other seeds (`stages.seeds`)
 COUNTED = ("ablation_", "closer_", "confidence_", "control_", "sampled_", "second_")  # of them boxes count
 PROBE = "probe.json"  # in the folder of an adapter: its learning curve (`grpo.read_probe`)
@@ -205,7 +204,9 @@ class Run:
         values = {"profile": profile.name, "seed": seed, "values": profile.recipe()}
         note = self.root / "run.json"
         if distributed.agree(note.exists()):
-            if read_json(note) != values:
+            noted = read_json(note)
+            same = noted.keys() == values.keys() and all(noted[key] == values[key] for key in ("profile", "seed"))
+            if not same or profile.changed(noted["values"]):
                 raise ArtefactError(f"{self.root} holds a run with another profile, seed or values; choose another "
                                     "RUN_DIR, or delete that folder.")  # fmt: skip
         elif distributed.rank() == 0:
@@ -249,7 +250,7 @@ class Run:
     def _stage(self, key: str, path: Path, make, keep) -> None:
         """Let all processes make what is not there yet; process 0 keeps what came of it, and the others wait."""
         if distributed.agree(key in self.stages() and path.exists()):
-            self._check(key, path)
+            check_stage(self.root, path)
             return
         started = time.time()
         made = make()
@@ -259,15 +260,9 @@ class Run:
             write_text(self.root / "stages.json", json.dumps(stages, indent=1, sort_keys=True))
         distributed.wait()
 
-    def _check(self, key: str, path: Path) -> None:
-        noted = self.stages().get(key)
-        if noted and noted["sha256"] != checksum(path):
-            raise ArtefactError(f"{path} is damaged (its checksum differs from stages.json); delete it and run again.")
-
     def stages(self) -> dict:
-        """Return what is finished: {"rollouts/base_ivt": {"seconds", "sha256"}, ...}."""
-        note = self.root / "stages.json"
-        return read_json(note) if note.exists() else {}
+        """Return what is finished, as `finished_stages` does."""
+        return finished_stages(self.root)
 
     def seconds(self, key: str) -> float:
         """Return the wall seconds of a finished stage, such as "adapters/sft"; 0.0 when it was not run here."""
@@ -287,7 +282,7 @@ class Run:
         """
         own = self.root / relative
         if own.exists():
-            self._check(stage_key(relative), own)
+            check_stage(self.root, own)
             return own
         if self.profile.data != "synthetic":
             raise ArtefactError(f"{relative} is not in {self.root}; run the notebook or command that makes it.")
@@ -330,8 +325,31 @@ def read_jsonl(path: Path) -> list[dict]:
         try:
             rows.append(json.loads(line))
         except (ValueError, RecursionError):
-            raise ArtefactError(f"Line {number} of {path} is not JSON; delete the file and run again.") from None
+            raise damaged_line(path, number, "this is not JSON") from None
     return rows
+
+
+def damaged_line(path: Path, number: int, why) -> ArtefactError:
+    """Return the error that names a line of a JSONL file, counted from 1, and what is wrong with it."""
+    return ArtefactError(f"{path} is damaged in line {number}; delete the file and run its stage again: {why}.")
+
+
+def check_stage(root: Path, made: Path) -> Path:
+    """Return `made`, a file or folder of a run; an ArtefactError where the run's stages.json notes another checksum."""
+    noted, key = finished_stages(root), stage_key(made.relative_to(root).as_posix())
+    if "sha256" in noted.get(key, {}) and not matches(noted, key, made):
+        remedy = "delete it and run its stage again" if root != REFERENCE else restoring(made)
+        raise ArtefactError(f"{made} is damaged (its checksum is not the one in stages.json); {remedy}.")
+    return made
+
+
+def finished_stages(root: Path) -> dict[str, dict]:
+    """Return what stages.json notes of a run, {"rollouts/base_ivt": {"seconds", "sha256"}, ...}; {} without a note."""
+    note = root / "stages.json"
+    stages = read_json(note) if note.exists() else {}
+    if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
+        raise ArtefactError(f"{note} is damaged, so nothing tells what is finished; restore it or begin another run.")
+    return stages
 
 
 def _lines(rows) -> str:
@@ -339,13 +357,14 @@ def _lines(rows) -> str:
     return "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
 
 
-def ship_reference(root: Path) -> Path:
+def ship_reference(root: Path, adapters) -> Path:
     """Copy a finished micro run's artefacts to `data/reference/`, with their checksums, and return that folder.
 
-    Of the other seeds and of the stages in `COUNTED` the boxes are shipped without the words that came with them; of a
-    seed's short loop nothing, for it is the beginning of the long one.
+    `adapters`: the names of those that are shipped. Of the other seeds and of the stages in `COUNTED` the boxes are
+    shipped without the words that came with them; of a seed's short loop nothing, for it is the beginning of the long
+    one.
     """
-    names = ["results.json", "run.json", "figures", "tables", *(f"adapters/{name}" for name in ADAPTERS)]
+    names = ["results.json", "run.json", "figures", "tables", *(f"adapters/{name}" for name in adapters)]
     names += [f"rollouts/{path.name}" for path in sorted((root / "rollouts").glob("*.jsonl"))]
     of_seeds = [path.relative_to(root).as_posix() for kind in ("*_long", "grpo_single", "sampled_*")
                 for path in sorted((root / SEEDS).glob(f"*/rollouts/{kind}.jsonl"))]  # fmt: skip

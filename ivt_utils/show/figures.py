@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from ivt_utils.boxes import to_pixels
+from ivt_utils.methods import longer, method_label
 from ivt_utils.metrics import intervals
 from ivt_utils.overlay import COLORS, OVERLAY, draw_box
 from ivt_utils.runtime.text import markdown_table, number
-from ivt_utils.show.results import METHODS, by_name
+from ivt_utils.show.results import by_name
 from ivt_utils.show.tables import table
 
 COLOURS = ("#0072B2", "#D55E00", "#999999", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")  # Okabe and Ito
@@ -130,9 +131,9 @@ def trajectory_strip(records, rollouts, title: str = "", style: str = "none"):
     from ivt_utils.metrics import iou_matrix
 
     def edges(x1, y1, x2, y2, name):
-        look = {"color": COLORS[name], "ls": "--" if name == "truth" else "-", "lw": 2.2}
+        line = "--" if name == "truth" else "-"
         halo = [withStroke(linewidth=4, foreground="white")]  # so that it is seen on red, too
-        return Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, path_effects=halo, **look)
+        return Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, path_effects=halo, color=COLORS[name], ls=line, lw=2.2)
 
     known = {record["id"]: record for record in records}
     scores = iou_matrix(rollouts)
@@ -156,7 +157,7 @@ def trajectory_strip(records, rollouts, title: str = "", style: str = "none"):
     keys = {"ground truth": edges(0, 0, 1, 1, "truth"), "answer": edges(0, 0, 1, 1, "answer")}
     if style != "none":
         red = [value / 255 for value in OVERLAY]
-        keys["shown: the last answer"] = Rectangle((0, 0), 1, 1, fc=(*red, 0.3 * (style == "filled")), ec=red)
+        keys["shown: the last answer"] = Rectangle((0, 0), 1, 1, fc=(*red, 0.3 * style.startswith("filled")), ec=red)
     figure.legend(keys.values(), keys, loc="upper right", ncols=3, frameon=False, fontsize=9)
     figure.suptitle(title, x=0.02, ha="left", fontsize=11)
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.1 / len(rollouts)), h_pad=2.5)  # room for title and legend
@@ -171,15 +172,16 @@ def iou_per_step(results: dict):
     """
     figure, axes = _axes()
     methods, seeded, told = results["methods"], by_name(results["seeds"]), []
-    names = [f"{name}_long" if f"{name}_long" in methods else name for name in ("base_ivt", "sft_ivt", "sft_grpo_ivt")]
+    shown = ("base_ivt", "sft_ivt", "sft_grpo_ivt")
+    names = [longer(name) if longer(name) in methods else name for name in shown]
     for name, colour, marker in zip(names, (COLOURS[0], COLOURS[1], COLOURS[4]), "os^", strict=True):
         if name not in methods:
             continue
         per_step = enumerate(methods[name]["metrics"]["per_step"])
-        label, cells = METHODS[name], [seeded.get((name, f"step{t}_miou"), step["miou"]) for t, step in per_step]
+        cells = [seeded.get((name, f"step{t}_miou"), step["miou"]) for t, step in per_step]
         values, steps = [cell["value"] for cell in cells], range(len(cells))
-        told.append(f"{label} " + ", ".join(f"{value:.3f}" for value in values))
-        look = {"color": colour, "label": label}
+        told.append(f"{method_label(name)} " + ", ".join(f"{value:.3f}" for value in values))
+        look = {"color": colour, "label": method_label(name)}
         axes.plot(steps, values, marker=marker, **look)
         for step, cell in enumerate(cells):
             _dots(axes, step, cell, 1, colour)
@@ -227,7 +229,7 @@ def paper_and_ours(results: dict, paper: dict):
                 limits = [100 * cell["low"], 100 * cell["high"]]
                 axes.plot([place, place], limits, color="black", linewidth=3, label="95% interval")
             _dots(axes, place + 0.1, cell, 100, "black")
-    axes.set_xticks(range(len(names)), [METHODS.get(n, n) for n in names], rotation=20, ha="right")
+    axes.set_xticks(range(len(names)), [method_label(name) for name in names], rotation=20, ha="right")
     axes.set(ylabel="Acc@0.5 (% of test samples)", ylim=(0, 105))
     _legend(figure, axes)
     figure.set_label("Acc@0.5 in percent. " + "; ".join(told) + ".")

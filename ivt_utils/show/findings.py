@@ -1,7 +1,7 @@
 """What notebooks 3 to 6 found, in whole sentences, each chosen by where an interval lies."""
 
 from ivt_utils.closer import AROUND_TRUTH, BASE, CLOSER, FIRST, SEEN, TAUGHT, WHOLE
-from ivt_utils.controls import TRUTH
+from ivt_utils.controls import OWN, RANDOM, TRUTH
 from ivt_utils.metrics import side
 from ivt_utils.show.figures import cell_text
 from ivt_utils.show.results import CONSENSUS
@@ -59,14 +59,14 @@ def after_sft(gains: dict[str, dict], variant: dict[str, dict], loss: dict, long
     }
     found, kept = ({what: side(cell) for what, cell in cells.items()} for cells in (gains, variant))
     change = found["final - step 0"], side(loss)
-    return " ".join(filter(None, (
+    return _text(
         f"**At IoU 0.5 the final step {place[change[0]]} step 0; on the way {iou[change[1]]}.**",
         change == ("open", "below") and frame,
         price[found["step 0 - single shot"]], user[found["final - single shot"]],
         best[found["oracle best step - single shot"]], long_loss and long[side(long_loss)],
         f"The final step of the student that keeps what fits {place[kept['final - step 0']]} its own step 0 and "
         f"{place[kept['final - single shot']]} the single shot.",
-    )))  # fmt: skip
+    )  # fmt: skip
 
 
 def after_grpo(
@@ -125,13 +125,13 @@ def after_grpo(
     if side(acts["says"], RARE) == "below":
         said = "At its last step this student hardly ever says that its box fits, even where it keeps it."
     settled = all(side(keep_acts[what], 1 - RARE) == "above" for what in ("says", "does"))
-    return " ".join(filter(None, (
+    return _text(
         mend[side(loss)], ends[side(final)], shot[side(gain)], needed[side(loop)], said,
         long_change and long[side(long_change)], keep_change and keeps[side(keep_change)],
         settled and "After GRPO the student that keeps what fits nearly always says at the last step that its box "
                     "fits, and leaves it there: so its loop changes little, for better or worse.",
         curve[side(rise)],
-    )))  # fmt: skip
+    )  # fmt: skip
 
 
 def of_ablations(where: dict[str, str]) -> str:
@@ -146,10 +146,10 @@ def of_ablations(where: dict[str, str]) -> str:
     shown += ["the number of steps"] * any(row.startswith("loop: T") for row in rest)
     shown += ["a training that keeps what fits"] * any(row.startswith("training") for row in rest)
     missing = [part for row, part in parts.items() if where[row] == "open"]
-    return " ".join(filter(None, (
+    return _text(
         missing and f"Nothing shows that this student owes anything to {_listed(missing, 'or')}.",
         shown and f"**A difference is shown for {_listed(shown, 'and')}.**",
-    )))  # fmt: skip
+    )  # fmt: skip
 
 
 def of_threshold(val: dict, test: dict) -> str:
@@ -165,7 +165,7 @@ def of_threshold(val: dict, test: dict) -> str:
 def of_controls(rows: list[dict]) -> str:
     """Return what the drawn box does to the next answer, from `controls.control_rows`."""
     cells = {row["control"]: row["difference"] for row in rows}
-    presence, random, true = (side(cells[name]) for name in ("no box", "random box", TRUTH))
+    presence, random, true = (side(cells[name]) for name in ("no box", RANDOM, TRUTH))
     bare = {
         "above": "Without a box it answers better than with its own.",
         "below": "Without a box it answers worse than with its own.",
@@ -181,7 +181,10 @@ def of_controls(rows: list[dict]) -> str:
         "below": "Even the true box harms it.",
         "open": "The true box shows no help.",
     }
+    harmed = [name for name, cell in cells.items() if name.startswith(OWN) and side(cell) == "below"]
     hardly = "So this student hardly uses the drawn box, neither that there is one nor how good it is."
+    if harmed:
+        hardly = "Its own box, moved, costs something, but no better box and no missing one is shown to matter."
     if presence == true == "above":
         best["above"] = "The true box helps, but so does no box: that is no sign that it sees how good a box is."
     return " ".join((bare[presence], foreign[random], best[true], *[hardly] * (presence == true == "open")))
@@ -266,6 +269,11 @@ def of_regimes(rows: dict[str, dict], turns: int, long_turns: int) -> str:
             told.append("**Here the mirage shows**: the best step, which only an oracle can choose, lies above step 0, "
                         "and neither of these does.")  # fmt: skip
     return " ".join(told)
+
+
+def _text(*sentences) -> str:
+    """Return the sentences that there are, one after the other."""
+    return " ".join(sentence for sentence in sentences if sentence)
 
 
 def _listed(words: list[str], last: str) -> str:

@@ -7,10 +7,11 @@ import json
 import os
 from pathlib import Path
 
+from ivt_utils.methods import METHODS, method_label
 from ivt_utils.runtime import store
 from ivt_utils.runtime.text import aligned, markdown_table, number, write_between
 from ivt_utils.show.figures import iou_per_step, paper_and_ours, save_figure
-from ivt_utils.show.results import METHODS, build_results, changed, results_from, targets
+from ivt_utils.show.results import build_results, changed, results_from, targets
 from ivt_utils.show.tables import (
     CLOSER_NOTE,
     SCALE_TITLE,
@@ -29,7 +30,7 @@ from ivt_utils.show.tables import (
 )
 
 __all__ = [
-    "METHODS", "build_results", "iou_per_step", "paper_and_ours", "paper_results", "report_from", "summary",
+    "build_results", "iou_per_step", "paper_and_ours", "paper_results", "report_from", "summary",
     "table", "targets", "to_markdown", "to_text",
 ]  # fmt: skip
 
@@ -48,7 +49,7 @@ def summary(results: dict, paper: dict) -> str:
     parts = [head, *seeds, to_text(table(results, paper)), aligned(differences), aligned(_goals(results))]
     for name, method in results["methods"].items():
         for grid in mirage_tables(method):
-            parts.append(f"{METHODS.get(name, name)}\n{aligned(grid)}")
+            parts.append(f"{method_label(name)}\n{aligned(grid)}")
     parts += [f"{SECOND_TURN_TITLE}\n{aligned(second_turn_table(results.get('second_turn', [])))}"]
     parts += [aligned(closer_table(results["closer"])), CLOSER_NOTE]
     if results["profile"] != "paper":
@@ -69,11 +70,9 @@ def report_from(root: Path, *, names=tuple(METHODS), versions=None, commit=None,
     paper = paper or paper_results()
     print(summary(results, paper))
     if root == store.REFERENCE or not os.access(root, os.W_OK):
-        print(f"\nRecomputed from {root}; nothing was written there.")
-        if (root / "results.json").exists():
-            differing = changed(store.read_json(root / "results.json"), json.loads(json.dumps(results)))
-            print("\n".join([f"{len(differing)} values differ from its results.json.", *differing[:10]]))
+        print(f"\nRecomputed from {root}; nothing was written there. {_compared(root, results)}")
         return results
+    print(f"\n{_compared(root, results)}")
     text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)
     store.write_text(root / "results.json", text + "\n")
     os.environ.setdefault("MPLBACKEND", "Agg")  # no display needed; a notebook has set its own
@@ -82,6 +81,16 @@ def report_from(root: Path, *, names=tuple(METHODS), versions=None, commit=None,
         save_figure(figure, root / "figures" / f"{name}.png")
     print(f"\nResults: {root / 'results.json'}\nFigures: {root / 'figures'}")
     return results
+
+
+def _compared(root: Path, results: dict) -> str:
+    """Return how many values of the results.json in a run differ from those computed anew, and some of them."""
+    path = root / "results.json"
+    if not path.exists():
+        return "There was no results.json to compare with."
+    differing = changed(store.read_json(path), json.loads(json.dumps(results)))
+    lines = [line[:200] for line in differing[:10]]
+    return "\n".join([f"{len(differing)} values differ from its results.json.", *lines])
 
 
 def write_table(readme: Path, results: dict, paper: dict) -> None:

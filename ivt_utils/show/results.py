@@ -3,7 +3,6 @@
 The final step is a method's result. Whatever was chosen with the ground truth has "oracle" in its name.
 """
 
-import json
 import math
 import os
 from datetime import UTC, datetime
@@ -12,26 +11,22 @@ from pathlib import Path
 import numpy as np
 
 from ivt_utils import closer, confidence, controls, metrics, selection
+from ivt_utils.methods import METHODS, SINGLE, TRAINED, longer
 from ivt_utils.mirage import SAMPLED
 from ivt_utils.runtime import hardware
-from ivt_utils.runtime.store import PROBE, ROOT, SEEDS, ArtefactError, checksum, read_json, stage_key
+from ivt_utils.runtime.store import (
+    PROBE,
+    ROOT,
+    SEEDS,
+    ArtefactError,
+    check_stage,
+    checksum,
+    damaged_line,
+    finished_stages,
+    read_json,
+    read_jsonl,
+)  # fmt: skip
 
-METHODS = {
-    "base_single": "base, single shot",
-    "base_ivt": "base + IVT, no training",
-    "base_ivt_bare": "base + loop, bare image",
-    "sft_ivt": "SFT + IVT",
-    "sft_grpo_ivt": "SFT + GRPO + IVT",
-    "grpo_single": "GRPO, single step, no IVT",
-    "sft_keep_ivt": "SFT (keep) + IVT",
-    "sft_keep_grpo_ivt": "SFT (keep) + GRPO + IVT",
-    "base_ivt_long": "base + IVT, long",
-    "sft_ivt_long": "SFT + IVT, long",
-    "sft_grpo_ivt_long": "SFT + GRPO + IVT, long",
-    "sft_keep_ivt_long": "SFT (keep) + IVT, long",
-    "sft_keep_grpo_ivt_long": "SFT (keep) + GRPO + IVT, long",
-}
-SINGLE = ("base_single", "grpo_single")  # scored on step 0 alone
 COMPARISONS = (  # (a, its step, b, its step): a - b, paired
     ("base_ivt", "final", "base_single", "final"),
     ("base_ivt_bare", "final", "base_single", "final"),
@@ -57,10 +52,6 @@ MENDED = (  # (after GRPO, before it): what a step of the loop loses
     ("sft_keep_grpo_ivt_long", "sft_keep_ivt_long"),
 )  # fmt: skip
 CURVES = ("grpo", "grpo_keep")  # the adapters whose learning curve is told
-TRAINED = (  # the methods that `stages.seeds` trains with each seed; a short loop is the beginning of the long one
-    "sft_ivt", "sft_grpo_ivt", "grpo_single", "sft_keep_ivt", "sft_keep_grpo_ivt",
-    "sft_ivt_long", "sft_grpo_ivt_long", "sft_keep_ivt_long", "sft_keep_grpo_ivt_long",
-)  # fmt: skip
 CONSENSUS = "consensus of its steps"
 ROW = ("name", "a", "b", "metric")  # what tells a row of `seed_rows` from the others
 OF_THE_DAY = ("created", "commit", "versions", "machine", "wall_seconds")  # what may differ between equal results
@@ -99,7 +90,7 @@ def build_results(
             "seed": seed,
             "wall_seconds": wall_seconds.get(name),
             "answers_per_sample": len(items[0]["steps"]),
-            "metrics": metrics.evaluate(items, seed, n_resamples),
+            "metrics": metrics.score(items, seed, n_resamples),
             "rules": None,
             **(mirage or {}).get(name, {}),
         }
@@ -218,26 +209,27 @@ def seed_rows(trained: dict[int, dict[str, list[dict]]], untrained: dict[str, li
     rows = []
     for key, each in scored.items():
         if len(each) > 1:
-            row = dict(zip(ROW, key, strict=True)) | metrics.over_seeds(list(each.values()), images)
-            if row["b"] is None and row["metric"] != "degradation_per_step" and row["low"] is not None:
-                row |= {"low": max(0.0, row["low"]), "high": min(1.0, row["high"])}  # a share, or a mean of IoUs
+            row = dict(zip(ROW, key, strict=True))
+            share = row["b"] is None and row["metric"] != "degradation_per_step"  # or a mean of IoUs
+            row |= metrics.over_seeds(list(each.values()), images, share)
             rows.append(row | {"seeds": {str(seed): float(scores.mean()) for seed, scores in each.items()}})
     return rows
 
 
 def _rules(found: dict[str, list[dict]], ious: dict[str, np.ndarray], ious_of):
     """Yield the key and the gains of what can be shipped after SFT without a threshold, and of SFT over its rivals."""
+    first, final = (metrics.step_score(step, "acc50") for step in ("step0", "final"))
     for name in ("sft_ivt", "sft_ivt_long"):
         if name in found:
-            right, chosen = ious[name] >= 0.5, ious_of(selection.choose(found[name], selection.medoid))[:, 0] >= 0.5
-            yield (f"{name} {CONSENSUS} - {name} step 0", name, name, "acc50"), chosen.astype(float) - right[:, 0]
+            chosen = first(ious_of(selection.choose(found[name], selection.medoid)))
+            yield (f"{name} {CONSENSUS} - {name} step 0", name, name, "acc50"), chosen - first(ious[name])
             if name == "sft_ivt" and "base_single" in ious:
-                gains = chosen.astype(float) - (ious["base_single"][:, 0] >= 0.5)
+                gains = chosen - first(ious["base_single"])
                 yield (f"{name} {CONSENSUS} - base_single", name, "base_single", "acc50"), gains
     if SAMPLED in found and "sft_ivt" in found:
-        final, sampled = ious["sft_ivt"][:, -1], ious_of(selection.choose(found[SAMPLED], selection.medoid))[:, 0]
+        sampled = ious_of(selection.choose(found[SAMPLED], selection.medoid))
         key = ("sft_ivt final - consensus of as many sampled answers", "sft_ivt", SAMPLED, "acc50")
-        yield key, (final >= 0.5).astype(float) - (sampled >= 0.5)
+        yield key, final(ious["sft_ivt"]) - first(sampled)
     if closer.TAUGHT in found and "sft_ivt" in found:
         both = ious["sft_ivt"], ious_of(found[closer.TAUGHT])
         for metric in ("acc50", "miou"):
@@ -246,9 +238,11 @@ def _rules(found: dict[str, list[dict]], ious: dict[str, np.ndarray], ious_of):
 
 
 def _levels(ious) -> dict[str, np.ndarray]:
-    levels = {"step0_acc50": ("step0", "acc50"), "acc50": ("final", "acc50"), "miou": ("final", "miou")}
-    levels |= {f"step{t}_miou": (t, "miou") for t in range(ious.shape[1])}
-    levels = {name: metrics.step_score(*which)(ious) for name, which in levels.items()}
+    asked: dict[str, tuple[str | int, str]] = {
+        "step0_acc50": ("step0", "acc50"), "acc50": ("final", "acc50"), "miou": ("final", "miou"),
+        **{f"step{t}_miou": (t, "miou") for t in range(ious.shape[1])},
+    }  # fmt: skip
+    levels = {name: metrics.step_score(*which)(ious) for name, which in asked.items()}
     if ious.shape[1] > 1:
         levels["oracle_acc50"] = metrics.step_score("oracle", "acc50")(ious)
         levels["degradation_per_step"] = metrics.degradation(ious)
@@ -263,7 +257,7 @@ def _worst_step(filled, bare, chance):
     """
     if not filled or len(filled[0]["steps"]) < 2:
         return
-    worst = 1 + int((metrics.iou_matrix(filled)[:, 1:] >= 0.5).mean(axis=0).argmin())
+    worst = 1 + int(metrics.is_right(metrics.iou_matrix(filled)[:, 1:]).mean(axis=0).argmin())
     first, there = metrics.step_score("step0", "acc50"), metrics.step_score(worst, "acc50")
     cell = metrics.paired_difference(filled, filled, there, first, **chance)
     same = {"b": "base_ivt", "step": worst, "seed": chance["seed"]}
@@ -316,6 +310,8 @@ def targets(results: dict) -> list[dict]:
     worst = f"worst step (step {fall['step']}, chosen with the truth)" if fall else "worst step"
     parsed = [step["parsed"] for name in ("base_ivt", "base_ivt_long") if name in methods
               for step in methods[name]["per_step"]]  # fmt: skip
+    order = ("not reached", "open", "reached")
+    least = min(parsed, key=lambda cell: (order.index(verdict(cell, 0.99)), cell["value"]), default=None)
     part = " degradation - a fifth of "
     mended = difference(f"sft_grpo_ivt{part}sft_ivt degradation", "degradation_per_step")
     fifth = "IoU lost a step: SFT + GRPO's minus a fifth of SFT's, at most 0"
@@ -327,7 +323,7 @@ def targets(results: dict) -> list[dict]:
     gains = [gains[name]["acc50"] | {"seeds": gains[name]["seeds"]} for name in closer.GAINS if name in gains]
     smaller = min(gains, key=lambda cell: cell["value"], default=None)
     each = {verdict(cell, 0, strict=True) for cell in gains}
-    look = next((found for found in ("not reached", "open", "reached") if found in each), None)
+    look = next((found for found in order if found in each), None)
     return [
         target("a", f"base + IVT at its {worst}: Acc@0.5 at least 20 points below step 0", "difference", fall,
                -math.inf, -0.2),
@@ -335,8 +331,7 @@ def targets(results: dict) -> list[dict]:
                difference("base_ivt_bare loss / base_ivt loss at its worst step", "acc50_loss_ratio"),
                -math.inf, 0.25, strict=True),
         target("c", "the untrained loop, every step of the short and of the long one: at least 99 % of the answers "
-               "parse; shown: the lowest share", "share", min(parsed, key=lambda cell: cell["value"], default=None),
-               0.99),
+               "parse; shown: the step for which this holds least", "share", least, 0.99),
         target("d", "base, single shot: Acc@0.5 from 75 to 88 %", "share",
                methods.get("base_single", {}).get("final", {}).get("acc50"), 0.75, 0.88),
         target("e", "SFT + IVT, oracle best step: Acc@0.5 at least 2.4 points above single shot", "difference",
@@ -369,35 +364,21 @@ def _answers(rollouts) -> list:
 
 def read_rollouts(path: Path) -> list[dict]:
     """Return the rollouts of a JSONL file; an ArtefactError names file and line where one is damaged."""
-    rollouts = []
-    for number, line in enumerate(Path(path).read_bytes().removesuffix(b"\n").split(b"\n"), start=1):
-        where = f"{path} is damaged in line {number}; delete the file and run its stage again"
-        try:
-            rollout = json.loads(line)
-        except (ValueError, RecursionError):
-            raise ArtefactError(f"{where}: this is not JSON.") from None
+    rollouts = read_jsonl(path)
+    if not rollouts:
+        raise damaged_line(path, 1, "the file is empty")
+    for number, rollout in enumerate(rollouts, start=1):
         try:
             metrics.check_rollout(rollout)
         except ValueError as error:
-            raise ArtefactError(f"{where}: {error}") from None
-        rollouts.append(rollout)
+            raise damaged_line(path, number, str(error).rstrip(".")) from None
     return rollouts
 
 
 def read_stage(root: Path, name: str) -> list[dict] | None:
     """Return the rollouts of a stage of a run, None where it was not run; an ArtefactError for a damaged file."""
     path = root / "rollouts" / f"{name}.jsonl"
-    return read_rollouts(_intact(root, path, path)) if path.exists() else None
-
-
-def _intact(root: Path, made: Path, path: Path) -> Path:
-    """Return `path`, a file in what a stage has `made`; an ArtefactError where that has another checksum than noted."""
-    note, key = root / "stages.json", stage_key(made.relative_to(root).as_posix())
-    noted = read_json(note).get(key, {}) if note.exists() else {}
-    in_seeds = root.parent.name == SEEDS and note.exists()  # there nobody puts rollouts but `stages.seeds`
-    if (in_seeds or "sha256" in noted) and noted.get("sha256") != checksum(made):
-        raise ArtefactError(f"{made} is damaged (checksum); delete it and run its stage again.")
-    return path
+    return read_rollouts(check_stage(root, path)) if path.exists() else None
 
 
 def curves_from(root: Path, *, seed: int, n_resamples: int) -> dict[str, dict]:
@@ -410,7 +391,7 @@ def curves_from(root: Path, *, seed: int, n_resamples: int) -> dict[str, dict]:
         folder = root / "adapters" / name
         if not (folder / PROBE).exists():
             continue
-        path = _intact(root, folder, folder / PROBE)
+        path = check_stage(root, folder) / PROBE
         try:
             curve = read_json(path)
             found[name] = metrics.curve_gain(curve["rows"], curve["image_ids"], seed, n_resamples)
@@ -424,7 +405,7 @@ def second_turn_from(root: Path, base: list[dict], *, seed: int, n_resamples: in
 
     [] where one of them was not run, or was after other first answers than those of `base`.
     """
-    answered = {turn: read_stage(root, controls.second_turn_stage(*turn)) for turn in controls.SECOND_TURNS}
+    answered = {turn: read_stage(root, controls.second_turn_stage(*turn)) or [] for turn in controls.SECOND_TURNS}
     first = _answers(metrics.first_steps(base))
     if not all(found and _answers(metrics.first_steps(found)) == first for found in answered.values()):
         return []
@@ -440,29 +421,35 @@ def seeds_from(root: Path, known: dict[str, list[dict]], seed: int) -> dict[int,
     """
     sampled = read_stage(root, SAMPLED)
     found = {seed: {SAMPLED: sampled} if sampled else {}}
-    for folder in sorted((root / SEEDS).glob("[0-9]*"), key=lambda folder: int(folder.name)):
-        found[int(folder.name)] = rollouts = {}
+    folders = {path.name: path for path in (root / SEEDS).glob("*") if path.is_dir()}
+    odd = [path for name, path in folders.items() if name == str(seed) or not name.isdigit() or name != str(int(name))]
+    if odd:
+        raise ArtefactError(f"{odd[0]} is not the folder of another seed: its name must be a number that no other has, "
+                            f"such as {seed + 1}; rename or remove it.")  # fmt: skip
+    for name in sorted(folders, key=int):
+        folder = folders[name]
+        found[int(name)] = rollouts = {}
         for name in (*TRAINED, SAMPLED):
-            answers, long = read_stage(folder, name), read_stage(folder, f"{name}_long")
+            answers, long = read_stage(folder, name), read_stage(folder, longer(name))
             if answers is None and long is not None and name in known:
                 answers = metrics.first_steps(long, len(known[name][0]["steps"]))
             if answers is None:
                 continue
-            if any({r["id"] for r in answers} != {r["id"] for r in items} for items in known.values()):
-                raise ArtefactError(f"{folder} has answers to other samples than {root}; delete it and run ivt seeds "
-                                    "again.")  # fmt: skip
+            same = all({r["id"] for r in answers} == {r["id"] for r in items} for items in known.values())
+            if not same or name in known and len(answers[0]["steps"]) != len(known[name][0]["steps"]):
+                raise ArtefactError(f"{folder} has answers to other samples than {root}, or in loops of another length "
+                                    f"({name}); delete it and run ivt seeds again.")  # fmt: skip
             rollouts[name] = answers
     for number, rollouts in found.items():
-        if taught := read_stage(root, f"closer_test_first{number}"):
+        if taught := read_stage(root, closer.stage("test", "first", number)):
             rollouts[closer.TAUGHT] = taught
     return found
 
 
 def closer_from(root: Path, split: str = "test", *, seed: int, n_resamples: int) -> list[dict]:
     """Return the rows of `closer.closer_rows` from what `closer.run_closer` left in a run; [] where it left nothing."""
-    start = f"closer_{split}_"
-    names = sorted(path.stem for path in (root / "rollouts").glob(f"{start}*.jsonl"))
-    answers = {name.removeprefix(start): read_stage(root, name) for name in names}
+    names = sorted(path.stem for path in (root / "rollouts").glob("*.jsonl"))
+    answers = {key: read_stage(root, name) or [] for key, name in closer.stages(names, split).items()}
     return closer.closer_rows(answers, seed=seed, n_resamples=n_resamples)
 
 
@@ -477,7 +464,8 @@ def mirage_from(root: Path, name: str, rollouts: list[dict], values: dict, *, se
     asked = [read_stage(root, part) for part in parts]
     if not all(asked) or _answers(asked[0]) != _answers(rollouts):
         return {}
-    shown = {label: read_stage(root, controls.stage(name, label)) for label in controls.names(values["control_shifts"])}
+    labels = controls.names(values["control_shifts"])
+    shown = {label: read_stage(root, controls.stage(name, label)) or [] for label in labels}
     return {
         "rules": selection.rule_rows(*asked, values["thresholds"], **chance),
         "calibration": confidence.calibration(asked[0], **chance),
@@ -510,21 +498,22 @@ def results_from(root: Path, *, versions, commit, names=tuple(METHODS)) -> dict:
     ArtefactError for anything damaged.
     """
     root = Path(root)
-    stages = read_json(root / "stages.json") if (root / "stages.json").exists() else {}
+    stages = finished_stages(root)
     run = read_json(root / "run.json")
     try:
         n_resamples = run["n_resamples"] if "n_resamples" in run else run["values"]["resamples"]
         chance = {"profile_name": run["profile"], "seed": run["seed"], "n_resamples": n_resamples}
+        values = {name: run["values"][name] for name in ("control_shifts", "thresholds")} if "values" in run else None
     except (KeyError, TypeError):
-        raise ArtefactError(f"{root / 'run.json'} lacks profile, seed or resamples; start anew.") from None
+        raise ArtefactError(f"{root / 'run.json'} lacks profile, seed, resamples or values; start anew.") from None
     found = {name: answers for name in names if (answers := read_stage(root, name))}
     seconds = {name: stages.get(f"rollouts/{name}", {}).get("seconds") for name in found}
     if not found:
         raise ArtefactError(f"There are no predictions in {root / 'rollouts'}; run the notebooks first.")
     limits = {"seed": chance["seed"], "n_resamples": n_resamples}
-    mirage = {name: mirage_from(root, name, found[name], run["values"], **limits) for name in found if "values" in run}
+    mirage = {name: mirage_from(root, name, found[name], values, **limits) for name in found if values}
     table = root / "tables" / "ablations.json"
-    ablations = read_json(table) if table.exists() else []
+    ablations = read_json(check_stage(root, table)) if table.exists() else []
     if not isinstance(ablations, list) or not all(isinstance(row, dict) for row in ablations):
         raise ArtefactError(f"{table} is not a list of rows; delete it and run notebook 05 again.")
     results = build_results(

@@ -5,11 +5,11 @@ A method that was not run says "not run"; a number of the paper that is not know
 from pathlib import Path
 
 from ivt_utils.closer import GAINS
-from ivt_utils.mirage import ADAPTERS
+from ivt_utils.methods import ASKED, METHODS, SINGLE, longer, method_label
 from ivt_utils.runtime import store
 from ivt_utils.runtime.text import aligned, markdown_table, number
 from ivt_utils.selection import ORACLE, best_rule
-from ivt_utils.show.results import METHODS, SINGLE, by_name, targets
+from ivt_utils.show.results import by_name, targets
 
 PAPER = store.DATA / "paper_results.json"
 SCALE = store.ROOT / "runs" / "paper" / "results.json"
@@ -39,7 +39,7 @@ STYLES = {"none": "bare image", "outline": "box outlined", "filled": "box filled
 CLOSER_NOTE = (
     "A closer look: first answer, sampled answers and closer look are those of one trained student, each seed's own; "
     "the one trained on the truth at first sight is another. The intervals of one seed are over test images, for that "
-    "training; those of the mean hold new images and new trainings."
+    "training; those of the mean of several seeds hold new images and new trainings."
 )
 SEEDS_TITLE = "Several trainings: mean [95% interval for new images and new trainings], lowest to highest seed"
 SEEDS_DIFFERENCES = "The same trainings: differences, a - b, paired by image and by seed"
@@ -72,7 +72,7 @@ def table(results: dict, paper: dict) -> list[dict]:
     """
     rows = []
     for name in [*_listed(results["methods"]), *(name for name in results["methods"] if name not in METHODS)]:
-        row = {"method": name, "label": METHODS.get(name, name)}
+        row = {"method": name, "label": method_label(name)}
         if name in paper["methods"]:
             answers = 1 if name in SINGLE else paper["refinements"] + 1
             known = {"source": "paper", "run": True, "answers": answers, "cells": paper["methods"][name]}
@@ -83,7 +83,7 @@ def table(results: dict, paper: dict) -> list[dict]:
 
 def _listed(methods: dict) -> list[str]:
     """Return the names that a table lists: a long loop only where it was run, for not every profile has one."""
-    return [name for name in METHODS if name in methods or not name.endswith("_long")]
+    return [name for name in METHODS if name in methods or not METHODS[name].long]
 
 
 def _our_row(name: str, methods: dict) -> dict:
@@ -96,7 +96,7 @@ def scale_table(path: Path = SCALE) -> list[list[str]]:
     """Return the results of the profile `paper` as a grid of text, its head first: "not run" until somebody runs it."""
     found = store.read_json(path) if path.exists() else {}
     methods = found["methods"] if found.get("profile") == "paper" else {}
-    rows = [{"method": name, "label": METHODS[name]} | _our_row(name, methods) for name in _listed(methods)]
+    rows = [{"method": name, "label": method_label(name)} | _our_row(name, methods) for name in _listed(methods)]
     grid = _grid(rows, RESULT_COLUMNS)
     return grid if methods else [grid[0], ["not run: ivt run --profile paper", *["-"] * (len(grid[0]) - 1)]]
 
@@ -107,7 +107,7 @@ def _our_cells(name: str, method: dict) -> dict:
     if len(found["per_step"]) > 1:
         cells |= {f"step{t}": step["acc50"] for t, step in enumerate(found["per_step"])}
         cells["oracle_acc50"] = found["oracle_best_step"]["acc50"]
-        if name in ADAPTERS or method.get("rules"):  # a method that notebook 6 asks
+        if name in ASKED or method.get("rules"):  # a method that notebook 6 asks
             cells["best_rule_acc50"] = best_rule(method["rules"])["acc50"] if method.get("rules") else NOT_RUN
         cells |= {key: found[key] for key in ("degradation_per_step", "share_degrade", "share_stay")}
     return cells
@@ -118,7 +118,7 @@ def _grid(rows, columns) -> list[list[str]]:
         rows = [row for row in rows if row["method"] not in SINGLE]
     if columns is STEP_COLUMNS:  # a short loop is the beginning of the long one
         names = {row["method"] for row in rows}
-        rows = [row for row in rows if row["source"] == "ours" and f"{row['method']}_long" not in names]
+        rows = [row for row in rows if row["source"] == "ours" and longer(row["method"]) not in names]
         columns = [column for column in columns if any(column[0] in row["cells"] for row in rows)]
     lines = [["method", "whose", "answers", *(column[1] for column in columns)]]
     for row in rows:
@@ -227,7 +227,7 @@ def seeds_tables(rows: list[dict]) -> dict[str, list[list[str]]]:
     for name in dict.fromkeys(name for name, _ in levels):
         seeds = str(len(levels[name, "acc50"]["seeds"]))
         cells = [told(levels.get((name, key)), scale, digits) for key, _, scale, digits in SEEDS_COLUMNS]
-        methods.append([METHODS[name], seeds, *cells])
+        methods.append([method_label(name), seeds, *cells])
     differences = [["paired difference", "score", "value", "seeds", "samples"]]
     for row in rows:
         if row["b"] is not None:

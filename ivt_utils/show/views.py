@@ -165,7 +165,7 @@ def rule_view(
     left, right = figure.subplots(1, 2, width_ratios=(1.7, 1))
     accuracy = {}
     for label, (values, line, colour) in levels.items():
-        accuracy[label] = 100 * float((values >= 0.5).mean())
+        accuracy[label] = 100 * float(metrics.is_right(values).mean())
         left.axhline(accuracy[label], ls=line, color=colour, label=f"{label}: {accuracy[label]:.1f}")
     left.plot([p["threshold"] for p in curve], [100 * p["acc50"] for p in curve], color=COLOURS[0], marker=".",
               label="the rule")  # fmt: skip

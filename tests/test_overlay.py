@@ -252,6 +252,15 @@ def test_a_strip_shows_each_step_of_each_rollout(records, strip):
     assert records[0]["expression"] in figure.axes[0].get_xlabel()
 
 
+def test_a_filling_may_be_more_opaque_than_the_usual_one():
+    image, box = Image.new("RGB", (100, 100)), (100, 100, 900, 900)
+    styles = ("filled:0", "filled", "filled:255")
+    inside = [overlay.draw_box(image, box, style).getpixel((50, 50))[0] for style in styles]
+    assert inside == [0, overlay.ALPHA, 255]
+    with pytest.raises(ValueError, match="no box style 'filled:much'"):
+        overlay.draw_box(image, box, "filled:much")
+
+
 @pytest.mark.parametrize("style", overlay.STYLES)
 def test_a_strip_shows_what_the_student_was_shown_before_each_answer(style, records, rollouts, strip):
     figure = strip(style=style)

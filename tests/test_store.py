@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from ivt_utils.methods import ADAPTERS
 from ivt_utils.profiles import get_profile
 from ivt_utils.runtime import store
 from ivt_utils.runtime.store import ArtefactError, Run
@@ -169,6 +170,16 @@ def test_another_seed_profile_or_value_in_the_same_folder_is_one_sentence(run, o
     Run(SMOKE, 0, run.root)
 
 
+def test_a_run_from_before_a_value_was_one_goes_on_with_what_was_fixed_then(run):
+    note = run.root / "run.json"
+    noted = json.loads(note.read_text())
+    del noted["values"]["sft_warmup"]
+    note.write_text(json.dumps(noted))
+    Run(SMOKE, 0, run.root)
+    with pytest.raises(ArtefactError, match="another profile, seed or values"):
+        Run(replace(SMOKE, sft_warmup=0.1), 0, run.root)
+
+
 def test_how_a_run_is_made_to_fit_a_machine_does_not_matter(run):
     Run(replace(SMOKE, batch_size=SMOKE.batch_size * 2), 0, run.root)
 
@@ -261,7 +272,7 @@ def test_a_damaged_artefact_of_this_run_is_not_used(run, reference, relative):
 @pytest.fixture
 def finished(run):
     """A run with everything that becomes the reference."""
-    for name in store.ADAPTERS:
+    for name in ADAPTERS:
         run.adapter(name, train)
     run.rows("ablations", lambda: [2])
     run.rollouts("base_ivt", lambda: ROWS)
@@ -271,7 +282,7 @@ def finished(run):
 
 
 def test_a_finished_run_becomes_the_reference(finished, reference, tmp_path, capsys):
-    assert store.ship_reference(finished.root) == reference
+    assert store.ship_reference(finished.root, ADAPTERS) == reference
     other = Run(SMOKE, 1, tmp_path / "other")
     for relative in (*RELATIVE, "figures/final.png", "adapters/grpo"):
         assert other.find(relative) == reference / relative
@@ -287,7 +298,7 @@ def test_of_what_is_only_counted_the_boxes_are_shipped(finished, reference):
     seed = Run(finished.profile, 3, finished.root / store.SEEDS / "3")
     for name in ("sft_ivt", "sft_ivt_long", "grpo_single", "train_step0"):
         seed.rollouts(name, lambda: [asked])
-    store.ship_reference(finished.root)
+    store.ship_reference(finished.root, ADAPTERS)
     boxes = [{"id": "a", "steps": [{"box": [1, 2, 3, 4], "shown": None}]}]
     assert store.read_jsonl(reference / "rollouts" / "control_sft_ivt_no_box.jsonl") == boxes
     assert store.read_jsonl(reference / "rollouts" / "sft_ivt.jsonl") == [asked]
@@ -303,7 +314,7 @@ def test_an_unfinished_run_does_not_become_the_reference(finished, reference, mi
     before = {path: (reference / path).read_bytes() for path in files(reference)}
     (finished.root / missing).rename(finished.root / "elsewhere")
     with pytest.raises(ArtefactError) as caught:
-        store.ship_reference(finished.root)
+        store.ship_reference(finished.root, ADAPTERS)
     assert missing in sentence(caught) and {p: (reference / p).read_bytes() for p in files(reference)} == before
     assert not list(reference.parent.glob(".*"))
 
@@ -388,8 +399,8 @@ if os.getuid() == 0:  # root may write everywhere, so become nobody
     os.setgroups([]), os.setgid(65534), os.setuid(65534)
 place = Path(sys.argv[1])
 try:
-    artefacts.write_text(place / "run" / "a.json", "{}")
-except artefacts.ArtefactError as error:
+    store.write_text(place / "run" / "a.json", "{}")
+except store.ArtefactError as error:
     print(error)
 print(*doctor.writable(place))
 """
@@ -543,7 +554,7 @@ def test_an_unreadable_file_is_one_sentence(tmp_path):
     (tmp_path / "c.jsonl").write_text('{"a": 1}\n{"a": \n')
     with pytest.raises(ArtefactError) as caught:
         store.read_jsonl(tmp_path / "c.jsonl")
-    assert "Line 2 of" in sentence(caught) and "c.jsonl" in sentence(caught)
+    assert "damaged in line 2" in sentence(caught) and "c.jsonl" in sentence(caught)
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe", '{"a": "line\u2028separator"}\n'.encode()])
