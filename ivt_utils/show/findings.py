@@ -223,12 +223,12 @@ def _controls_of_closer(gains: dict[str, dict], iou_gains: dict[str, dict]):
         "above": "Part of its gain is detail: cut out of the image as the student saw it, the look gives fewer right "
                  "answers.",
         "below": "New pixels do harm: cut out of the image as the student saw it, the look gives more right answers.",
-        "open": "That new pixels give more right answers is not shown: this is compared with the look that is cut out "
-                "of the image as the student saw it.",
+        "open": "That new pixels give more right answers is not shown: its rival here is the look that is cut out of "
+                "the image as the student saw it.",
     }[pixels]
     yield {
-        "above": "They make the boxes a little more exact, for mean IoU is higher with them.",
-        "below": "They make the boxes less exact, for mean IoU is lower with them.",
+        "above": "New pixels make the boxes more exact, for mean IoU is higher with them.",
+        "below": "New pixels make the boxes less exact, for mean IoU is lower with them.",
         "open": "Mean IoU shows no difference, either.",
     }[side(iou_gains[f"{CLOSER} - {SEEN}"])]  # fmt: skip
     yield {
