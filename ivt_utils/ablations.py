@@ -28,9 +28,10 @@ def sft_variants(trajectories: list[dict], profile, seed: int) -> dict[str, list
     trace = geometric_trace if profile.trace else None
     return {
         "training: errors that are distorted truths": [
-            trajectory(perturbed(t, seed, profile.grid), profile.turns, profile.grid, trace) for t in trajectories],
+            trajectory(perturbed(t, seed, profile.grid), profile.turns, profile.grid, trace) for t in trajectories
+        ],
         "training: no traces": [trajectory(t, profile.turns, profile.grid, None) for t in trajectories],
-    }  # fmt: skip
+    }
 
 
 def optimiser_steps(profile, trajectories: int) -> int:
@@ -54,13 +55,23 @@ def run_ablations(run, train, val) -> list[dict]:
     chance = {"seed": seed, "n_resamples": profile.resamples}
 
     def measured(name, adapter, **changes):
-        return run.rollouts(f"ablation_{_slug(name)}", lambda: evaluate(
-            load_student(profile, adapter), val, profile, seed, name, **changes))  # fmt: skip
+        return run.rollouts(
+            f"ablation_{_slug(name)}",
+            lambda: evaluate(load_student(profile, adapter), val, profile, seed, name, **changes),
+        )
 
     def trained(name, variant):
-        return run.adapter(f"ablation_{_slug(name)}", lambda folder: train_sft(
-            load_student(profile), trajectories_dataset(train, variant, profile.style), folder, profile, seed, steps,
-        ))  # fmt: skip
+        return run.adapter(
+            f"ablation_{_slug(name)}",
+            lambda folder: train_sft(
+                load_student(profile),
+                trajectories_dataset(train, variant, profile.style),
+                folder,
+                profile,
+                seed,
+                steps,
+            ),
+        )
 
     long = measured("reference", adapter, turns=max(profile.turns, profile.long_turns))
     reference = metrics.first_steps(long, profile.turns + 1)
@@ -77,10 +88,14 @@ def run_ablations(run, train, val) -> list[dict]:
     def row(name, rollouts):
         images, ious = [r["image_id"] for r in rollouts], metrics.iou_matrix(rollouts)
         score = metrics.step_score("final", "miou")
-        return {"name": name, "acc50": metrics.mean_interval(metrics.is_right(ious[:, -1]), images, **chance),
-                "miou": metrics.mean_interval(score(ious), images, **chance),
-                **metrics.paired_difference(rollouts, reference, score, **chance),
-                "p": sign_flip_p(rollouts, reference, score, **chance), "seed": seed}  # fmt: skip
+        return {
+            "name": name,
+            "acc50": metrics.mean_interval(metrics.is_right(ious[:, -1]), images, **chance),
+            "miou": metrics.mean_interval(score(ious), images, **chance),
+            **metrics.paired_difference(rollouts, reference, score, **chance),
+            "p": sign_flip_p(rollouts, reference, score, **chance),
+            "seed": seed,
+        }
 
     return [row(name, rollouts) for name, rollouts in found.items()]
 

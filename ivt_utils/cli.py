@@ -12,8 +12,10 @@ from pathlib import Path
 from ivt_utils.methods import ADAPTERS, STAGES
 from ivt_utils.runtime import distributed
 
-STOPPED = ("Stopped, from outside or because another process of this run has died (most often for want of memory); "
-           "the same command goes on from the last finished stage or checkpoint.")  # fmt: skip
+STOPPED = (
+    "Stopped, from outside or because another process of this run has died (most often for want of memory); "
+    "the same command goes on from the last finished stage or checkpoint."
+)
 ALONE = "Stopped; the same command goes on from the last finished stage or checkpoint."
 LOST = ("connection closed", "connection reset", "remote process exited")  # how torch says that a process is gone
 
@@ -76,39 +78,56 @@ def parser() -> argparse.ArgumentParser:
         made.set_defaults(command=command, stage=name)
         if runs:
             made.add_argument("--seed", type=seed_number, default=0, help="seed of everything random (default 0)")
-            made.add_argument("--run-dir", type=Path, help="where results go (default runs/PROFILE, for another seed "
-                                                           "than 0 runs/PROFILE-seedN)")  # fmt: skip
+            made.add_argument(
+                "--run-dir",
+                type=Path,
+                help="where results go (default runs/PROFILE, for another seed than 0 runs/PROFILE-seedN)",
+            )
         if runs and name != "teach":
-            made.add_argument("--dry-run", action="store_true", help="walk through colab or paper with the micro "
-                              "student and 8 made-up samples of each split")  # fmt: skip
+            made.add_argument(
+                "--dry-run",
+                action="store_true",
+                help="walk through colab or paper with the micro student and 8 made-up samples of each split",
+            )
         return made
 
     run = add("run", run_command, "execute the notebooks in order and print the report", runs=True)
     run.add_argument("--only", nargs="+", metavar="NAME", help="only these notebooks, such as 03 or 04_grpo")
-    run.add_argument("--reference", action="store_true", help="begin a new folder with the reference results (micro): "
-                     "nothing is trained, all notebooks run in a minute or two")  # fmt: skip
+    run.add_argument(
+        "--reference",
+        action="store_true",
+        help="begin a new folder with the reference results (micro): "
+        "nothing is trained, all notebooks run in a minute or two",
+    )
     run.add_argument("--notebooks", type=Path, metavar="DIR", help="another folder of notebooks")
     for name, told in STAGES.items():
         made = add(name, stage_command, f"the stages of {told}; also under `accelerate launch`", runs=True)
         if name == "grpo":
-            made.add_argument("--steps", type=number_of_steps, help="optimiser steps in place of the profile's "
-                              "grpo_steps, but for the student that keeps what fits")  # fmt: skip
+            made.add_argument(
+                "--steps",
+                type=number_of_steps,
+                help="optimiser steps in place of the profile's grpo_steps, but for the student that keeps what fits",
+            )
     teach = add("teach", teach_command, "let a VLM write the traces of the harvest, before notebook 2", runs=True)
-    teach.add_argument("--base-url", required=True, metavar="URL", help="an OpenAI-compatible endpoint, such as "
-                       "http://localhost:8000/v1; its key, if it wants one, in OPENAI_API_KEY")  # fmt: skip
+    teach.add_argument(
+        "--base-url",
+        required=True,
+        metavar="URL",
+        help="an OpenAI-compatible endpoint, such as "
+        "http://localhost:8000/v1; its key, if it wants one, in OPENAI_API_KEY",
+    )
     teach.add_argument("--model", required=True, metavar="NAME", help="the teacher's name there")
     add("data", data_command, "prepare the data sets of colab or paper: download, check, split")
     add("plan", plan_command, "say what a profile will cost: memory, tokens, time on named GPUs, disk, downloads")
 
     report = commands.add_parser("report", help="recompute the tables from saved predictions")
-    report.add_argument(
-        "--from", dest="run_dir", type=Path, required=True, metavar="DIR", help="as runs/micro"
-    )
+    report.add_argument("--from", dest="run_dir", type=Path, required=True, metavar="DIR", help="as runs/micro")
     report.set_defaults(command=report_command)
 
     several = add("seeds", seeds_command, "train SFT, GRPO and the closer look with several seeds, and score them")
     several.add_argument(
-        "--seeds", type=seed_number, nargs="+", default=[*range(5)], metavar="N", help="default 0 to 4")  # fmt: skip
+        "--seeds", type=seed_number, nargs="+", default=[*range(5)], metavar="N", help="default 0 to 4"
+    )
     several.add_argument("--steps", type=number_of_steps, help="as in ivt grpo")
     several.add_argument("--run-dir", type=Path, help="where results go (default runs/PROFILE); that run is seed 0")
     several.set_defaults(seed=0)
@@ -116,17 +135,27 @@ def parser() -> argparse.ArgumentParser:
     closer = add("closer", closer_command, "train and score the closer look, our own recipe")
     closer.add_argument("--seeds", type=seed_number, nargs="+", default=[0], metavar="N", help="default 0")
     closer.add_argument("--split", choices=("val", "test"), default="test", help="choose values on val (default test)")
-    closer.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="try another zoom, looks, "
-                        "least_view or closer_steps, in a --run-dir of its own")  # fmt: skip
+    closer.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="try another zoom, looks, least_view or closer_steps, in a --run-dir of its own",
+    )
     closer.add_argument("--run-dir", type=Path, help="where results go (default runs/PROFILE)")
 
-    build = commands.add_parser("build", help="make again what the project ships: student, benchmark, "
-                              "reference, notebooks, guide, docs")  # fmt: skip
+    build = commands.add_parser(
+        "build", help="make again what the project ships: student, benchmark, reference, notebooks, guide, docs"
+    )
     build.add_argument("what", choices=("student", "benchmark", "reference", "notebooks", "guide", "docs"))
     build.add_argument("--seed", type=int, default=0, help="seed of the student or benchmark (default 0)")
-    build.add_argument("--from", dest="run_dir", type=Path, metavar="DIR",
-                       help="the finished run that becomes the reference, or whose cells are timed for the guide "
-                            "(default runs/micro)")  # fmt: skip
+    build.add_argument(
+        "--from",
+        dest="run_dir",
+        type=Path,
+        metavar="DIR",
+        help="the finished run that becomes the reference, or whose cells are timed for the guide (default runs/micro)",
+    )
     build.set_defaults(command=build_command)
 
     add("doctor", doctor_command, "say what this computer has and lacks for the course")
@@ -190,8 +219,10 @@ def stage_command(arguments) -> int:
 
     profile, run_dir = _begin(arguments)
     distributed.wait()
-    print(f"Profile {profile.name}, seed {arguments.seed}, {distributed.size()} process(es): "
-          f"{STAGES[arguments.stage]}. `ivt plan` says what it costs. Results go to {run_dir}.")  # fmt: skip
+    print(
+        f"Profile {profile.name}, seed {arguments.seed}, {distributed.size()} process(es): "
+        f"{STAGES[arguments.stage]}. `ivt plan` says what it costs. Results go to {run_dir}."
+    )
     run = Run(profile, arguments.seed, run_dir)
     before = set(run.stages())
     try:
@@ -202,8 +233,10 @@ def stage_command(arguments) -> int:
     made = {name: noted["seconds"] for name, noted in run.stages().items() if name not in before}
     for name, seconds in made.items():
         print(f"{name}: {seconds:g} s")
-    print(f"Made {len(made)} stages. The notebooks find them finished (`ivt run` with the same profile and folder); "
-          f"ivt report --from {run_dir} prints the tables.")  # fmt: skip
+    print(
+        f"Made {len(made)} stages. The notebooks find them finished (`ivt run` with the same profile and folder); "
+        f"ivt report --from {run_dir} prints the tables."
+    )
     return 0
 
 
@@ -226,9 +259,18 @@ def teach_command(arguments) -> int:
         raise ValueError(f"{run_dir} has no answers of the student to correct yet: run ivt eval first.")
     wrong = keep_errors(own_answers(run, train), profile.harvest_max_iou)
     print(budget(wrong, train, profile, arguments.model, cache), flush=True)
-    taught = run.rollouts("trajectories", lambda: teach(
-        wrong, train, profile, base_url=arguments.base_url, model=arguments.model, cache=cache, progress="teacher",
-    ))  # fmt: skip
+    taught = run.rollouts(
+        "trajectories",
+        lambda: teach(
+            wrong,
+            train,
+            profile,
+            base_url=arguments.base_url,
+            model=arguments.model,
+            cache=cache,
+            progress="teacher",
+        ),
+    )
     traces, geometric = sum(len(t["steps"]) - 1 for t in taught), sum(t["stood_in"] for t in taught)
     print(f"{traces} traces, {geometric} of them by the geometric teacher, for the VLM's were refused.")
     print(f"The trajectories are in {run_dir}; notebook 2 and ivt sft take them from there.")
@@ -259,9 +301,7 @@ def plan_command(arguments) -> int:
 def report_command(arguments) -> int:
     """Return 0 after printing the report of a run, 1 where the results that lie there are others."""
     if not arguments.run_dir.is_dir():
-        raise ValueError(
-            f"There is no run in {arguments.run_dir}: make one with `ivt run`, or name its folder."
-        )
+        raise ValueError(f"There is no run in {arguments.run_dir}: make one with `ivt run`, or name its folder.")
     from ivt_utils.show.report import report_from
 
     report_from(arguments.run_dir.resolve())
@@ -276,9 +316,11 @@ def seeds_command(arguments) -> int:
 
     profile, run_dir = _begin(arguments)
     numbers = sorted(set(arguments.seeds))
-    print(f"Profile {profile.name}, {len(numbers)} seed(s): each trains SFT twice, GRPO thrice, and the closer look "
-          "with its three rivals, about the notebooks 3 and 4 of `ivt plan`; what is finished is reused. "
-          f"Results go to {run_dir}.")  # fmt: skip
+    print(
+        f"Profile {profile.name}, {len(numbers)} seed(s): each trains SFT twice, GRPO thrice, and the closer look "
+        "with its three rivals, about the notebooks 3 and 4 of `ivt plan`; what is finished is reused. "
+        f"Results go to {run_dir}."
+    )
     seeds(Run(profile, 0, run_dir), numbers, arguments.steps)
     report_from(run_dir)
     return 0
@@ -305,15 +347,20 @@ def closer_command(arguments) -> int:
         except (KeyError, ValueError):
             number = 0
         if not 1 <= number < 1e6 or arguments.run_dir is None:
-            raise ValueError("--set takes zoom=, looks=, least_view= or closer_steps= with a number from 1 on "
-                             "(zoom may have decimals), and a --run-dir of its own.")  # fmt: skip
+            raise ValueError(
+                "--set takes zoom=, looks=, least_view= or closer_steps= with a number from 1 on "
+                "(zoom may have decimals), and a --run-dir of its own."
+            )
         profile = replace(profile, **{name: number})
     split = arguments.split
     train, records = load_split(profile, "train"), load_split(profile, split)
     run = Run(profile, 0, arguments.run_dir and own_folder(arguments.run_dir.resolve()))
     seconds = pace.timings().get("closer") if profile.name == "micro" else None
-    cost = (f"about {seconds * len(arguments.seeds) / 60:.0f} min from scratch on {pace.machine()}" if seconds
-            else "how long that takes was not measured")  # fmt: skip
+    cost = (
+        f"about {seconds * len(arguments.seeds) / 60:.0f} min from scratch on {pace.machine()}"
+        if seconds
+        else "how long that takes was not measured"
+    )
     print(f"Profile {profile.name}: the closer look, {len(arguments.seeds)} seed(s): {cost}. Results go to {run.root}.")
     run_closer(run, arguments.seeds, train, records, split)
     if split == "test" and (run.root / "results.json").exists():

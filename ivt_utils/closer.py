@@ -39,8 +39,10 @@ VIEWS = {"seen": SEEN, "random": ANYWHERE, "truth": AROUND_TRUTH}  # by the name
 SHARPER = {"wide": WIDE, "whole": WHOLE}
 COMPARISONS = (
     *((CLOSER, b) for b in (BASE, FIRST, SAMPLED, TAUGHT, UNTRAINED, *VIEWS.values(), *SHARPER.values())),
-    (UNTRAINED, BASE), (SEEN, FIRST), (FIRST, BASE),
-)  # fmt: skip
+    (UNTRAINED, BASE),
+    (SEEN, FIRST),
+    (FIRST, BASE),
+)
 GAINS = tuple(f"{CLOSER} - {rival}" for rival in (BASE, FIRST))  # what the course claims
 
 
@@ -68,8 +70,15 @@ def examples(answers: list[dict], zoom: float, grid: int = 1, least: int = LEAST
 
 def first_examples(answers: list[dict], grid: int = 1) -> list[dict]:
     """Return what a rival without a second look learns from the same samples: the truth, at first sight."""
-    return [{"id": a["id"], "expression": a["expression"], "shown": None,
-             "text": protocol.answer_text(snap(a["truth"], grid))} for a in answers]  # fmt: skip
+    return [
+        {
+            "id": a["id"],
+            "expression": a["expression"],
+            "shown": None,
+            "text": protocol.answer_text(snap(a["truth"], grid)),
+        }
+        for a in answers
+    ]
 
 
 def examples_dataset(records, rows: list[dict], zoom: float, least: int = LEAST_VIEW):
@@ -149,8 +158,7 @@ def run_closer(run, seeds, train, records, split: str = "test") -> None:
         return student
 
     def answered(at, records, adapter=None, name="", **changes):
-        return run.rollouts(at, lambda: evaluate(
-            loaded(adapter, name), records, profile, run.seed, at, **changes))  # fmt: skip
+        return run.rollouts(at, lambda: evaluate(loaded(adapter, name), records, profile, run.seed, at, **changes))
 
     def trained(name, seed, learnt):
         def train_it(folder):
@@ -166,8 +174,9 @@ def run_closer(run, seeds, train, records, split: str = "test") -> None:
 
     def looked_at(name, seed, adapter, looked, boxes):
         at = stage(split, name, seed)
-        run.rollouts(at, lambda: look_at(
-            loaded(adapter), records, looked, boxes, profile, as_seen=name == "seen", progress=at))  # fmt: skip
+        run.rollouts(
+            at, lambda: look_at(loaded(adapter), records, looked, boxes, profile, as_seen=name == "seen", progress=at)
+        )
 
     look = {"turns": profile.looks, "turn": closer_turn(profile.zoom, profile.least_view)}
     answered(stage(split, "untrained"), records, **look)
@@ -207,11 +216,15 @@ def closer_rows(answers: dict[tuple[str, int | None], list[dict]], *, seed: int,
         looked, sampled = ordered["seed", number], ordered["sampled", number]
         ours, base = metrics.iou_matrix(looked), metrics.iou_matrix(untrained)
         consensus, taught = metrics.iou_matrix(choose(sampled, medoid)), metrics.iou_matrix(ordered["first", number])
-        ious[number] = {BASE: base[:, 0], FIRST: ours[:, 0], CLOSER: ours[:, -1], SAMPLED: consensus[:, 0],
-                        TAUGHT: taught[:, 0], UNTRAINED: base[:, -1]}  # fmt: skip
-        ious[number] |= {
-            label: metrics.iou_matrix(ordered[name, number])[:, -1] for name, label in controls.items()
+        ious[number] = {
+            BASE: base[:, 0],
+            FIRST: ours[:, 0],
+            CLOSER: ours[:, -1],
+            SAMPLED: consensus[:, 0],
+            TAUGHT: taught[:, 0],
+            UNTRAINED: base[:, -1],
         }
+        ious[number] |= {label: metrics.iou_matrix(ordered[name, number])[:, -1] for name, label in controls.items()}
     looks = len(untrained[0]["steps"])
     given = {BASE: 1, FIRST: 1, CLOSER: looks, SAMPLED: len(sampled[0]["steps"]), TAUGHT: 1, UNTRAINED: looks}
     given |= {label: 2 if name in VIEWS else 1 for name, label in controls.items()}
@@ -227,8 +240,10 @@ def closer_rows(answers: dict[tuple[str, int | None], list[dict]], *, seed: int,
             if len(numbers) > 1:
                 cells = {metric: metrics.over_seeds(each, images, not b) for metric, each in gains.items()}
             else:
-                cells = {metric: metrics.mean_interval(each[0], images, seed=seed, n_resamples=n_resamples)
-                         for metric, each in gains.items()}  # fmt: skip
+                cells = {
+                    metric: metrics.mean_interval(each[0], images, seed=seed, n_resamples=n_resamples)
+                    for metric, each in gains.items()
+                }
             name = f"{a} - {b}" if b else a
             rows.append({"name": name, "seed": label, "seeds": numbers, "answers": None if b else given[a], **cells})
     return rows

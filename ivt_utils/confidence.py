@@ -68,8 +68,10 @@ def calibration(rollouts, *, seed: int, n_resamples: int) -> list[dict]:
         right, images = metrics.is_right(ious) & has_box, [r["image_id"] for r in rollouts]
         fits, likelihood = (np.array([r["steps"][step][name] or 0.0 for r in rollouts]) for name in SIGNALS)
         share, said = metrics.intervals([right, fits * has_box], [has_box] * 2, images, **chance)
-        told = {name: _tells(values[has_box], right[has_box], np.array(images)[has_box], **chance)
-                for name, values in zip(SIGNALS, (fits, likelihood), strict=True)}  # fmt: skip
+        told = {
+            name: _tells(values[has_box], right[has_box], np.array(images)[has_box], **chance)
+            for name, values in zip(SIGNALS, (fits, likelihood), strict=True)
+        }
         rows.append({"step": step, "right": share, "said": said, **told})
     return rows
 
@@ -124,8 +126,12 @@ def _confidence(student: Student, chats, lead: str, pair: list[int], earlier: di
     texts = processor.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
     images = [[part["image"] for message in chat for part in message["content"] if "image" in part] for chat in chats]
     inputs = processor(
-        text=[text + lead for text in texts], images=images, padding=True, padding_side="left", return_tensors="pt",
-    ).to(model.device)  # fmt: skip
+        text=[text + lead for text in texts],
+        images=images,
+        padding=True,
+        padding_side="left",
+        return_tensors="pt",
+    ).to(model.device)
     answers = [chat[-2]["content"][0]["text"] for chat in chats]
     boxes = [processor.tokenizer(text[max(0, text.rfind("{")) :])["input_ids"] for text in answers]
     with torch.inference_mode(), memory_advice("asking for confidence", "batch_size", "max_pixels"):

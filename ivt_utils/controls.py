@@ -37,8 +37,13 @@ def second_turn_rows(answered: dict[tuple[str, str], list[dict]], *, seed: int, 
         images, ious = [r["image_id"] for r in rollouts], metrics.iou_matrix(rollouts)
         right = metrics.is_right(ious)
         same = [r["steps"][1]["box"] is not None and r["steps"][0]["box"] == r["steps"][1]["box"] for r in rollouts]
-        parts = [right[:, 1], ious[:, 1], metrics.parsed_matrix(rollouts)[:, 1], np.array(same),
-                 right[:, 1].astype(float) - right[:, 0]]  # fmt: skip
+        parts = [
+            right[:, 1],
+            ious[:, 1],
+            metrics.parsed_matrix(rollouts)[:, 1],
+            np.array(same),
+            right[:, 1].astype(float) - right[:, 0],
+        ]
         everyone = [np.ones(len(rollouts), bool)] * len(parts)
         cells = metrics.intervals(parts, everyone, images, **chance)
         keys = ("acc50", "miou", "parsed", "same", "difference")
@@ -93,8 +98,9 @@ def control_rows(answered: dict[str, list[dict]], *, seed: int, n_resamples: int
         parts = [metrics.ious(boxes, truths), metrics.is_right(ious), ious, follow]
         cells = metrics.intervals(parts, [drawn, drawn | True, drawn | True, drawn], images, **chance)
         gain = metrics.paired_difference(rollouts, answered[OWN], metrics.step_score("final", "acc50"), **chance)
-        rows.append({"control": name, **dict(zip(("shown", "acc50", "miou", "follow"), cells, strict=True)),
-                     "difference": gain})  # fmt: skip
+        rows.append(
+            {"control": name, **dict(zip(("shown", "acc50", "miou", "follow"), cells, strict=True)), "difference": gain}
+        )
     return rows
 
 

@@ -26,6 +26,7 @@ SPREADS = ("batch", "group", "none")  # as TRL's `scale_rewards`
 
 BOX_TOKENS = 20  # an answer of so many tokens may hold one box, and each is shown
 
+
 def make_environment(style: str = "filled"):
     """Return an environment class for TRL: it keeps one image, and shows boxes on it."""
 
@@ -84,8 +85,10 @@ def make_reward(turns: int, format_bonus: float, generations: int, image_token_i
         for environment, ids in zip(environments, completion_ids, strict=True):
             expected = environment._shown * tokens_of_image(environment._image)
             if list(ids).count(image_token_id) != expected:
-                raise RuntimeError("A feedback image was dropped from a rollout: raise feedback_tokens of the profile: "
-                                   "every answer and every feedback must have room.")  # fmt: skip
+                raise RuntimeError(
+                    "A feedback image was dropped from a rollout: raise feedback_tokens of the profile: "
+                    "every answer and every feedback must have room."
+                )
         scores = [score(boxes_of(c), t, turns) for c, t in zip(completions, truth, strict=True)]
         for step in range(turns + 1):
             log_metric(f"iou_step_{step}", sum(s[step] or 0.0 for s in scores) / len(scores))
@@ -119,9 +122,17 @@ def prompts_dataset(records):
 
 
 def train_grpo(
-    student: Student, dataset, folder: Path, profile, seed: int, *, turns: int | None = None,
-    format_bonus: float | None = None, steps: int | None = None, probe=None,
-) -> list[dict]:  # fmt: skip
+    student: Student,
+    dataset,
+    folder: Path,
+    profile,
+    seed: int,
+    *,
+    turns: int | None = None,
+    format_bonus: float | None = None,
+    steps: int | None = None,
+    probe=None,
+) -> list[dict]:
     """Train the student's adapter with GRPO, save it to `folder` and return the log; resumes in `folder`.
 
     `probe`: records that are answered greedily before the first step, every `profile.probe_every` steps and after the
@@ -141,24 +152,38 @@ def train_grpo(
     placeholders = [student.processor.image_token_id, student.processor.video_token_id]
     tuned = hasattr(student.model, "peft_config")
     exact = {name: w.detach().clone() for name, w in student.model.named_parameters() if tuned and w.requires_grad}
-    config = distributed.one_card(GRPOConfig(
-        max_steps=steps or profile.grpo_steps, learning_rate=profile.grpo_lr, lr_scheduler_type=profile.grpo_schedule,
-        warmup_steps=profile.grpo_warmup, num_generations=group, beta=profile.beta, temperature=profile.temperature,
-        loss_type=profile.grpo_loss, scale_rewards=profile.scale_rewards, max_tool_calling_iterations=turns,
-        max_completion_length=(turns + 1) * (answer + profile.feedback_tokens)
-        + turns * (answer // BOX_TOKENS + 1) * per_image,
-        generation_kwargs={"max_new_tokens": answer, "suppress_tokens": placeholders},
-        **distributed.batch_share(group * profile.grpo_prompts, profile.grpo_device_batch, group),
-        **trainer_options(folder, profile, seed),
-    ))  # fmt: skip
-    reward = make_reward(turns, bonus, group, student.processor.image_token_id,
-                         lambda image: image_tokens(student, image))  # fmt: skip
+    config = distributed.one_card(
+        GRPOConfig(
+            max_steps=steps or profile.grpo_steps,
+            learning_rate=profile.grpo_lr,
+            lr_scheduler_type=profile.grpo_schedule,
+            warmup_steps=profile.grpo_warmup,
+            num_generations=group,
+            beta=profile.beta,
+            temperature=profile.temperature,
+            loss_type=profile.grpo_loss,
+            scale_rewards=profile.scale_rewards,
+            max_tool_calling_iterations=turns,
+            max_completion_length=(turns + 1) * (answer + profile.feedback_tokens)
+            + turns * (answer // BOX_TOKENS + 1) * per_image,
+            generation_kwargs={"max_new_tokens": answer, "suppress_tokens": placeholders},
+            **distributed.batch_share(group * profile.grpo_prompts, profile.grpo_device_batch, group),
+            **trainer_options(folder, profile, seed),
+        )
+    )
+    reward = make_reward(
+        turns, bonus, group, student.processor.image_token_id, lambda image: image_tokens(student, image)
+    )
     trainer = GRPOTrainer(
-        model=student.model, reward_funcs=reward, args=config, train_dataset=dataset,
-        processing_class=student.processor, environment_factory=make_environment(profile.style),
+        model=student.model,
+        reward_funcs=reward,
+        args=config,
+        train_dataset=dataset,
+        processing_class=student.processor,
+        environment_factory=make_environment(profile.style),
         peft_config=None if tuned else lora(profile),
         callbacks=[] if probe is None else [_probing(student, probe, folder, profile, turns)],
-    )  # fmt: skip
+    )
     with hardware.memory_advice("training with GRPO", "grpo_device_batch", "generations or max_pixels"):
         return finish(trainer, folder, profile.student, exact)
 

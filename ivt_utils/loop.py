@@ -48,10 +48,20 @@ def feedback_turn(style: str = "filled", words: str = "feedback") -> Turn:
 
 
 def run_loop(
-    student: Student, records, *, turns: int = 2, style: str = "filled", turn: Turn | None = None, batch_size: int = 64,
-    max_new_tokens: int = 32, temperature: float = 0.0, seed: int = 0, progress: str = "",
-    first: list[dict] | None = None, shown: list | None = None,
-) -> list[dict]:  # fmt: skip
+    student: Student,
+    records,
+    *,
+    turns: int = 2,
+    style: str = "filled",
+    turn: Turn | None = None,
+    batch_size: int = 64,
+    max_new_tokens: int = 32,
+    temperature: float = 0.0,
+    seed: int = 0,
+    progress: str = "",
+    first: list[dict] | None = None,
+    shown: list | None = None,
+) -> list[dict]:
     """Return one rollout a record: {"id", "image_id", "subset", "expression", "truth", "steps"}.
 
     `steps` holds `turns` + 1 dicts {"text", "box"}; a box is four integers 0..1000, or None. Decoding is greedy when
@@ -77,8 +87,10 @@ def run_loop(
             if count:
                 drawn = shown[start:stop] if shown else [own[-1]["box"] for own in steps]
                 asked = zip(chats, images, batch, steps, drawn, strict=True)
-                chats = [next_turn.ask(chat, image, record["expression"], own[-1], box)
-                         for chat, image, record, own, box in asked]  # fmt: skip
+                chats = [
+                    next_turn.ask(chat, image, record["expression"], own[-1], box)
+                    for chat, image, record, own, box in asked
+                ]
             texts = generate(student, chats, max_new_tokens, temperature, seed + start + count, earlier)
             for own, box, text in zip(steps, drawn, texts, strict=True):
                 own.append({"text": text, "box": next_turn.read(text, box) if count else parse_answer(text)})
@@ -112,23 +124,40 @@ def both_lengths(run, name: str, student, records) -> list[dict]:
 
 def sampled_answers(student: Student, records, profile, seed: int = 0, progress: str = "") -> list[dict]:
     """Return rollouts whose steps are as many sampled first answers as the profile's loop gives: T + 1, no loop."""
-    each = [evaluate(student, records, profile, seed + 1000 * k, progress, turns=0, temperature=profile.temperature)
-            for k in range(profile.turns + 1)]  # fmt: skip
+    each = [
+        evaluate(student, records, profile, seed + 1000 * k, progress, turns=0, temperature=profile.temperature)
+        for k in range(profile.turns + 1)
+    ]
     return [{**same[0], "steps": [rollout["steps"][0] for rollout in same]} for same in zip(*each, strict=True)]
 
 
 def answer_again(
-    student: Student, records, rollouts: list[dict], shown: list, profile, *, style: str = "filled",
-    words: str = "feedback", progress: str = "",
-) -> list[dict]:  # fmt: skip
+    student: Student,
+    records,
+    rollouts: list[dict],
+    shown: list,
+    profile,
+    *,
+    style: str = "filled",
+    words: str = "feedback",
+    progress: str = "",
+) -> list[dict]:
     """Return the rollouts with two steps: their step 0, and the answer to one turn that shows a given box.
 
     `shown`: one box (0..1000) a rollout, which is drawn on the image of that turn, or None for the bare image.
     `words`: as in `feedback_turn`; those of the feedback stay what they are for a drawn box. The second step also holds
     the box that was shown ("shown"). Greedy decoding.
     """
-    answered = evaluate(student, records, profile, progress=progress, turns=1, turn=feedback_turn(style, words),
-                        first=rollouts, shown=shown)  # fmt: skip
+    answered = evaluate(
+        student,
+        records,
+        profile,
+        progress=progress,
+        turns=1,
+        turn=feedback_turn(style, words),
+        first=rollouts,
+        shown=shown,
+    )
     for rollout, box in zip(answered, shown, strict=True):
         rollout["steps"][1]["shown"] = box
     return answered
@@ -145,9 +174,13 @@ def answers_from(student: Student, record: dict, box, profile) -> dict:
 
 
 def generate(
-    student: Student, chats: list[list[dict]], max_new_tokens: int, temperature: float, seed: int,
+    student: Student,
+    chats: list[list[dict]],
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
     earlier: dict | None = None,
-) -> list[str]:  # fmt: skip
+) -> list[str]:
     """Return the next answer of each chat, as text without special tokens.
 
     `earlier`: an empty dict at the first turn of a loop, and the same one at its later turns. It holds what the model
@@ -156,9 +189,13 @@ def generate(
     import torch
 
     inputs = student.processor.apply_chat_template(
-        chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+        chats,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
         processor_kwargs={"padding": True, "padding_side": "left"},
-    ).to(student.model.device)  # fmt: skip
+    ).to(student.model.device)
     sampling = {"do_sample": False}
     if temperature > 0:
         torch.manual_seed(seed)
@@ -167,16 +204,20 @@ def generate(
         if earlier:
             inputs = continued(student, inputs, earlier) or inputs
         output = student.model.generate(
-            **inputs, max_new_tokens=max_new_tokens, return_dict_in_generate=True, **sampling)  # fmt: skip
+            **inputs, max_new_tokens=max_new_tokens, return_dict_in_generate=True, **sampling
+        )
     tokenizer, cache = student.processor.tokenizer, output.past_key_values
     answers = output.sequences[:, inputs["input_ids"].shape[1] :]
     if earlier is not None and cache is not None:
         ends = (answers == tokenizer.eos_token_id) | (answers == tokenizer.pad_token_id)
         words = (~ends).long().cumprod(-1)  # the end of the turn is read with the next one
         remember(
-            earlier, cache, output.sequences, torch.cat([inputs["attention_mask"], words], -1),
+            earlier,
+            cache,
+            output.sequences,
+            torch.cat([inputs["attention_mask"], words], -1),
             torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(words)], -1),
-        )  # fmt: skip
+        )
     return tokenizer.batch_decode(answers, skip_special_tokens=True)
 
 
@@ -184,9 +225,11 @@ def remember(earlier: dict, cache, input_ids, attention_mask, mm_token_type_ids)
     """Note in `earlier` what was read of chats: the cache and, of the tensors (chat, token), as much as it covers."""
     length = cache.get_seq_length()
     earlier |= {
-        "cache": cache, "input_ids": input_ids[:, :length], "attention_mask": attention_mask[:, :length],
+        "cache": cache,
+        "input_ids": input_ids[:, :length],
+        "attention_mask": attention_mask[:, :length],
         "mm_token_type_ids": mm_token_type_ids[:, :length],
-    }  # fmt: skip
+    }
 
 
 def continued(student: Student, inputs, earlier: dict):
@@ -222,9 +265,10 @@ def continued(student: Student, inputs, earlier: dict):
     seen = {name: torch.cat(values) for name, values in images.items()}
     return {
         **{name: torch.cat([earlier[name], padded(name, value)], -1) for name, value in filling.items()},
-        "image_grid_thw": inputs["image_grid_thw"], "past_key_values": earlier["cache"],
+        "image_grid_thw": inputs["image_grid_thw"],
+        "past_key_values": earlier["cache"],
         "mm_encoder_outputs": {"image": student.model.get_image_features(**seen, return_dict=True)},
-    }  # fmt: skip
+    }
 
 
 def _rollout(record: dict) -> dict:

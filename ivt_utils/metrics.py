@@ -151,9 +151,16 @@ def intervals(numerators, denominators, image_ids, *, seed: int, n_resamples: in
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DegenerateDataWarning)
             low, high = bootstrap(
-                (sums, counts), _ratio, axis=-1, paired=True, vectorized=True, method="percentile",
-                n_resamples=n_resamples, batch=BATCH, rng=np.random.default_rng(seed),
-            ).confidence_interval  # fmt: skip
+                (sums, counts),
+                _ratio,
+                axis=-1,
+                paired=True,
+                vectorized=True,
+                method="percentile",
+                n_resamples=n_resamples,
+                batch=BATCH,
+                rng=np.random.default_rng(seed),
+            ).confidence_interval
         for row in np.flatnonzero(shares):
             hits, misses = sums[row].sum(), counts[row].sum() - sums[row].sum()
             if min(hits, misses) < FEW and hits + misses > 0:
@@ -346,10 +353,15 @@ def refinement(rollouts, seed: int, n_resamples: int) -> dict:
     gain = np.divide(change, room, out=np.zeros_like(change), where=room > SAME)
     right, wrong, everyone = first > RIGHT, first <= RIGHT, np.ones(len(first), dtype=bool)
     parts = {
-        "nsri": (gain, everyone), "nsri_first_right": (gain, right), "nsri_first_wrong": (gain, wrong),
-        "ccr": (final > RIGHT, wrong), "refinement": (change > 0, right), "follow": (change == 0, right),
-        "worsen": (change < 0, everyone), "inherited_error": (wrong & (change == 0), final <= RIGHT),
-    }  # fmt: skip
+        "nsri": (gain, everyone),
+        "nsri_first_right": (gain, right),
+        "nsri_first_wrong": (gain, wrong),
+        "ccr": (final > RIGHT, wrong),
+        "refinement": (change > 0, right),
+        "follow": (change == 0, right),
+        "worsen": (change < 0, everyone),
+        "inherited_error": (wrong & (change == 0), final <= RIGHT),
+    }
     scores, groups = zip(*parts.values(), strict=True)
     images = [rollout["image_id"] for rollout in rollouts]
     counted = [np.where(group, score, False) for score, group in zip(scores, groups, strict=True)]
@@ -370,9 +382,11 @@ def curve_gain(rows: list[dict], image_ids, seed: int, n_resamples: int) -> dict
     quarter = max(1, len(rows) // CURVE_PARTS)
     first, last = finals[:quarter].mean(axis=0), finals[-quarter:].mean(axis=0)
     return {
-        "steps": [row["step"] for row in rows], "first": float(first.mean()), "last": float(last.mean()),
+        "steps": [row["step"] for row in rows],
+        "first": float(first.mean()),
+        "last": float(last.mean()),
         "difference": mean_interval(last - first, image_ids, seed=seed, n_resamples=n_resamples),
-    }  # fmt: skip
+    }
 
 
 def _same_box(rollout) -> bool:

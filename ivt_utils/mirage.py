@@ -24,10 +24,13 @@ def second_turns(run, student, test, base: list[dict], bare: list[dict]) -> dict
 
     def answered(words, style):
         return found.get((words, style)) or answer_again(
-            student, test, base, own, profile, style=style, words=words, progress=f"second turn: {words}, {style}")
+            student, test, base, own, profile, style=style, words=words, progress=f"second turn: {words}, {style}"
+        )
 
-    return {turn: run.rollouts(controls.second_turn_stage(*turn), lambda turn=turn: answered(*turn))
-            for turn in controls.SECOND_TURNS}  # fmt: skip
+    return {
+        turn: run.rollouts(controls.second_turn_stage(*turn), lambda turn=turn: answered(*turn))
+        for turn in controls.SECOND_TURNS
+    }
 
 
 def measure(run, name: str, rollouts: list[dict], test, val) -> dict:
@@ -46,20 +49,28 @@ def measure(run, name: str, rollouts: list[dict], test, val) -> dict:
         return student
 
     def asked(stage, records, answers):
-        return run.rollouts(f"confidence_{stage}", lambda: confidence.with_confidence(
-            loaded(), records, answers(), style=profile.style, batch_size=profile.batch_size,
-            progress=f"confidence: {stage}"))  # fmt: skip
+        return run.rollouts(
+            f"confidence_{stage}",
+            lambda: confidence.with_confidence(
+                loaded(),
+                records,
+                answers(),
+                style=profile.style,
+                batch_size=profile.batch_size,
+                progress=f"confidence: {stage}",
+            ),
+        )
 
     def sampled(stage, records):
-        return run.rollouts(f"sampled_{stage}", lambda: sampled_answers(
-            loaded(), records, profile, seed, f"sampled: {stage}"))  # fmt: skip
+        return run.rollouts(
+            f"sampled_{stage}", lambda: sampled_answers(loaded(), records, profile, seed, f"sampled: {stage}")
+        )
 
     def answered(label, boxes):
         if label == controls.OWN:  # the loop has shown it already
             pairs = [(rollout, *rollout["steps"][:2]) for rollout in rollouts]
             return [{**rollout, "steps": [own, {**again, "shown": own["box"]}]} for rollout, own, again in pairs]
-        return answer_again(
-            loaded(), test, rollouts, boxes, profile, style=profile.style, progress=f"control: {label}")  # fmt: skip
+        return answer_again(loaded(), test, rollouts, boxes, profile, style=profile.style, progress=f"control: {label}")
 
     def control(label, boxes):
         return run.rollouts(controls.stage(name, label), lambda: answered(label, boxes))
@@ -68,8 +79,10 @@ def measure(run, name: str, rollouts: list[dict], test, val) -> dict:
     confident = asked(name, test, lambda: rollouts)
     on_val = asked(f"{name}_val", val, lambda: evaluate(loaded(), val, profile, seed, f"val: {name}"))
     if [r["steps"][-1]["box"] for r in confident] != [r["steps"][-1]["box"] for r in rollouts]:
-        raise ArtefactError(f"{run.root} holds confidence in another student's answers; delete confidence_*, sampled_* "
-                            "and control_* in its folder rollouts and run again.")  # fmt: skip
+        raise ArtefactError(
+            f"{run.root} holds confidence in another student's answers; delete confidence_*, sampled_* "
+            "and control_* in its folder rollouts and run again."
+        )
     answers = sampled(name, test), sampled(f"{name}_val", val)
     chance = {"seed": seed, "n_resamples": profile.resamples}
     rules = selection.rule_rows(confident, on_val, *answers, profile.thresholds, **chance)

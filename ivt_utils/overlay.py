@@ -1,6 +1,5 @@
 """What the student is shown and what the reader is shown: the box drawn on the image, and strips of a trajectory."""
 
-
 import io
 from pathlib import Path
 

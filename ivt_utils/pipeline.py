@@ -40,14 +40,18 @@ def first_look(student, records, profile) -> None:
     for rollout in found[:3]:
         print(f"“{rollout['expression']}” -> {rollout['steps'][0]['text']}")
     if good < len(found) / 2:
-        raise ArtefactError(f"Only {good} of the first {len(found)} answers hold a box in the form asked for (one is "
-                            f"{found[0]['steps'][0]['text']!r}); look at boxes.parse_answer first.")  # fmt: skip
+        raise ArtefactError(
+            f"Only {good} of the first {len(found)} answers hold a box in the form asked for (one is "
+            f"{found[0]['steps'][0]['text']!r}); look at boxes.parse_answer first."
+        )
 
 
 def own_answers(run, train, student=None) -> list[dict]:
     """Notebook 2: return the base student's own step-0 answers on the training split."""
-    return run.rollouts("train_step0", lambda: evaluate(
-        student or load_student(run.profile), train, run.profile, run.seed, "step 0", turns=0))  # fmt: skip
+    return run.rollouts(
+        "train_step0",
+        lambda: evaluate(student or load_student(run.profile), train, run.profile, run.seed, "step 0", turns=0),
+    )
 
 
 def harvest(run, train, keep: bool = False) -> list[dict]:
@@ -58,8 +62,10 @@ def harvest(run, train, keep: bool = False) -> list[dict]:
     profile = run.profile
     errors = keep_errors(own_answers(run, train), profile.harvest_max_iou)
     trace = geometric_trace if profile.trace else None
-    return run.rollouts("trajectories" + "_keep" * keep, lambda: [
-        trajectory(error, profile.turns, profile.grid, trace, keep) for error in errors])  # fmt: skip
+    return run.rollouts(
+        "trajectories" + "_keep" * keep,
+        lambda: [trajectory(error, profile.turns, profile.grid, trace, keep) for error in errors],
+    )
 
 
 def sft(run) -> None:
@@ -88,11 +94,23 @@ def grpo(run, steps: int | None = None) -> None:
     def trained(name, start, steps=None, **changes):
         done = len(read_log(run.root / "adapters" / name)) if f"adapters/{name}" in run.stages() else steps
         if steps and done != steps:
-            raise ArtefactError(f"{run.root} has adapters/{name} already, after {done} steps and not {steps}: leave "
-                                "out --steps, or name another --run-dir.")  # fmt: skip
-        return run.adapter(name, lambda folder: train_grpo(
-            load_student(profile, start, trainable=bool(start)), prompts, folder, profile, run.seed, steps=steps,
-            probe=probe, **changes))  # fmt: skip
+            raise ArtefactError(
+                f"{run.root} has adapters/{name} already, after {done} steps and not {steps}: leave "
+                "out --steps, or name another --run-dir."
+            )
+        return run.adapter(
+            name,
+            lambda folder: train_grpo(
+                load_student(profile, start, trainable=bool(start)),
+                prompts,
+                folder,
+                profile,
+                run.seed,
+                steps=steps,
+                probe=probe,
+                **changes,
+            ),
+        )
 
     adapter, kept = trained("grpo", straight, steps), trained("grpo_keep", keeps)
     single = trained("grpo_single", None, steps, turns=0)
@@ -112,11 +130,15 @@ def seeds(run, numbers, steps: int | None = None) -> None:
         finished, wanted = finished_stages(root), steps or run.profile.grpo_steps
         done = len(read_log(root / "adapters" / "grpo")) if "adapters/grpo" in finished else wanted
         if done != wanted:
-            raise ArtefactError(f"{root} has GRPO of {done} steps, and {wanted} are asked for, so they cannot be "
-                                f"compared: say --steps {done}, or name another --run-dir.")  # fmt: skip
+            raise ArtefactError(
+                f"{root} has GRPO of {done} steps, and {wanted} are asked for, so they cannot be "
+                f"compared: say --steps {done}, or name another --run-dir."
+            )
         if "rollouts/sft_ivt_long" in finished and "adapters/sft" not in finished:
-            raise ArtefactError(f"{root} has the answers of a training that came without its adapters. "
-                                "Another training must not mix with them: name another --run-dir.")  # fmt: skip
+            raise ArtefactError(
+                f"{root} has the answers of a training that came without its adapters. "
+                "Another training must not mix with them: name another --run-dir."
+            )
     evaluation(run)
     answers = own_answers(run, load_split(run.profile, "train"))
     for number in numbers:
@@ -132,9 +154,16 @@ def seeds(run, numbers, steps: int | None = None) -> None:
 def _sampled(run) -> None:
     """Let the student after SFT give as many sampled first answers to the test split as its loop gives."""
     profile = run.profile
-    run.rollouts(SAMPLED, lambda: sampled_answers(
-        load_student(profile, run.find("adapters/sft")), load_split(profile, "test"), profile, run.seed, SAMPLED,
-    ))  # fmt: skip
+    run.rollouts(
+        SAMPLED,
+        lambda: sampled_answers(
+            load_student(profile, run.find("adapters/sft")),
+            load_split(profile, "test"),
+            profile,
+            run.seed,
+            SAMPLED,
+        ),
+    )
 
 
 def ablations(run) -> None:
@@ -151,9 +180,17 @@ def mirage(run) -> None:
 
 
 def _test(run, name: str, adapter, **changes) -> None:
-    run.rollouts(name, lambda: evaluate(
-        load_student(run.profile, adapter), load_split(run.profile, "test"), run.profile, run.seed, name, **changes,
-    ))  # fmt: skip
+    run.rollouts(
+        name,
+        lambda: evaluate(
+            load_student(run.profile, adapter),
+            load_split(run.profile, "test"),
+            run.profile,
+            run.seed,
+            name,
+            **changes,
+        ),
+    )
 
 
 STAGES = {"eval": evaluation, "sft": sft, "grpo": grpo, "ablations": ablations, "mirage": mirage}

@@ -144,29 +144,85 @@ class Profile:
 
 # What a run costs, and how it fits a machine: these values may be changed in the middle of a run.
 # The teacher's are noted in each trajectory.
-COST_ONLY = ("batch_size", "sft_device_batch", "grpo_device_batch", "feedback_tokens", "teacher_workers",
-             "teacher_timeout", "teacher_tokens", "teacher_tries", "teacher_temperature")  # fmt: skip
+COST_ONLY = (
+    "batch_size",
+    "sft_device_batch",
+    "grpo_device_batch",
+    "feedback_tokens",
+    "teacher_workers",
+    "teacher_timeout",
+    "teacher_tokens",
+    "teacher_tries",
+    "teacher_temperature",
+)
 DRY_RUN = "-dry-run"  # "paper-dry-run": the paper's settings, walked through with a few made-up samples
 
 _MICRO = Profile(name="micro", student="data/student", data="synthetic", train=2400, val=510, test=505)
 _PAPER = Profile(
-    name="paper", student="Qwen/Qwen3-VL-4B-Instruct", data="hub", train=2400, val=510, test=505, grid=1,
-    long_turns=2, grpo_turns=2, load_in_4bit=True, max_pixels=512 * 32 * 32, max_new_tokens=128, batch_size=8,
-    sft_device_batch=2, grpo_device_batch=6, lora_rank=64, lora_alpha=128, sft_epochs=2, sft_lr=1e-4, sft_batch=16,
-    grpo_steps=300, grpo_prompts=4, grpo_lr=1e-5, temperature=1.0, scale_rewards="group", ablation_test=510,
-)  # fmt: skip
+    name="paper",
+    student="Qwen/Qwen3-VL-4B-Instruct",
+    data="hub",
+    train=2400,
+    val=510,
+    test=505,
+    grid=1,
+    long_turns=2,
+    grpo_turns=2,
+    load_in_4bit=True,
+    max_pixels=512 * 32 * 32,
+    max_new_tokens=128,
+    batch_size=8,
+    sft_device_batch=2,
+    grpo_device_batch=6,
+    lora_rank=64,
+    lora_alpha=128,
+    sft_epochs=2,
+    sft_lr=1e-4,
+    sft_batch=16,
+    grpo_steps=300,
+    grpo_prompts=4,
+    grpo_lr=1e-5,
+    temperature=1.0,
+    scale_rewards="group",
+    ablation_test=510,
+)
 PROFILES = {
     "smoke": replace(
-        _MICRO, name="smoke", train=48, val=24, test=24, batch_size=8, sft_epochs=1, grpo_steps=2, grpo_prompts=2,
-        long_turns=3, grpo_turns=3, grpo_probe=8, probe_every=1, closer_steps=2, ablation_test=12, resamples=200,
+        _MICRO,
+        name="smoke",
+        train=48,
+        val=24,
+        test=24,
+        batch_size=8,
+        sft_epochs=1,
+        grpo_steps=2,
+        grpo_prompts=2,
+        long_turns=3,
+        grpo_turns=3,
+        grpo_probe=8,
+        probe_every=1,
+        closer_steps=2,
+        ablation_test=12,
+        resamples=200,
         save_every=1,
     ),
     "micro": _MICRO,
-    "colab": replace(_PAPER, name="colab", student="Qwen/Qwen3-VL-2B-Instruct", train=600, val=128, test=128,
-                     max_pixels=384 * 32 * 32, sft_device_batch=1, grpo_device_batch=2, grpo_steps=100,
-                     grpo_prompts=2, ablation_test=128),
+    "colab": replace(
+        _PAPER,
+        name="colab",
+        student="Qwen/Qwen3-VL-2B-Instruct",
+        train=600,
+        val=128,
+        test=128,
+        max_pixels=384 * 32 * 32,
+        sft_device_batch=1,
+        grpo_device_batch=2,
+        grpo_steps=100,
+        grpo_prompts=2,
+        ablation_test=128,
+    ),
     "paper": _PAPER,
-}  # fmt: skip
+}
 
 
 def get_profile(name: str) -> Profile:
@@ -180,9 +236,19 @@ def get_profile(name: str) -> Profile:
         if real.data != "hub":
             raise ValueError(f"A dry run is for the profiles colab and paper; {real.name} runs as it is.")
         return replace(
-            real, name=name, student=_MICRO.student, grid=_MICRO.grid, max_pixels=_MICRO.max_pixels, train=8, val=8,
-            test=8, sft_epochs=1, grpo_steps=1, resamples=200, save_every=1,
-        )  # fmt: skip
+            real,
+            name=name,
+            student=_MICRO.student,
+            grid=_MICRO.grid,
+            max_pixels=_MICRO.max_pixels,
+            train=8,
+            val=8,
+            test=8,
+            sft_epochs=1,
+            grpo_steps=1,
+            resamples=200,
+            save_every=1,
+        )
     if name not in PROFILES:
         raise ValueError(f"There is no profile {name!r}; choose one of {', '.join(PROFILES)}.")
     return PROFILES[name]

@@ -17,10 +17,15 @@ FEEDBACK_NO_BOX = "Your last answer held no valid box, so none is shown. Answer 
 
 # A corrective trace says what is wrong with the box that is shown, and what to do about it.
 PROBLEMS = {
-    "too far left": "move right", "too far right": "move left", "too high": "move down", "too low": "move up",
-    "too narrow": "make it wider", "too wide": "make it narrower",
-    "too short": "make it taller", "too tall": "make it shorter",
-}  # fmt: skip
+    "too far left": "move right",
+    "too far right": "move left",
+    "too high": "move down",
+    "too low": "move up",
+    "too narrow": "make it wider",
+    "too wide": "make it narrower",
+    "too short": "make it taller",
+    "too tall": "make it shorter",
+}
 TRACE_OPENS, TRACE_FITS = "It is", "It fits: keep it."
 
 # How the micro student's pretraining goes on after an answer, as every VLM has met it: without an image, the same
@@ -29,22 +34,35 @@ TRACE_OPENS, TRACE_FITS = "It is", "It fits: keep it."
 # unknown words. But no correction of a trace, nor four words of the rest in a row. The words of the micro student's
 # tokenizer come from here and from the expressions.
 AGAIN = (
-    "Say it again.", "Once more, please.", "Please keep to your last answer.", "Your answer was short, so repeat it.",
-    "It was none too far off: say it once more.", "I held no pen: tell me again.",
-    "What was shown as your valid answer?", "I make notes: repeat your answer.",
-)  # fmt: skip
+    "Say it again.",
+    "Once more, please.",
+    "Please keep to your last answer.",
+    "Your answer was short, so repeat it.",
+    "It was none too far off: say it once more.",
+    "I held no pen: tell me again.",
+    "What was shown as your valid answer?",
+    "I make notes: repeat your answer.",
+)
 ANOTHER = (
-    "And in this image?", "This image is another one. Answer, please.", "And the same expression with another image.",
-    "Which box fits here?", "Another image. Look, and answer.", "Say whether and where this one shows it.",
+    "And in this image?",
+    "This image is another one. Answer, please.",
+    "And the same expression with another image.",
+    "Which box fits here?",
+    "Another image. Look, and answer.",
+    "Say whether and where this one shows it.",
     "Things move: some up, some down, some left, some right.",
     "Be it high or low, wide or narrow, tall or short: where now?",
     "Here some are wider, some narrower, some taller, some shorter. And now?",
-    "Your last box was in another image. Answer again, please.", "And again, with this image.",
-    "It held in the last image. And in this one?", "Say it again, now in this image.",
-    "Your expression, with the last image: and here?", "What is valid here? Look, please, whether your box fits.",
+    "Your last box was in another image. Answer again, please.",
+    "And again, with this image.",
+    "It held in the last image. And in this one?",
+    "Say it again, now in this image.",
+    "Your expression, with the last image: and here?",
+    "What is valid here? Look, please, whether your box fits.",
     "Another image is shown, no more the last. Answer, as in your last.",
-    "It was shown in the last one, so where is it now?", "Please answer again: none of the last is valid here.",
-)  # fmt: skip
+    "It was shown in the last one, so where is it now?",
+    "Please answer again: none of the last is valid here.",
+)
 
 # The model writes plain JSON. The tokenizer's response parser reads `{"bbox_2d": [...]}` as a call of `draw_box`,
 # so that TRL's rollout executes the loop without any tool-call syntax.
@@ -121,6 +139,11 @@ def transcript(image, expression: str, steps: list[dict], draw) -> list[dict]:
 def split_images(chat: list[dict]) -> dict:
     """Return a chat as the trainers want it: "messages" whose image parts are empty, and the "images" in order."""
     parts = [part for message in chat for part in message["content"]]
-    messages = [{"role": message["role"], "content": [{"type": part["type"], "text": part.get("text")}
-                 for part in message["content"]]} for message in chat]  # fmt: skip
+    messages = [
+        {
+            "role": message["role"],
+            "content": [{"type": part["type"], "text": part.get("text")} for part in message["content"]],
+        }
+        for message in chat
+    ]
     return {"messages": messages, "images": [part["image"] for part in parts if part["type"] == "image"]}

@@ -30,11 +30,14 @@ def load_split(profile: Profile, split: str, folder: Path | None = None):
     folder = Path(folder or (HUB / profile.name if from_hub else BENCHMARK))
     path, note = folder / f"{split}.parquet", folder / "manifest.json"
     if from_hub and not (path.exists() and note.exists()):
-        raise ArtefactError(f"The data of the profile {profile.name!r} are not in {folder}; "
-                            f"run: ivt data --profile {profile.name}")  # fmt: skip
+        raise ArtefactError(
+            f"The data of the profile {profile.name!r} are not in {folder}; run: ivt data --profile {profile.name}"
+        )
     if from_hub and not fits(profile, read_json(note)):
-        raise ArtefactError(f"The data in {folder} were prepared for other sizes or another seed; "
-                            f"run: ivt data --profile {profile.name}")  # fmt: skip
+        raise ArtefactError(
+            f"The data in {folder} were prepared for other sizes or another seed; "
+            f"run: ivt data --profile {profile.name}"
+        )
     intact(path, f"make it anew with: ivt data --profile {profile.name}" if from_hub else None)
     rows = Dataset(parquet.read_table(path))
     return first(rows, getattr(profile, split))
@@ -81,10 +84,16 @@ def write_split(path: Path, records) -> dict:
     from datasets import Dataset, Features, Image, List, Value
     from datasets.arrow_writer import ArrowWriter
 
-    features = Features({
-        "id": Value("string"), "image_id": Value("string"), "image": Image(), "expression": Value("string"),
-        "bbox": List(Value("float32"), length=4), "subset": Value("string"),
-    })  # fmt: skip
+    features = Features(
+        {
+            "id": Value("string"),
+            "image_id": Value("string"),
+            "image": Image(),
+            "expression": Value("string"),
+            "bbox": List(Value("float32"), length=4),
+            "subset": Value("string"),
+        }
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     arrow = path.with_suffix(".arrow.tmp")
     try:

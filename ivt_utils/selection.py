@@ -58,8 +58,13 @@ def fits(threshold: float):
     return rule
 
 
-RULES = {"step 0": step_0, "final step": final, "own verification, highest": verified, "highest likelihood": likely,
-         "consensus of the steps": medoid}  # fmt: skip
+RULES = {
+    "step 0": step_0,
+    "final step": final,
+    "own verification, highest": verified,
+    "highest likelihood": likely,
+    "consensus of the steps": medoid,
+}
 STOPS = {"two boxes agree": agreed, "own verification, first enough": fits}  # each with a threshold from val
 
 
@@ -96,11 +101,18 @@ def rule_rows(test, val, sampled, sampled_val, thresholds, *, seed: int, n_resam
     def row(name, threshold, answers, **more):
         chance = {"seed": seed, "n_resamples": n_resamples}
         images = [rollout["image_id"] for rollout in answers]
-        rows.append({
-            "rule": name, "threshold": threshold, "answers": 1 if name == "step 0" else turns, "seed": seed,
-            "acc50": metrics.mean_interval(metrics.is_right(metrics.iou_matrix(answers)[:, -1]), images, **chance),
-            "difference": metrics.paired_difference(answers, first, score, **chance), **mcnemar(answers, first), **more,
-        })  # fmt: skip
+        rows.append(
+            {
+                "rule": name,
+                "threshold": threshold,
+                "answers": 1 if name == "step 0" else turns,
+                "seed": seed,
+                "acc50": metrics.mean_interval(metrics.is_right(metrics.iou_matrix(answers)[:, -1]), images, **chance),
+                "difference": metrics.paired_difference(answers, first, score, **chance),
+                **mcnemar(answers, first),
+                **more,
+            }
+        )
 
     for name, rule, threshold, on_test, on_val in rules:
         accuracy = float(score(metrics.iou_matrix(choose(on_val, rule))).mean())
@@ -120,8 +132,10 @@ def best_rule(rows: list[dict]) -> dict:
 
 def mcnemar(rollouts_a, rollouts_b) -> dict:
     """Return {"gained", "lost", "p"}: samples only a gets right (IoU >= 0.5), only b, and McNemar's exact p-value."""
-    right = [{r["id"]: bool(metrics.is_right(v)) for r, v in zip(rs, metrics.iou_matrix(rs)[:, -1], strict=True)}
-             for rs in (rollouts_a, rollouts_b)]  # fmt: skip
+    right = [
+        {r["id"]: bool(metrics.is_right(v)) for r, v in zip(rs, metrics.iou_matrix(rs)[:, -1], strict=True)}
+        for rs in (rollouts_a, rollouts_b)
+    ]
     gained, lost = (sum(a[name] and not b[name] for name in a) for a, b in (right, right[::-1]))
     return {"gained": gained, "lost": lost, "p": exact_p(gained, lost)}
 
@@ -140,10 +154,16 @@ def sign_flip_p(rollouts_a, rollouts_b, score, *, seed: int, n_resamples: int) -
     ours, gains = dict(zip((r["id"] for r in rollouts_b), score(metrics.iou_matrix(rollouts_b)), strict=True)), {}
     for rollout, value in zip(rollouts_a, score(metrics.iou_matrix(rollouts_a)), strict=True):
         gains[rollout["image_id"]] = gains.get(rollout["image_id"], 0.0) + value - ours[rollout["id"]]
-    return float(permutation_test(
-        (list(gains.values()),), np.sum, permutation_type="samples", vectorized=True, n_resamples=n_resamples,
-        rng=np.random.default_rng(seed),
-    ).pvalue)  # fmt: skip
+    return float(
+        permutation_test(
+            (list(gains.values()),),
+            np.sum,
+            permutation_type="samples",
+            vectorized=True,
+            n_resamples=n_resamples,
+            rng=np.random.default_rng(seed),
+        ).pvalue
+    )
 
 
 def holm(p_values) -> list[float]:

@@ -34,16 +34,26 @@ def train_sft(student: Student, dataset, folder: Path, profile, seed: int, steps
     """
     from trl import SFTConfig, SFTTrainer
 
-    config = distributed.one_card(SFTConfig(
-        num_train_epochs=profile.sft_epochs, max_steps=steps or -1, learning_rate=profile.sft_lr,
-        lr_scheduler_type=profile.sft_schedule, warmup_steps=profile.sft_warmup, assistant_only_loss=True,
-        max_length=None, **distributed.batch_share(profile.sft_batch, profile.sft_device_batch),
-        **trainer_options(folder, profile, seed),
-    ))  # fmt: skip
+    config = distributed.one_card(
+        SFTConfig(
+            num_train_epochs=profile.sft_epochs,
+            max_steps=steps or -1,
+            learning_rate=profile.sft_lr,
+            lr_scheduler_type=profile.sft_schedule,
+            warmup_steps=profile.sft_warmup,
+            assistant_only_loss=True,
+            max_length=None,
+            **distributed.batch_share(profile.sft_batch, profile.sft_device_batch),
+            **trainer_options(folder, profile, seed),
+        )
+    )
     trainer = SFTTrainer(
-        model=student.model, args=config, train_dataset=dataset, processing_class=student.processor,
+        model=student.model,
+        args=config,
+        train_dataset=dataset,
+        processing_class=student.processor,
         peft_config=lora(profile),
-    )  # fmt: skip
+    )
     with hardware.memory_advice("training with SFT", "sft_device_batch", "max_pixels"):
         return finish(trainer, folder, profile.student)
 
@@ -54,11 +64,22 @@ def trainer_options(folder: Path, profile, seed: int) -> dict:
 
     cuda, kind = torch.cuda.is_available(), hardware.precision() if profile.hub_student else "float32"
     return dict(
-        output_dir=str(folder), seed=seed, data_seed=seed, logging_steps=1, save_strategy="steps",
-        save_steps=profile.save_every, save_total_limit=1, report_to=[], bf16=kind == "bfloat16",
-        fp16=kind == "float16", activation_checkpointing=cuda, use_cpu=not cuda,
-        dataloader_pin_memory=cuda, disable_tqdm=True, remove_unused_columns=False,
-    )  # fmt: skip
+        output_dir=str(folder),
+        seed=seed,
+        data_seed=seed,
+        logging_steps=1,
+        save_strategy="steps",
+        save_steps=profile.save_every,
+        save_total_limit=1,
+        report_to=[],
+        bf16=kind == "bfloat16",
+        fp16=kind == "float16",
+        activation_checkpointing=cuda,
+        use_cpu=not cuda,
+        dataloader_pin_memory=cuda,
+        disable_tqdm=True,
+        remove_unused_columns=False,
+    )
 
 
 def finish(trainer, folder: Path, student_name: str, exact: dict | None = None) -> list[dict]:
@@ -79,8 +100,10 @@ def finish(trainer, folder: Path, student_name: str, exact: dict | None = None) 
     if checkpoint:
         state, asked = TrainerState.load_from_json(str(Path(checkpoint, "trainer_state.json"))), trainer.args.max_steps
         if asked > 0 and state.max_steps != asked:
-            raise ArtefactError(f"{folder} holds a training of {state.max_steps} steps that was interrupted, and now "
-                                f"{asked} are asked for: finish it with as many, or delete that folder.")  # fmt: skip
+            raise ArtefactError(
+                f"{folder} holds a training of {state.max_steps} steps that was interrupted, and now "
+                f"{asked} are asked for: finish it with as many, or delete that folder."
+            )
         complete = state.global_step >= state.max_steps  # only the adapter was not written yet
     if complete:
         trainer._load_from_checkpoint(checkpoint)

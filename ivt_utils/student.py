@@ -12,8 +12,15 @@ from ivt_utils.runtime import hardware
 from ivt_utils.runtime.store import ROOT, ArtefactError, intact
 
 # What the micro student is loaded from.
-FILES = ("model.safetensors", "config.json", "generation_config.json", "processor_config.json", "tokenizer.json",
-         "tokenizer_config.json", "chat_template.jinja")  # fmt: skip
+FILES = (
+    "model.safetensors",
+    "config.json",
+    "generation_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -64,8 +71,10 @@ def load_student(profile, adapter: Path | str | None = None, trainable: bool = F
         except OSError as error:
             if local:
                 raise
-            raise ArtefactError(f"{profile.student} could not be had from the Hub ({str(error).splitlines()[0]}); its "
-                                "first load needs a network, then it stays in the cache.") from error  # fmt: skip
+            raise ArtefactError(
+                f"{profile.student} could not be had from the Hub ({str(error).splitlines()[0]}); its "
+                "first load needs a network, then it stays in the cache."
+            ) from error
     bound_images(install_protocol(processor), profile.max_pixels)
     processor.tokenizer.padding_side = "left"
     if adapter is not None:
@@ -88,14 +97,19 @@ def check_finite(model, processor) -> None:
     import torch
 
     inputs = processor.apply_chat_template(
-        [[protocol.question(Image.new("RGB", (64, 64)), "the object")]], add_generation_prompt=True, tokenize=True,
-        return_dict=True, return_tensors="pt",
-    ).to(model.device)  # fmt: skip
+        [[protocol.question(Image.new("RGB", (64, 64)), "the object")]],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    ).to(model.device)
     with torch.inference_mode():
         finite = bool(torch.isfinite(model(**inputs).logits).all())
     if not finite:
-        raise ArtefactError("In float16 this student computes no finite numbers; use a card with bfloat16 (one newer "
-                            "than a T4 or V100).")  # fmt: skip
+        raise ArtefactError(
+            "In float16 this student computes no finite numbers; use a card with bfloat16 (one newer "
+            "than a T4 or V100)."
+        )
 
 
 def loading_options(profile) -> dict:
@@ -137,5 +151,11 @@ def lora(profile):
     """Return the LoRA configuration: the language model's projections by name, so the vision tower stays as it is."""
     from peft import LoraConfig
 
-    return LoraConfig(r=profile.lora_rank, lora_alpha=profile.lora_alpha, lora_dropout=profile.lora_dropout,
-                      bias="none", target_modules=LORA_TARGETS, task_type="CAUSAL_LM")  # fmt: skip
+    return LoraConfig(
+        r=profile.lora_rank,
+        lora_alpha=profile.lora_alpha,
+        lora_dropout=profile.lora_dropout,
+        bias="none",
+        target_modules=LORA_TARGETS,
+        task_type="CAUSAL_LM",
+    )

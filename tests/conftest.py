@@ -129,10 +129,16 @@ def sample_records(count: int, name: str) -> list[dict]:
     for i in range(count):
         subset = scenes.SUBSETS[i % 3]
         scene, [(expression, target), *_] = scenes.sample_questions(random.Random(f"{name} {i}"), subset, 5, 1)
-        rows.append({
-            "id": f"{name[0]}{i}-0", "image_id": f"{name[0]}{i}", "image": scenes.draw_scene(scene),
-            "expression": expression, "bbox": [round(v, 2) for v in scene.things[target].box], "subset": subset,
-        })  # fmt: skip
+        rows.append(
+            {
+                "id": f"{name[0]}{i}-0",
+                "image_id": f"{name[0]}{i}",
+                "image": scenes.draw_scene(scene),
+                "expression": expression,
+                "bbox": [round(v, 2) for v in scene.things[target].box],
+                "subset": subset,
+            }
+        )
     return rows
 
 
@@ -149,13 +155,32 @@ def tiny_profile():
     from ivt_utils.profiles import get_profile
 
     return replace(
-        get_profile("smoke"), lora_rank=4, lora_alpha=8, sft_batch=2, grpo_prompts=2, generations=2, grpo_steps=2,
-        grpo_lr=1e-2, save_every=1, long_turns=3, grpo_turns=2, grpo_probe=3, probe_every=1,
-    )  # fmt: skip
+        get_profile("smoke"),
+        lora_rank=4,
+        lora_alpha=8,
+        sft_batch=2,
+        grpo_prompts=2,
+        generations=2,
+        grpo_steps=2,
+        grpo_lr=1e-2,
+        save_every=1,
+        long_turns=3,
+        grpo_turns=2,
+        grpo_probe=3,
+        probe_every=1,
+    )
 
 
-CHROMIUM_OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-                    "--disable-background-networking", "--disable-component-update", "--disable-sync")  # fmt: skip
+CHROMIUM_OPTIONS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 
 
 @contextmanager

@@ -17,9 +17,17 @@ NEAR, FAR = (120, 110, 310, 300), (240, 240, 440, 440)
 @pytest.fixture
 def trajectories():
     """Seven of the main run: the errors of the first five are small."""
-    rollouts = [{"id": f"t{i}-0", "image_id": f"t{i}", "subset": "s", "expression": "the star", "truth": TRUTH,
-                 "steps": [{"text": protocol.answer_text(box), "box": box}]}
-                for i, box in enumerate([NEAR] * 5 + [FAR] * 2)]  # fmt: skip
+    rollouts = [
+        {
+            "id": f"t{i}-0",
+            "image_id": f"t{i}",
+            "subset": "s",
+            "expression": "the star",
+            "truth": TRUTH,
+            "steps": [{"text": protocol.answer_text(box), "box": box}],
+        }
+        for i, box in enumerate([NEAR] * 5 + [FAR] * 2)
+    ]
     return [trajectory(rollout, 2, 10) for rollout in rollouts]
 
 
@@ -51,9 +59,17 @@ def made(trajectories, tiny_profile, tmp_path, monkeypatch):
 
     def evaluate(adapter, val, profile, seed, name, turns=2, style="filled"):
         done.append((adapter.name, turns, style))
-        return [{"id": f"v{i}-0", "image_id": f"v{i}", "subset": "s", "expression": "the star", "truth": TRUTH,
-                 "steps": [{"text": "", "box": list(boxes.get(step, FAR))} for step in range(turns + 1)]}
-                for i in range(len(val))]  # fmt: skip
+        return [
+            {
+                "id": f"v{i}-0",
+                "image_id": f"v{i}",
+                "subset": "s",
+                "expression": "the star",
+                "truth": TRUTH,
+                "steps": [{"text": "", "box": list(boxes.get(step, FAR))} for step in range(turns + 1)],
+            }
+            for i in range(len(val))
+        ]
 
     monkeypatch.setattr(ablations, "train_sft", train)
     monkeypatch.setattr(ablations, "evaluate", evaluate)
@@ -72,7 +88,10 @@ def test_the_reference_is_the_main_student_and_only_two_are_trained(made):
     assert [part for part in done if len(part) == 2] == [(7, 4), (7, 4)]  # 7 trajectories in batches of 2
     asked = [part for part in done if len(part) == 3]
     assert asked[0] == ("sft", 4, "filled") and asked[3:] == [
-        ("sft_keep", 2, "filled"), ("sft", 2, "outline"), ("sft", 2, "none")]  # fmt: skip
+        ("sft_keep", 2, "filled"),
+        ("sft", 2, "outline"),
+        ("sft", 2, "none"),
+    ]
     assert all(name.startswith("ablation_training") for name, *_ in asked[1:3])
     assert [row["name"] for row in rows] == list(dict.fromkeys(row["name"] for row in rows)) and len(rows) == 10
     before = run.stages()

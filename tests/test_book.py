@@ -175,16 +175,21 @@ def test_what_the_readme_says_of_sft_and_grpo_is_what_the_trainings_say():
     assert 0 < found[f"sft_ivt {CONSENSUS} - base_single", "acc50"]["low"] < 0.005  # just above the single shot
     taught = f"sft_ivt final - {closer.TAUGHT}"
     assert found[taught, "acc50"]["high"] < 0 and found[taught, "miou"]["high"] < 0  # a single answer does better
-    assert found[rule.replace("_ivt", "_ivt_long"), "acc50"]["low"] < 0 < found[
-        oracle.replace("_ivt", "_ivt_long"), "oracle_acc50"]["low"]  # not so in the loop of five
+    assert (
+        found[rule.replace("_ivt", "_ivt_long"), "acc50"]["low"]
+        < 0
+        < found[oracle.replace("_ivt", "_ivt_long"), "oracle_acc50"]["low"]
+    )  # not so in the loop of five
     assert found["sft_ivt_long final - sft_ivt_long step 0", "acc50"]["high"] < -0.2
     lost = {name: found[name, "degradation_per_step"] for name in ("sft_ivt", "sft_ivt_long", "sft_keep_ivt_long")}
     assert lost["sft_ivt"]["high"] < 0 < min(lost[name]["low"] for name in ("sft_ivt_long", "sft_keep_ivt_long"))
     mended = "sft_grpo_ivt_long degradation - sft_ivt_long degradation"
     for name in (mended, mended.replace("sft_", "sft_keep_")):  # a step loses less after GRPO in the long loop
         assert found[name, "degradation_per_step"]["high"] < 0
-    loss = {name: found[f"{name}_ivt_long", "degradation_per_step"]["value"] for name in (
-        "sft", "sft_grpo", "sft_keep", "sft_keep_grpo")}  # fmt: skip
+    loss = {
+        name: found[f"{name}_ivt_long", "degradation_per_step"]["value"]
+        for name in ("sft", "sft_grpo", "sft_keep", "sft_keep_grpo")
+    }
     assert 0.4 < loss["sft_grpo"] / loss["sft"] < 0.6  # about half of the loss goes
     assert loss["sft_keep_grpo"] / loss["sft_keep"] < 0.25  # and here most of it
     part = "sft_grpo_ivt_long degradation - a fifth of sft_ivt_long degradation"
@@ -216,10 +221,16 @@ def test_a_claim_is_judged_by_its_interval(low, high, said):
     assert rows["GRPO without the loop ends above a single shot"] == said
 
 
-@pytest.mark.parametrize(("presence", "quality", "said"), [
-    ((-0.2, -0.1), (-0.01, 0.01), "seen"), ((-0.2, -0.1), (-0.1, 0.1), "open"), ((-0.1, 0.1), (-0.01, 0.01), "open"),
-    ((-0.2, -0.1), (0.1, 0.2), "not seen"), ((-0.1, 0.1), (-0.2, -0.1), "not seen"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("presence", "quality", "said"),
+    [
+        ((-0.2, -0.1), (-0.01, 0.01), "seen"),
+        ((-0.2, -0.1), (-0.1, 0.1), "open"),
+        ((-0.1, 0.1), (-0.01, 0.01), "open"),
+        ((-0.2, -0.1), (0.1, 0.2), "not seen"),
+        ((-0.1, 0.1), (-0.2, -0.1), "not seen"),
+    ],
+)
 def test_presence_not_quality_is_judged_by_paired_differences(presence, quality, said):
     results = read_json(REFERENCE / "results.json")
     limits = {"no box": presence, "random box": (-0.01, 0.01), TRUTH: quality}
@@ -230,9 +241,14 @@ def test_presence_not_quality_is_judged_by_paired_differences(presence, quality,
     assert claim.startswith("The loop reacts to the presence") and judged == said and "no box" in measured
 
 
-@pytest.mark.parametrize(("low", "high", "said"), [
-    (-0.03, 0.01, "seen"), (-0.03, 0.03, "open"), (0.01, 0.03, "not seen"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (-0.03, 0.01, "seen"),
+        (-0.03, 0.03, "open"),
+        (0.01, 0.03, "not seen"),
+    ],
+)
 def test_that_no_rule_beats_step_0_wants_every_rule_below_a_margin(low, high, said):
     results = read_json(REFERENCE / "results.json")
     for row in results["methods"]["sft_ivt"]["rules"]:
@@ -371,8 +387,13 @@ def test_the_explorer_works_with_the_keyboard_and_its_alt_text_follows(opened):
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_screenshots_for_the_eye(opened, width, theme):
     SHOTS.mkdir(parents=True, exist_ok=True)
-    names = {"start": START, "explore": EXPLORE, "glossary": GLOSSARY, "claims": "docs/paper_and_us.html",
-             "notebook": f"notebooks/{NOTEBOOKS[0]}.html"}  # fmt: skip
+    names = {
+        "start": START,
+        "explore": EXPLORE,
+        "glossary": GLOSSARY,
+        "claims": "docs/paper_and_us.html",
+        "notebook": f"notebooks/{NOTEBOOKS[0]}.html",
+    }
     for word, name in names.items():
         page = opened(name, width=width, color_scheme=theme)
         page.wait_for_load_state("load")

@@ -18,13 +18,43 @@ def valid_boxes(draw):
     return x1, y1, x2, y2
 
 
-PIECES = st.sampled_from([
-    '{"bbox_2d": [', '{"bbox_2d":[', "]}", "]", "}", "{", "[", ", ", ",", " ", "\n", '"', "0", "10", "1000", "1001",
-    "9" * 30, "-5", "1.5", "1e3", "NaN", "Infinity", "null", "true", "٣", "１２", "²", "\x00", "It is",
-])  # fmt: skip
+PIECES = st.sampled_from(
+    [
+        '{"bbox_2d": [',
+        '{"bbox_2d":[',
+        "]}",
+        "]",
+        "}",
+        "{",
+        "[",
+        ", ",
+        ",",
+        " ",
+        "\n",
+        '"',
+        "0",
+        "10",
+        "1000",
+        "1001",
+        "9" * 30,
+        "-5",
+        "1.5",
+        "1e3",
+        "NaN",
+        "Infinity",
+        "null",
+        "true",
+        "٣",
+        "１２",
+        "²",
+        "\x00",
+        "It is",
+    ]
+)
 ALMOST_ANSWERS = st.lists(PIECES, max_size=14).map("".join)
-NUMBERS = st.lists(st.one_of(st.integers(-2000, 2000), st.floats(), st.none(), st.booleans(), st.text(max_size=3)),
-                   max_size=6)  # fmt: skip
+NUMBERS = st.lists(
+    st.one_of(st.integers(-2000, 2000), st.floats(), st.none(), st.booleans(), st.text(max_size=3)), max_size=6
+)
 
 
 def answer(inside: str) -> str:
@@ -56,19 +86,47 @@ def test_a_list_of_integers_is_a_box_exactly_when_it_is_valid(numbers):
     assert parsed == (tuple(numbers) if valid else None)
 
 
-@pytest.mark.parametrize("text", [
-    "", "no box", answer(""), answer("10, 20, 30"), answer("10, 20, 30, 40, 50"), answer("10, 20, 30, "),
-    answer("30, 20, 10, 40"), answer("10, 40, 30, 20"), answer("10, 20, 10, 40"), answer("10, 20, 30, 20"),
-    answer("-10, 20, 30, 40"), answer("10, 20, 30, 1001"), answer("10, 20, 30, " + "9" * 5000),
-    answer("NaN, 20, 30, 40"), answer("10, 20, Infinity, 40"), answer("10.0, 20, 30, 40"), answer("1e1, 20, 30, 40"),
-    answer("10 20 30 40"), answer("1 0, 20, 30, 40"), answer("١٠, ٢٠, ٣٠, ٤٠"), answer("１０, 20, 30, 40"),
-    answer("[10, 20, 30, 40]"), answer("010, 20, 30, 40"), answer("00, 20, 30, 40"), answer("+10, 20, 30, 40"),
-    answer('"10", 20, 30, 40'), answer("10, 20, 30, 40")[:-1], '{"bbox_2d": "10, 20, 30, 40"}',
-    '{"bbox": [10, 20, 30, 40]}', "[10, 20, 30, 40]", '{"bbox_2d": [10, 20, 30, 40], "score": 1}',
-    '{"label": "a", "bbox_2d": [10, 20, 30, 40]}',
-    answer("10, 20, 30, 40") * 2, answer("10, 20, 30, 40") + answer("NaN"), answer("1") + answer("10, 20, 30, 40"),
-    '{"bbox_2d": ' + answer("10, 20, 30, 40") + "}",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "no box",
+        answer(""),
+        answer("10, 20, 30"),
+        answer("10, 20, 30, 40, 50"),
+        answer("10, 20, 30, "),
+        answer("30, 20, 10, 40"),
+        answer("10, 40, 30, 20"),
+        answer("10, 20, 10, 40"),
+        answer("10, 20, 30, 20"),
+        answer("-10, 20, 30, 40"),
+        answer("10, 20, 30, 1001"),
+        answer("10, 20, 30, " + "9" * 5000),
+        answer("NaN, 20, 30, 40"),
+        answer("10, 20, Infinity, 40"),
+        answer("10.0, 20, 30, 40"),
+        answer("1e1, 20, 30, 40"),
+        answer("10 20 30 40"),
+        answer("1 0, 20, 30, 40"),
+        answer("١٠, ٢٠, ٣٠, ٤٠"),
+        answer("１０, 20, 30, 40"),
+        answer("[10, 20, 30, 40]"),
+        answer("010, 20, 30, 40"),
+        answer("00, 20, 30, 40"),
+        answer("+10, 20, 30, 40"),
+        answer('"10", 20, 30, 40'),
+        answer("10, 20, 30, 40")[:-1],
+        '{"bbox_2d": "10, 20, 30, 40"}',
+        '{"bbox": [10, 20, 30, 40]}',
+        "[10, 20, 30, 40]",
+        '{"bbox_2d": [10, 20, 30, 40], "score": 1}',
+        '{"label": "a", "bbox_2d": [10, 20, 30, 40]}',
+        answer("10, 20, 30, 40") * 2,
+        answer("10, 20, 30, 40") + answer("NaN"),
+        answer("1") + answer("10, 20, 30, 40"),
+        '{"bbox_2d": ' + answer("10, 20, 30, 40") + "}",
+    ],
+)
 def test_no_box_is_guessed(text):
     assert boxes.parse_answer(text) is None
 
@@ -84,10 +142,25 @@ def test_what_is_not_text_holds_no_box(value):
     assert boxes.parse_answer(value) is None
 
 
-@pytest.mark.parametrize("box", [
-    None, (), (1, 2, 3), (1, 2, 3, 4, 5), (3, 2, 1, 4), (1, 4, 3, 2), (0, 0, 0, 5), (0, 0, 1001, 5), (-1, 0, 5, 5),
-    (1.0, 2, 3, 4), (float("nan"), 2, 3, 4), (False, True, 3, 4), "1234", ("1", "2", "3", "4"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "box",
+    [
+        None,
+        (),
+        (1, 2, 3),
+        (1, 2, 3, 4, 5),
+        (3, 2, 1, 4),
+        (1, 4, 3, 2),
+        (0, 0, 0, 5),
+        (0, 0, 1001, 5),
+        (-1, 0, 5, 5),
+        (1.0, 2, 3, 4),
+        (float("nan"), 2, 3, 4),
+        (False, True, 3, 4),
+        "1234",
+        ("1", "2", "3", "4"),
+    ],
+)
 def test_what_is_no_box_cannot_be_written(box):
     assert not boxes.valid(box)
     with pytest.raises(ValueError, match="is not a box"):
@@ -104,8 +177,12 @@ def test_to_pixels_and_back(box, width, height):
     assert boxes.from_pixels(pixels, width, height) == box
 
 
-@given(st.lists(st.floats(-9000, 9000), min_size=4, max_size=4), st.integers(1, 4000), st.integers(1, 4000),
-       st.sampled_from((1, 10)))  # fmt: skip
+@given(
+    st.lists(st.floats(-9000, 9000), min_size=4, max_size=4),
+    st.integers(1, 4000),
+    st.integers(1, 4000),
+    st.sampled_from((1, 10)),
+)
 def test_from_pixels_is_a_valid_box_on_the_grid_next_to_the_pixels(xyxy, width, height, grid):
     box = boxes.from_pixels(xyxy, width, height, grid)
     assert boxes.valid(box) and all(v % grid == 0 for v in box)

@@ -77,8 +77,14 @@ def test_in_the_other_scene_the_same_meaning_singles_out_the_new_referent():
 def test_no_chat_holds_an_overlay_the_feedback_or_a_phrase_of_a_trace():
     """They are what the course teaches; the student must not know them beforehand."""
     rng = random.Random(0)
-    phrases = (protocol.FEEDBACK, protocol.FEEDBACK_NO_BOX, protocol.TRACE_OPENS, protocol.TRACE_FITS,
-               *protocol.PROBLEMS, *protocol.PROBLEMS.values())  # fmt: skip
+    phrases = (
+        protocol.FEEDBACK,
+        protocol.FEEDBACK_NO_BOX,
+        protocol.TRACE_OPENS,
+        protocol.TRACE_FITS,
+        *protocol.PROBLEMS,
+        *protocol.PROBLEMS.values(),
+    )
     for _ in range(60):
         chat, _, _ = chats.sample_chat(rng, 8, *rng.choice(STUDENT_RECIPE.chats))
         for message in chat:
@@ -99,8 +105,10 @@ def in_a_row(text: str, count: int) -> set[tuple]:
 
 def test_the_follow_ups_know_every_word_of_the_loop_and_say_none_of_its_phrases():
     known = {word for phrase in FOLLOW_UPS for word in re.findall(" ?[A-Za-z]+|[.,:?]", phrase)}
-    traces = [protocol.TRACE_FITS, *(f"{protocol.TRACE_OPENS} {a} and {a}: {b} and {b}." for a, b in
-                                     protocol.PROBLEMS.items())]  # fmt: skip
+    traces = [
+        protocol.TRACE_FITS,
+        *(f"{protocol.TRACE_OPENS} {a} and {a}: {b} and {b}." for a, b in protocol.PROBLEMS.items()),
+    ]
     for text in (protocol.FEEDBACK, protocol.FEEDBACK_NO_BOX, *traces):
         assert set(re.findall(" ?[A-Za-z]+|[.,:?]", text)) <= known
         assert not any(in_a_row(text, 4) & in_a_row(phrase, 4) for phrase in FOLLOW_UPS)

@@ -67,9 +67,7 @@ def lessons(tmp_path, monkeypatch):
 
 def ivt_run(folder: Path, *more: str) -> int:
     run_dir = str(folder.parent / "run")
-    return main(
-        ["run", "--profile", "tiny", "--seed", "3", "--run-dir", run_dir, "--notebooks", str(folder), *more]
-    )
+    return main(["run", "--profile", "tiny", "--seed", "3", "--run-dir", run_dir, "--notebooks", str(folder), *more])
 
 
 def logged(folder: Path) -> list[str]:
@@ -79,9 +77,7 @@ def logged(folder: Path) -> list[str]:
 @pytest.mark.slow
 def test_notebooks_run_in_order_once_and_again_when_changed(lessons, capsys):
     write_notebook(lessons, "02_second", log("second"))
-    write_notebook(
-        lessons, "01_first", log("first {PROFILE} {SEED} {Path.cwd().name} {Path(RUN_DIR).is_absolute()}")
-    )
+    write_notebook(lessons, "01_first", log("first {PROFILE} {SEED} {Path.cwd().name} {Path(RUN_DIR).is_absolute()}"))
     write_notebook(lessons, "exercise", log("not of the course"))
     assert ivt_run(lessons) == 0
     first = f"first tiny 3 {execute.PROJECT.name} True"
@@ -264,8 +260,9 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.mark.parametrize(("out", "term", "live"), [(Terminal(), "xterm", True), (Terminal(), "dumb", False),
-                                                   (io.StringIO(), "xterm", False)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("out", "term", "live"), [(Terminal(), "xterm", True), (Terminal(), "dumb", False), (io.StringIO(), "xterm", False)]
+)
 def test_progress_rewrites_its_line_only_on_a_terminal(out, term, live, monkeypatch):
     monkeypatch.setenv("TERM", term)
     monkeypatch.setattr(execute, "PLAIN_SECONDS", 0.2)
@@ -296,9 +293,7 @@ def test_doctor_compares_with_the_lock(tmp_path):
     lock.write_text("# why\nnumpy==1.0\nnbformat>=5\nno-such-package==1\nother==1 ; python_version < '3'\n")
     lines = doctor.packages(lock)
     assert [tag for tag, _ in lines] == [doctor.NOTE, doctor.MISS, doctor.OK]
-    assert (
-        "tested with 1.0" in lines[0][1] and "no-such-package" in lines[1][1] and lines[2][1].startswith("1 ")
-    )
+    assert "tested with 1.0" in lines[0][1] and "no-such-package" in lines[1][1] and lines[2][1].startswith("1 ")
 
 
 def test_doctor_takes_a_cpu_only_torch_for_the_locked_one(tmp_path, monkeypatch):
@@ -335,19 +330,22 @@ def test_doctor_sees_what_a_clone_lacks(tmp_path, monkeypatch):
 TEACH = ("--base-url", "http://127.0.0.1:9/v1", "--model", "teacher")
 
 
-@pytest.mark.parametrize("words, said", [
-    (("data",), "comes with the project"),
-    (("teach", *TEACH), "is for colab and paper"),
-    (("run", "--dry-run"), "for the profiles colab and paper"),
-    (("sft", "--dry-run"), "for the profiles colab and paper"),
-    (("grpo", "--profile", "huge"), "There is no profile 'huge'"),
-    (("plan", "--profile", "huge"), "There is no profile 'huge'"),
-    (("eval", "--profile", "paper"), "ivt data --profile paper"),
-    (("sft", "--profile", "paper"), "ivt data --profile paper"),
-    (("grpo", "--profile", "paper"), "adapters/sft is not in"),
-    (("mirage", "--profile", "paper"), "ivt data --profile paper"),
-    (("teach", "--profile", "paper", *TEACH), "ivt data --profile paper"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (("data",), "comes with the project"),
+        (("teach", *TEACH), "is for colab and paper"),
+        (("run", "--dry-run"), "for the profiles colab and paper"),
+        (("sft", "--dry-run"), "for the profiles colab and paper"),
+        (("grpo", "--profile", "huge"), "There is no profile 'huge'"),
+        (("plan", "--profile", "huge"), "There is no profile 'huge'"),
+        (("eval", "--profile", "paper"), "ivt data --profile paper"),
+        (("sft", "--profile", "paper"), "ivt data --profile paper"),
+        (("grpo", "--profile", "paper"), "adapters/sft is not in"),
+        (("mirage", "--profile", "paper"), "ivt data --profile paper"),
+        (("teach", "--profile", "paper", *TEACH), "ivt data --profile paper"),
+    ],
+)
 def test_what_the_papers_scale_lacks_is_one_sentence(words, said, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(records, "HUB", tmp_path / "hub")
     where = [] if words[0] in ("data", "plan") else ["--run-dir", str(tmp_path / "run")]

@@ -113,8 +113,14 @@ def test_an_image_is_seen_at_the_size_of_its_patches(tiny_student):
 
 def answer(box, truth, name="a-0"):
     text = protocol.answer_text(box) if box else "nothing"
-    return {"id": name, "image_id": name.split("-")[0], "subset": "s", "expression": "the star", "truth": list(truth),
-            "steps": [{"text": text, "box": box}]}  # fmt: skip
+    return {
+        "id": name,
+        "image_id": name.split("-")[0],
+        "subset": "s",
+        "expression": "the star",
+        "truth": list(truth),
+        "steps": [{"text": text, "box": box}],
+    }
 
 
 def test_what_is_learnt_keeps_first_answers_and_tells_the_truth_where_it_is_seen():
@@ -146,8 +152,10 @@ TRUTH, WRONG = (100, 100, 300, 300), (600, 600, 900, 900)
 
 def looks(right, steps):
     boxes = [[TRUTH if f(i) else WRONG for f in right[:steps]] for i in range(40)]
-    return [answer(None, TRUTH, f"{i}-0") | {"steps": [{"text": "", "box": box} for box in row]}
-            for i, row in enumerate(boxes)]  # fmt: skip
+    return [
+        answer(None, TRUTH, f"{i}-0") | {"steps": [{"text": "", "box": box} for box in row]}
+        for i, row in enumerate(boxes)
+    ]
 
 
 def table():
@@ -161,12 +169,16 @@ def table():
         return True
 
     return {
-        ("untrained", None): looks([even, most], 2), ("seed", 0): looks([even, always], 2),
-        ("first", 0): looks([most], 1), ("sampled", 0): looks([even, most, most], 3),
-        ("seed", 1): looks([even, most], 2), ("first", 1): looks([most], 1), ("sampled", 1): looks([even] * 3, 3),
+        ("untrained", None): looks([even, most], 2),
+        ("seed", 0): looks([even, always], 2),
+        ("first", 0): looks([most], 1),
+        ("sampled", 0): looks([even, most, most], 3),
+        ("seed", 1): looks([even, most], 2),
+        ("first", 1): looks([most], 1),
+        ("sampled", 1): looks([even] * 3, 3),
         **{(name, seed): looks([even, most], 2) for name in closer.VIEWS for seed in (0, 1)},
         **{(name, seed): looks([always], 1) for name in closer.SHARPER for seed in (0, 1)},
-    }  # fmt: skip
+    }
 
 
 def test_the_table_has_each_seed_and_their_mean():

@@ -16,8 +16,10 @@ def rollouts(records):
     """Two steps a record, the second with a trace; the third record's first answer does not parse."""
     made = []
     for record in records:
-        steps = [{"text": protocol.answer_text(BOXES[0]), "box": BOXES[0]},
-                 {"text": protocol.answer_text(BOXES[1], "It is too high: move down."), "box": BOXES[1]}]  # fmt: skip
+        steps = [
+            {"text": protocol.answer_text(BOXES[0]), "box": BOXES[0]},
+            {"text": protocol.answer_text(BOXES[1], "It is too high: move down."), "box": BOXES[1]},
+        ]
         made.append({**{k: v for k, v in record.items() if k != "image"}, "truth": record["bbox"], "steps": steps})
     made[2]["steps"][0] = {"text": "no box", "box": None}
     return made
@@ -73,10 +75,15 @@ def made_up(*steps):
         return {"box": box, "fits": said, "likelihood": said - 1}
 
     return [
-        {"id": f"{i}", "image_id": f"{i // 2}", "subset": "s", "truth": [100, 100, 300, 300],
-         "steps": [step(says[i], rights[i]) for says, rights in steps]}
+        {
+            "id": f"{i}",
+            "image_id": f"{i // 2}",
+            "subset": "s",
+            "truth": [100, 100, 300, 300],
+            "steps": [step(says[i], rights[i]) for says, rights in steps],
+        }
         for i in range(len(steps[0][0]))
-    ]  # fmt: skip
+    ]
 
 
 def found(*steps, n_resamples=20):

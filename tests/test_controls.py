@@ -14,9 +14,14 @@ from ivt_utils.profiles import get_profile
 @pytest.fixture
 def rollouts(records):
     boxes = [(100, 200, 300, 400), (110, 220, 330, 440), None, (500, 500, 900, 800), (0, 0, 50, 90), (10, 10, 900, 990)]
-    return [{**{k: v for k, v in r.items() if k != "image"}, "truth": r["bbox"],
-             "steps": [{"text": protocol.answer_text(box) if box else "none", "box": box}]}
-            for r, box in zip(records, boxes, strict=True)]  # fmt: skip
+    return [
+        {
+            **{k: v for k, v in r.items() if k != "image"},
+            "truth": r["bbox"],
+            "steps": [{"text": protocol.answer_text(box) if box else "none", "box": box}],
+        }
+        for r, box in zip(records, boxes, strict=True)
+    ]
 
 
 def test_each_control_shows_what_its_name_says(rollouts):
@@ -81,7 +86,8 @@ def test_the_row_of_a_control_tells_what_was_shown_and_what_followed(rollouts):
 
     rows = controls.control_rows(
         {controls.OWN: after(truth, lambda r: r["steps"][0]["box"]), "none": after(lambda r: None, truth)},
-        seed=0, n_resamples=50,
+        seed=0,
+        n_resamples=50,
     )
     assert [row["control"] for row in rows] == [controls.OWN, "none"]
     wrong = 1 - rows[0]["acc50"]["value"]  # what a right answer in place of the own one gains, sample by sample
@@ -95,22 +101,40 @@ def test_the_rows_of_the_second_turn_by_hand():
     """Step 0 is right in three of four; the answer is the same, another right one, a wrong one, and none."""
     truth, near, far = [0, 0, 100, 100], [0, 0, 100, 80], [500, 500, 600, 600]
     pairs = [(truth, truth), (truth, near), (truth, far), (far, None)]
-    rollouts = [{"id": str(i), "image_id": str(i), "subset": "s", "truth": truth,
-                 "steps": [{"text": "", "box": box} for box in pair]} for i, pair in enumerate(pairs)]  # fmt: skip
+    rollouts = [
+        {
+            "id": str(i),
+            "image_id": str(i),
+            "subset": "s",
+            "truth": truth,
+            "steps": [{"text": "", "box": box} for box in pair],
+        }
+        for i, pair in enumerate(pairs)
+    ]
     still = [{**r, "steps": [r["steps"][0]] * 2} for r in rollouts]
     rows = controls.second_turn_rows(
-        {("feedback", "filled"): rollouts, ("question", "none"): still}, seed=0, n_resamples=50)  # fmt: skip
+        {("feedback", "filled"): rollouts, ("question", "none"): still}, seed=0, n_resamples=50
+    )
     assert [(row["words"], row["style"]) for row in rows] == [("feedback", "filled"), ("question", "none")]
-    moved, same = ({key: row[key]["value"] for key in ("acc50", "miou", "parsed", "same", "difference")}
-                   for row in rows)  # fmt: skip
+    moved, same = (
+        {key: row[key]["value"] for key in ("acc50", "miou", "parsed", "same", "difference")} for row in rows
+    )
     assert moved == pytest.approx({"acc50": 0.5, "miou": 1.8 / 4, "parsed": 0.75, "same": 0.25, "difference": -0.25})
     assert same == {"acc50": 0.75, "miou": 0.75, "parsed": 1, "same": 1, "difference": 0}
     assert rows[1]["difference"] == {"value": 0, "low": 0, "high": 0, "n": 4}  # paired: equal in every resample
 
 
 def test_two_answers_without_a_box_are_not_the_same_box():
-    nothing = [{"id": str(i), "image_id": str(i), "subset": "s", "truth": [0, 0, 9, 9],
-                "steps": [{"text": "", "box": None}] * 2} for i in range(3)]  # fmt: skip
+    nothing = [
+        {
+            "id": str(i),
+            "image_id": str(i),
+            "subset": "s",
+            "truth": [0, 0, 9, 9],
+            "steps": [{"text": "", "box": None}] * 2,
+        }
+        for i in range(3)
+    ]
     (row,) = controls.second_turn_rows({("feedback", "none"): nothing}, seed=0, n_resamples=50)
     assert row["same"]["value"] == row["parsed"]["value"] == row["acc50"]["value"] == 0
 

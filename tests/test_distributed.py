@@ -52,9 +52,17 @@ def test_processes_take_whole_batches_in_turn_and_each_gets_all_rows(size, monke
     assert distributed.each_batch(work, 7, 2) == doubled(0, 7)
 
 
-@pytest.mark.parametrize("size, device_batch, held, times", [
-    (1, 0, 48, 1), (1, 4, 4, 12), (2, 0, 24, 1), (8, 4, 3, 2), (1, 100, 48, 1), (16, 2, 1, 3),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "size, device_batch, held, times",
+    [
+        (1, 0, 48, 1),
+        (1, 4, 4, 12),
+        (2, 0, 24, 1),
+        (8, 4, 3, 2),
+        (1, 100, 48, 1),
+        (16, 2, 1, 3),
+    ],
+)
 def test_processes_learn_from_one_batch_together(size, device_batch, held, times, monkeypatch):
     place(monkeypatch, 0, size)
     settings = distributed.batch_share(48, device_batch)
@@ -62,9 +70,19 @@ def test_processes_learn_from_one_batch_together(size, device_batch, held, times
     assert held * times * size == 48
 
 
-@pytest.mark.parametrize("size, prompts, device_batch, at_once", [
-    (1, 4, 0, 24), (1, 4, 6, 6), (1, 4, 4, 12), (1, 2, 2, 6), (1, 4, 1, 6), (2, 4, 4, 12), (2, 2, 0, 6), (8, 4, 0, 3),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "size, prompts, device_batch, at_once",
+    [
+        (1, 4, 0, 24),
+        (1, 4, 6, 6),
+        (1, 4, 4, 12),
+        (1, 2, 2, 6),
+        (1, 4, 1, 6),
+        (2, 4, 4, 12),
+        (2, 2, 0, 6),
+        (8, 4, 0, 3),
+    ],
+)
 def test_grpo_generates_whole_groups_and_few_at_once(size, prompts, device_batch, at_once, monkeypatch):
     place(monkeypatch, 0, size)
     found = distributed.batch_share(prompts * 6, device_batch, 6)
@@ -117,8 +135,19 @@ def test_only_process_0_writes_and_all_take_the_stage_it_wrote(tmp_path, monkeyp
 
 # ------------------------------------------------------------------------------------------------ two real processes
 def launch(stage: str, root: Path, **options):
-    command = [Path(sys.executable).with_name("accelerate"), "launch", "--config_file", ROOT / "configs" / "cpus.yaml",
-               "-m", "ivt_utils.cli", stage, "--profile", "smoke", "--run-dir", root]  # fmt: skip
+    command = [
+        Path(sys.executable).with_name("accelerate"),
+        "launch",
+        "--config_file",
+        ROOT / "configs" / "cpus.yaml",
+        "-m",
+        "ivt_utils.cli",
+        stage,
+        "--profile",
+        "smoke",
+        "--run-dir",
+        root,
+    ]
     clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
     return subprocess.Popen([str(word) for word in command], cwd=ROOT, env=clean, text=True, **options)
 

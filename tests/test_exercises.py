@@ -283,7 +283,9 @@ def oracle_in_plain_python(ious, threshold):
 
 VARIANTS = {
     "my_iou": {
-        "torchvision": iou_by_torchvision, "numpy": iou_by_numpy, "early return": iou_with_early_return,
+        "torchvision": iou_by_torchvision,
+        "numpy": iou_by_numpy,
+        "early return": iou_with_early_return,
         "floats": lambda a, b: my_iou([float(v) for v in a], np.array(b)),
     },
     "my_to_pixels": {
@@ -294,16 +296,17 @@ VARIANTS = {
     "my_from_pixels": {
         "decimal": from_pixels_by_decimal,
         "clip, then cut": lambda box, w, h: [
-            int(min(1000, max(0, v / s * 1000)) + 0.5) for v, s in zip(box, (w, h, w, h), strict=True)],
+            int(min(1000, max(0, v / s * 1000)) + 0.5) for v, s in zip(box, (w, h, w, h), strict=True)
+        ],
         "numpy, as floats": lambda box, w, h: np.clip(np.floor(np.array(box) * 1000 / [w, h, w, h] + 0.5), 0, 1000),
         "clip in pixels": lambda box, w, h: [
-            int(np.floor(min(s, max(0, v)) / s * 1000 + 0.5)) for v, s in zip(box, (w, h, w, h), strict=True)],
+            int(np.floor(min(s, max(0, v)) / s * 1000 + 0.5)) for v, s in zip(box, (w, h, w, h), strict=True)
+        ],
     },
     "my_overlays": {"numpy": overlays_by_numpy, "lines": overlays_by_lines},
     "my_keep_errors": {
         "numpy": lambda ious, limit: np.flatnonzero(np.array(ious, dtype=float) <= limit),
-        "both ends": lambda ious, limit: [
-            i for i in range(len(ious)) if ious[i] is not None and 0 <= ious[i] <= limit],
+        "both ends": lambda ious, limit: [i for i in range(len(ious)) if ious[i] is not None and 0 <= ious[i] <= limit],
         "a tuple": lambda ious, limit: tuple(i for i, v in enumerate(ious) if (2 if v is None else v) <= limit),
     },
     "my_straight_line": {
@@ -311,18 +314,21 @@ VARIANTS = {
         "step by step": line_step_by_step,
         "weights": lambda start, truth, turns: [
             tuple((1 - k / turns) * a + k / turns * b for a, b in zip(start, truth, strict=True))
-            for k in range(1, turns + 1)],
+            for k in range(1, turns + 1)
+        ],
     },
     "my_trace": {"ranking": trace_by_ranking, "without division": trace_without_division},
     "my_labels": {
-        "numpy": lambda ids, mask: np.where(np.array(mask) == 1, ids, -100), "torch": labels_by_torch,
+        "numpy": lambda ids, mask: np.where(np.array(mask) == 1, ids, -100),
+        "torch": labels_by_torch,
         "a tuple": lambda ids, mask: tuple(ids[i] if mask[i] else -100 for i in range(len(ids))),
     },
     "my_lora": {
         "torch": lora_by_torch,
         "merged": lambda x, W, A, B, alpha, rank: x @ (W + alpha / rank * B @ A).T,
         "einsum": lambda x, W, A, B, alpha, rank: (
-            np.einsum("ni,oi->no", x, W) + np.einsum("ni,ri,or->no", x, A, B) * alpha / rank),
+            np.einsum("ni,oi->no", x, W) + np.einsum("ni,ri,or->no", x, A, B) * alpha / rank
+        ),
         "a list": lambda x, W, A, B, alpha, rank: [list(W @ v + B @ (A @ v) * alpha / rank) for v in x],
     },
     "my_degradation": {
@@ -333,11 +339,13 @@ VARIANTS = {
     "my_oracle": {
         "plain Python": oracle_in_plain_python,
         "right at any step": lambda ious, limit: np.array(
-            [np.mean(ious[:, -1] >= limit), np.mean((ious >= limit).any(axis=1))]),
+            [np.mean(ious[:, -1] >= limit), np.mean((ious >= limit).any(axis=1))]
+        ),
         "sorted rows": lambda ious, limit: tuple(
-            np.count_nonzero(m[:, -1] >= limit) / len(m) for m in (ious, np.sort(ious, axis=1))),
+            np.count_nonzero(m[:, -1] >= limit) / len(m) for m in (ious, np.sort(ious, axis=1))
+        ),
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(

@@ -191,23 +191,34 @@ def any_box(rng):
 
 
 def rollout(name, steps, truth=(0, 0, 500, 500), image=None):
-    return {"id": name, "image_id": image or name, "subset": "s", "truth": list(truth),
-            "steps": [{"box": box} for box in steps]}  # fmt: skip
+    return {
+        "id": name,
+        "image_id": image or name,
+        "subset": "s",
+        "truth": list(truth),
+        "steps": [{"box": box} for box in steps],
+    }
 
 
 def test_the_reward_and_the_share_are_those_of_the_training():
     rng = random.Random(0)
     for _ in range(30):
         truths, generations = [any_box(rng) for _ in range(3)], rng.randint(2, 4)
-        answered = [[rng.choice([None, truth, any_box(rng)]) for _ in range(3)] if rng.random() < 0.5 else [truth] * 3
-                    for truth in truths for _ in range(generations)]  # fmt: skip
+        answered = [
+            [rng.choice([None, truth, any_box(rng)]) for _ in range(3)] if rng.random() < 0.5 else [truth] * 3
+            for truth in truths
+            for _ in range(generations)
+        ]
         truths = [truth for truth in truths for _ in range(generations)]
         texts = [[boxes.format_answer(box) if box else "no box" for box in steps] for steps in answered]
         logged, nothing_shown = {}, SimpleNamespace(_shown=0, _image=None)
         given = grpo.make_reward(2, 0.1, generations, -1, {None: 0}.get)(
-            completions=[[{"role": "assistant", "content": text} for text in steps] for steps in texts], truth=truths,
-            environments=[nothing_shown] * len(texts), completion_ids=[[]] * len(texts), log_metric=logged.__setitem__,
-        )  # fmt: skip
+            completions=[[{"role": "assistant", "content": text} for text in steps] for steps in texts],
+            truth=truths,
+            environments=[nothing_shown] * len(texts),
+            completion_ids=[[]] * len(texts),
+            log_metric=logged.__setitem__,
+        )
         scores = [grpo.score(steps, truth, 2) for steps, truth in zip(answered, truths, strict=True)]
         assert [rewards.my_reward(ious, 0.1) for ious in scores] == pytest.approx(given)
         assert rewards.my_share_without_variance(given, generations) == pytest.approx(logged["equal_groups"])

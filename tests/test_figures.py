@@ -5,8 +5,15 @@ import pytest
 
 from ivt_utils.show.figures import curves_figure, log_figure
 
-ROW = {"reward": 0.5, "iou_step_0": 0.4, "iou_step_1": 0.5, "failed_rollouts": 0.0, "equal_groups": 0.1, "kl": 0.0,
-       "entropy": 1.0}  # fmt: skip
+ROW = {
+    "reward": 0.5,
+    "iou_step_0": 0.4,
+    "iou_step_1": 0.5,
+    "failed_rollouts": 0.0,
+    "equal_groups": 0.1,
+    "kl": 0.0,
+    "entropy": 1.0,
+}
 
 
 def test_a_learning_curve_has_a_panel_a_training_and_bands_without_width_at_first():

@@ -29,8 +29,9 @@ def test_every_interval_has_a_sentence_of_its_own():
         gains = {what: CELLS[a if what.startswith("final") else b] for what in GAINS}
         after_sft.add(findings.after_sft(gains, gains, CELLS[b], CELLS[a]))
         acts = ACTS | {"difference": CELLS[b]}
-        after_grpo.add(findings.after_grpo(
-            *[CELLS[a]] * 2, CELLS[b], CELLS[b], CELLS[a], CELLS[b], CELLS[a], acts, acts))
+        after_grpo.add(
+            findings.after_grpo(*[CELLS[a]] * 2, CELLS[b], CELLS[b], CELLS[a], CELLS[b], CELLS[a], acts, acts)
+        )
         told = {"true": {"n": 9}, "true_more": CELLS[a], "followed_more": CELLS[b], "unmoved": CELLS[a] | {"value": 0}}
         traces.add(findings.of_traces(told))
     assert findings.of_traces({"true": {"n": 0}}) == "None of its traces names a problem."
@@ -49,16 +50,33 @@ def test_the_sentences_name_the_side():
     assert "something to mend" in text and "worse after GRPO" in text and "more often than it keeps it" in text
     assert "do not show that GRPO needs the loop" in text and "long loop" not in text and "leaves it" not in text
     never, always = {"low": 0.0, "high": 0.0}, {"low": 0.95, "high": 1.0}
-    text = findings.after_grpo(CELLS["above"], CELLS["below"], None, None, *cells, acts | {"says": never},
-                               acts | {"says": always, "does": always})  # fmt: skip
+    text = findings.after_grpo(
+        CELLS["above"],
+        CELLS["below"],
+        None,
+        None,
+        *cells,
+        acts | {"says": never},
+        acts | {"says": always, "does": always},
+    )
     assert "hardly ever says" in text and "leaves it there" in text
 
 
 def test_the_ablations_are_told_part_by_part():
-    rows = dict.fromkeys(("training: errors that are distorted truths", "training: no traces", "loop: no box is drawn",
-                          "training: a box that fits is kept", "loop: T = 1", "loop: the box as an outline"), "open")
+    rows = dict.fromkeys(
+        (
+            "training: errors that are distorted truths",
+            "training: no traces",
+            "loop: no box is drawn",
+            "training: a box that fits is kept",
+            "loop: T = 1",
+            "loop: the box as an outline",
+        ),
+        "open",
+    )
     assert findings.of_ablations(rows) == (
-        "Nothing shows that this student owes anything to its own errors, the traces or the drawn box.")
+        "Nothing shows that this student owes anything to its own errors, the traces or the drawn box."
+    )
     text = findings.of_ablations(rows | {"loop: T = 1": "below", "training: no traces": "below"})
     assert "to its own errors or the drawn box." in text and "for the traces and the number of steps.**" in text
     everything = findings.of_ablations(dict.fromkeys(rows, "above"))
@@ -73,30 +91,39 @@ def test_a_threshold_the_controls_and_the_closer_look_are_told_by_their_sides():
 
     def told(*sides):
         return findings.of_controls(
-            [{"control": name, "difference": CELLS[side]} for name, side in zip(names, sides, strict=True)])
+            [{"control": name, "difference": CELLS[side]} for name, side in zip(names, sides, strict=True)]
+        )
 
     assert len({told(*sides) for sides in product(CELLS, repeat=3)}) == 27
     assert "hardly uses the drawn box" in told("open", "below", "open")
     assert "no sign" in told("above", "open", "above") and "some use" in told("open", "open", "above")
     assert "hardly" not in told("above", "below", "open") + told("open", "open", "above")
-    looks = {findings.of_closer({f"{CLOSER} - {BASE}": CELLS[a], f"{CLOSER} - {TAUGHT}": CELLS[b]}, {})
-             for a, b in product(CELLS, CELLS)}  # fmt: skip
+    looks = {
+        findings.of_closer({f"{CLOSER} - {BASE}": CELLS[a], f"{CLOSER} - {TAUGHT}": CELLS[b]}, {})
+        for a, b in product(CELLS, CELLS)
+    }
     assert len(looks) == 9 and findings.of_closer({}, {}) == ""
     shot = {f"{CLOSER} - {BASE}": CELLS["open"], f"{CLOSER} - {TAUGHT}": CELLS["open"]}
     controls = (f"{CLOSER} - {closer.SEEN}", f"{closer.SEEN} - {closer.FIRST}", f"{CLOSER} - {closer.WHOLE}")
     oracle = f"{CLOSER} - {closer.AROUND_TRUTH}"
-    looks = {findings.of_closer(shot | dict(zip((*controls, oracle), map(CELLS.get, sides), strict=True)),
-                                {controls[0]: CELLS[exact]})
-             for *sides, exact in product(CELLS, CELLS, CELLS, ("below", "open"), CELLS)}  # fmt: skip
+    looks = {
+        findings.of_closer(
+            shot | dict(zip((*controls, oracle), map(CELLS.get, sides), strict=True)), {controls[0]: CELLS[exact]}
+        )
+        for *sides, exact in product(CELLS, CELLS, CELLS, ("below", "open"), CELLS)
+    }
     assert len(looks) == 27 * 2 * 3
 
 
 REGIMES = (
-    "sft_ivt final - sft_ivt step 0", "sft_ivt oracle best step - sft_ivt step 0",
-    "sft_ivt final - consensus of as many sampled answers", "sft_ivt_long final - sft_ivt_long step 0",
-    "sft_ivt_long oracle best step - sft_ivt_long step 0", "sft_ivt_long consensus of its steps - sft_ivt_long step 0",
+    "sft_ivt final - sft_ivt step 0",
+    "sft_ivt oracle best step - sft_ivt step 0",
+    "sft_ivt final - consensus of as many sampled answers",
+    "sft_ivt_long final - sft_ivt_long step 0",
+    "sft_ivt_long oracle best step - sft_ivt_long step 0",
+    "sft_ivt_long consensus of its steps - sft_ivt_long step 0",
     "sft_ivt consensus of its steps - sft_ivt step 0",
-)  # fmt: skip
+)
 MIRAGE, SHIPPED, NOTHING = "**Here the mirage shows**", "can be shipped", "There is no mirage in it"
 
 
@@ -139,12 +166,17 @@ def test_what_notebooks_1_and_2_say_of_the_base_student_is_what_the_reference_sa
     assert sum(iou >= 0.5 for iou in kept) > len(kept) / 2
 
 
-SFT = {"gains": dict.fromkeys(GAINS, CELLS["open"]), "variant": dict.fromkeys(GAINS, CELLS["open"]),
-       "loss": CELLS["open"], "long_loss": CELLS["open"]}  # fmt: skip
+SFT = {
+    "gains": dict.fromkeys(GAINS, CELLS["open"]),
+    "variant": dict.fromkeys(GAINS, CELLS["open"]),
+    "loss": CELLS["open"],
+    "long_loss": CELLS["open"],
+}
 GRPO = dict.fromkeys(("loss", "final", "long_change", "keep_change", "rise", "gain", "loop"), CELLS["open"])
 GRPO |= {"acts": ACTS | {"difference": CELLS["open"]}, "keep_acts": ACTS | {"difference": CELLS["open"]}}
 TRACES = {"true": {"n": 9}, "unmoved": CELLS["open"] | {"value": 0}} | dict.fromkeys(
-    ("true_more", "followed_more"), CELLS["open"])  # fmt: skip
+    ("true_more", "followed_more"), CELLS["open"]
+)
 
 
 @pytest.mark.parametrize(
@@ -153,8 +185,12 @@ TRACES = {"true": {"n": 9}, "unmoved": CELLS["open"] | {"value": 0}} | dict.from
         ("sft", ("gains", "final - step 0"), "the final step lies above step 0", "the final step lies below step 0"),
         ("sft", ("gains", "step 0 - single shot"), "step 0 has gained", "step 0 has fallen below"),
         ("sft", ("gains", "final - single shot"), "gives more right answers", "gives fewer right answers"),
-        ("sft", ("gains", "oracle best step - single shot"), "best step lies above the single shot",
-         "choose, lies below the single shot"),
+        (
+            "sft",
+            ("gains", "oracle best step - single shot"),
+            "best step lies above the single shot",
+            "choose, lies below the single shot",
+        ),
         ("sft", ("variant", "final - step 0"), "lies above its own step 0", "lies below its own step 0"),
         ("sft", ("variant", "final - single shot"), "and lies above the single shot", "and lies below the single shot"),
         ("sft", ("loss",), "mean IoU falls", "mean IoU rises"),
@@ -170,11 +206,13 @@ TRACES = {"true": {"n": 9}, "unmoved": CELLS["open"] | {"value": 0}} | dict.from
         ("traces", ("true_more",), "name is true more often", "name is true less often"),
         ("traces", ("followed_more",), "follows them more often", "follows them less often"),
     ],
-)  # fmt: skip
+)
 def test_an_interval_above_is_not_told_as_one_below(tell, where, above, below):
     function, told = {
-        "sft": (lambda told: findings.after_sft(**told), SFT), "grpo": (lambda told: findings.after_grpo(**told), GRPO),
-        "traces": (findings.of_traces, TRACES)}[tell]  # fmt: skip
+        "sft": (lambda told: findings.after_sft(**told), SFT),
+        "grpo": (lambda told: findings.after_grpo(**told), GRPO),
+        "traces": (findings.of_traces, TRACES),
+    }[tell]
 
     def text(place):
         first, *rest = where

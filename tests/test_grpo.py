@@ -69,10 +69,24 @@ def test_the_style_is_passed_on(records):
     assert made.draw_box(list(BOX))[0]["image"].tobytes() == outline
 
 
-@pytest.mark.parametrize("bad", [
-    [1, 2, 3], [1, 2, 3, 4, 5], [], [300, 2, 3, 4], [1, 2, 3, 1001], [1.0, 2, 3, 4], [float("nan"), 2, 3, 4],
-    ["1", "2", "3", "4"], [True, 2, 3, 4], None, 5, "1, 2, 3, 4", {"x": 1},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "bad",
+    [
+        [1, 2, 3],
+        [1, 2, 3, 4, 5],
+        [],
+        [300, 2, 3, 4],
+        [1, 2, 3, 1001],
+        [1.0, 2, 3, 4],
+        [float("nan"), 2, 3, 4],
+        ["1", "2", "3", "4"],
+        [True, 2, 3, 4],
+        None,
+        5,
+        "1, 2, 3, 4",
+        {"x": 1},
+    ],
+)
 def test_no_box_is_drawn_for_a_call_without_one(environment, bad):
     with pytest.raises(ValueError, match="holds no valid box"):
         environment.draw_box(bad)
@@ -97,12 +111,25 @@ def test_the_boxes_of_a_rollout():
     assert grpo.boxes_of([]) == [None]
 
 
-@pytest.mark.parametrize("message", [
-    said("no box"), said(""), said("", [1, 2, 3]), said("", [1, 2, 3, 4, 5]), said("", [300, 2, 3, 4]),
-    said("", [1, 2, 3, 1001]), said("", [float("nan"), 2, 3, 4]), said("", [1.5, 2, 3, 4]), said("", None),
-    said("", list(BOX), list(BOX)), said('{"bbox_2d": [1, 2, 3, 4]}', list(BOX)), said("", "[1, 2, 3, 4]"),
-    {"role": "assistant"}, {"role": "assistant", "content": None},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "message",
+    [
+        said("no box"),
+        said(""),
+        said("", [1, 2, 3]),
+        said("", [1, 2, 3, 4, 5]),
+        said("", [300, 2, 3, 4]),
+        said("", [1, 2, 3, 1001]),
+        said("", [float("nan"), 2, 3, 4]),
+        said("", [1.5, 2, 3, 4]),
+        said("", None),
+        said("", list(BOX), list(BOX)),
+        said('{"bbox_2d": [1, 2, 3, 4]}', list(BOX)),
+        said("", "[1, 2, 3, 4]"),
+        {"role": "assistant"},
+        {"role": "assistant", "content": None},
+    ],
+)
 def test_an_answer_that_does_not_parse_is_no_box(message):
     assert grpo.boxes_of([message]) == [None]
     assert grpo.boxes_of([*GOOD[:2], message]) == [OTHER, None]
@@ -138,9 +165,14 @@ def judge():
         environments = [SimpleNamespace(_shown=n, _image="image") for n in images]
         reward = grpo.make_reward(turns, bonus, 2, 7, {"image": 36}.get)
         rewards = reward(
-            completions=completions, truth=[TRUTH] * len(completions), environments=environments, prompts=None,
-            completion_ids=[[1, 2] + [7] * n for n in left], log_metric=logged.__setitem__, trainer_state=None,
-        )  # fmt: skip
+            completions=completions,
+            truth=[TRUTH] * len(completions),
+            environments=environments,
+            prompts=None,
+            completion_ids=[[1, 2] + [7] * n for n in left],
+            log_metric=logged.__setitem__,
+            trainer_state=None,
+        )
         return rewards, logged
 
     return run
@@ -154,21 +186,24 @@ def test_a_rollout_of_good_answers_earns_its_final_iou_and_the_bonus(judge):
     assert judge([[said("", list(BOX))]], turns=0)[0] == pytest.approx([final + 0.1])
 
 
-@pytest.mark.parametrize("rollout", [
-    GOOD[:4],  # ended on the feedback: nothing was generated, or the budget ran out
-    GOOD[:2],
-    GOOD[:3],  # an answer too few: the rollout stopped early
-    GOOD[:1],
-    [],
-    [said("no box")],
-    [*GOOD[:2], said("no box")],  # a parse failure ends the rollout early
-    [*GOOD[:4], said("", [1, 2, 3])],
-    [*GOOD[:4], said("", [1, 2, 3, 4, 5])],
-    [*GOOD[:4], said("", list(BOX), list(BOX))],
-    [*GOOD[:4], said("", [300, 200, 100, 400])],
-    [*GOOD[:4], said("no box")],
-    [*GOOD[:4], said("", list(OTHER))][:4] + [said('{"bbox_2d": [1, 2, 3')],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "rollout",
+    [
+        GOOD[:4],  # ended on the feedback: nothing was generated, or the budget ran out
+        GOOD[:2],
+        GOOD[:3],  # an answer too few: the rollout stopped early
+        GOOD[:1],
+        [],
+        [said("no box")],
+        [*GOOD[:2], said("no box")],  # a parse failure ends the rollout early
+        [*GOOD[:4], said("", [1, 2, 3])],
+        [*GOOD[:4], said("", [1, 2, 3, 4, 5])],
+        [*GOOD[:4], said("", list(BOX), list(BOX))],
+        [*GOOD[:4], said("", [300, 200, 100, 400])],
+        [*GOOD[:4], said("no box")],
+        [*GOOD[:4], said("", list(OTHER))][:4] + [said('{"bbox_2d": [1, 2, 3')],
+    ],
+)
 def test_a_rollout_without_a_final_box_earns_nothing(judge, rollout):
     rewards, logged = judge([rollout])
     assert rewards == [0.0] and logged["failed_rollouts"] == 1.0 and logged["iou_step_2"] == 0.0
@@ -189,9 +224,14 @@ def test_the_metrics_are_means_over_all_rollouts(judge):
     exact = [said("", [100, 200, 300, 500])]
     _, logged = judge([GOOD, [*exact, shown(), *exact, shown(), *exact], GOOD[:2], [said("no box")]])
     assert logged == pytest.approx(
-        {"iou_step_0": 1 / 4, "iou_step_1": 1 / 4, "iou_step_2": (1 + iou(BOX, TRUTH)) / 4, "failed_rollouts": 1 / 2,
-         "equal_groups": 1 / 2}  # groups of two: the second one earned nothing twice
-    )  # fmt: skip
+        {
+            "iou_step_0": 1 / 4,
+            "iou_step_1": 1 / 4,
+            "iou_step_2": (1 + iou(BOX, TRUTH)) / 4,
+            "failed_rollouts": 1 / 2,
+            "equal_groups": 1 / 2,
+        }  # groups of two: the second one earned nothing twice
+    )
 
 
 @pytest.mark.parametrize("images, left", [([2, 2], [72, 36]), ([1], [0]), ([0], [36]), ([1], [35]), ([1, 1], [36, 37])])
@@ -356,8 +396,11 @@ def test_each_rollout_ends_where_it_should_and_its_reward_says_so(trained):
     step = trained.step
     boxes = [snap(truth, micro.GRID) for truth in step["truth"]]
     assert [grpo.boxes_of(c) for c in step["completions"]] == [
-        [OTHER, OTHER, boxes[0]], [boxes[1], None], [None, boxes[2], boxes[2]], [boxes[3], boxes[3], None],
-    ]  # fmt: skip
+        [OTHER, OTHER, boxes[0]],
+        [boxes[1], None],
+        [None, boxes[2], boxes[2]],
+        [boxes[3], boxes[3], None],
+    ]
     assert [c[-1]["role"] for c in step["completions"]] == ["assistant", "assistant", "assistant", "tool"]
     final = [iou(box, truth) for box, truth in zip(boxes, step["truth"], strict=True)]
     assert step["rewards"] == pytest.approx([final[0] + 0.1, 0.0, final[2], 0.0], abs=1e-5) and min(final) > 0.8
@@ -495,9 +538,7 @@ def test_activations_may_be_checkpointed_and_rollouts_generated_by_the_group(
 def test_a_bare_student_gets_a_fresh_adapter_and_with_no_turns_a_single_answer(
     records, fresh_student, scripted_trainer, tiny_profile, tmp_path
 ):
-    made = train(
-        scripted_trainer, fresh_student, records, tmp_path, tiny_profile, turns=0, format_bonus=0.0, steps=1
-    )  # fmt: skip
+    made = train(scripted_trainer, fresh_student, records, tmp_path, tiny_profile, turns=0, format_bonus=0.0, steps=1)
     assert [len(c) for c in made.step["completions"]] == [1, 1, 1, 1] and not any(made.step["tool_images"])
     truth = made.step["truth"]
     final = [iou(snap(t, micro.GRID), t) for t in truth]
@@ -523,7 +564,13 @@ def test_the_budget_holds_the_longest_rollout(
     pair = protocol.answer_text(OTHER) + protocol.answer_text(BOX)
     long = pair + " star" * (tiny_profile.max_new_tokens - 1 - len(processor.tokenizer.encode(pair)))
     made = train(
-        scripted_trainer, fresh_student, records, tmp_path, tiny_profile, lambda turn, rollout, truth: long, turns=4,
+        scripted_trainer,
+        fresh_student,
+        records,
+        tmp_path,
+        tiny_profile,
+        lambda turn, rollout, truth: long,
+        turns=4,
         steps=1,
-    )  # fmt: skip
+    )
     assert [len(images) for images in made.step["tool_images"]] == [8] * 4 and made.step["rewards"] == [0.0] * 4

@@ -264,9 +264,16 @@ def test_timings_are_kept_by_notebook_and_section(finished_run):
 
 
 def test_the_closer_look_is_timed_where_the_run_holds_it_and_else_kept(finished_run, monkeypatch):
-    names = [f"{kind}/closer_{name}" for kind, name in (
-        ("rollouts", "test_untrained"), ("adapters", "seed0"), ("rollouts", "test_seed0"), ("adapters", "first0"),
-        ("adapters", "seed1"))]  # fmt: skip
+    names = [
+        f"{kind}/closer_{name}"
+        for kind, name in (
+            ("rollouts", "test_untrained"),
+            ("adapters", "seed0"),
+            ("rollouts", "test_seed0"),
+            ("adapters", "first0"),
+            ("adapters", "seed1"),
+        )
+    ]
     stages = {name: {"seconds": 60.0} for name in names} | {"adapters/sft": {"seconds": 9.0}}
     (finished_run / "stages.json").write_text(json.dumps(stages))
     assert json.loads(guide.keep_timings(finished_run).read_text())["closer"] == 150.0

@@ -22,7 +22,9 @@ def card(monkeypatch):
 
     def pretend(capability, bf16=False, flash=False):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16 or including_emulation)  # noqa: E501
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16 or including_emulation
+        )  # noqa: E501
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
         monkeypatch.setattr(hardware, "find_spec", lambda name: flash and name == "flash_attn" or None)
@@ -30,13 +32,16 @@ def card(monkeypatch):
     return pretend
 
 
-@pytest.mark.parametrize("capability, bf16, flash, kind, attention", [
-    (None, False, True, "float32", "sdpa"),  # a laptop
-    ((7, 5), False, True, "float16", "sdpa"),  # a T4 has no bfloat16, and no FlashAttention 2
-    ((8, 0), True, False, "bfloat16", "sdpa"),
-    ((8, 0), True, True, "bfloat16", "flash_attention_2"),
-    ((9, 0), True, True, "bfloat16", "flash_attention_2"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "capability, bf16, flash, kind, attention",
+    [
+        (None, False, True, "float32", "sdpa"),  # a laptop
+        ((7, 5), False, True, "float16", "sdpa"),  # a T4 has no bfloat16, and no FlashAttention 2
+        ((8, 0), True, False, "bfloat16", "sdpa"),
+        ((8, 0), True, True, "bfloat16", "flash_attention_2"),
+        ((9, 0), True, True, "bfloat16", "flash_attention_2"),
+    ],
+)
 def test_precision_and_attention_follow_the_card(card, capability, bf16, flash, kind, attention):
     card(capability, bf16, flash)
     assert (hardware.precision(), hardware.attention()) == (kind, attention)
@@ -93,9 +98,12 @@ def test_images_are_bounded_by_the_profile_and_keep_their_ratio():
     assert most_image_tokens(tokens, 0, picture) == image_tokens(tokens, picture)
 
 
-ERRORS = [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), MemoryError(),
-          RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
-          RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate")]  # fmt: skip
+ERRORS = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+]
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
@@ -167,8 +175,14 @@ def test_a_full_card_in_training_names_the_setting(
     if kind == "sft":
         from ivt_utils.harvest import trajectory
 
-        rollout = {"id": records[0]["id"], "image_id": "t0", "subset": "", "expression": records[0]["expression"],
-                   "truth": records[0]["bbox"], "steps": [{"text": "", "box": (0, 0, 50, 50)}]}  # fmt: skip
+        rollout = {
+            "id": records[0]["id"],
+            "image_id": "t0",
+            "subset": "",
+            "expression": records[0]["expression"],
+            "truth": records[0]["bbox"],
+            "steps": [{"text": "", "box": (0, 0, 50, 50)}],
+        }
         dataset, train = module.trajectories_dataset(records, [trajectory(rollout, 2, 10)]), module.train_sft
     else:
         dataset, train = module.prompts_dataset(records), module.train_grpo
@@ -197,9 +211,15 @@ def test_a_student_that_overflows_in_float16_is_not_used(fresh_student):
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep what was freed")
 def test_large_tensors_come_and_go_without_page_faults():
     """In a process of its own, for it cannot be undone: 16,384 pages of 4 KB are touched once, and then no more."""
-    lines = ["import resource, sys, numpy as np", "from ivt_utils.runtime.hardware import keep_memory", "keep_memory()",
-             "for turn in range(2):", "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt",
-             "    np.ones(2**23)", "    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"]
+    lines = [
+        "import resource, sys, numpy as np",
+        "from ivt_utils.runtime.hardware import keep_memory",
+        "keep_memory()",
+        "for turn in range(2):",
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt",
+        "    np.ones(2**23)",
+        "    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)",
+    ]
     done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
     first, second = map(int, done.stdout.split())
     assert first > 100 > second

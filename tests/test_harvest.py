@@ -19,8 +19,14 @@ TRUTH = [100.0, 100.0, 300.0, 300.0]
 def rollout(box, truth=TRUTH, name="a-0"):
     text = "no box" if box is None else protocol.answer_text(box)
     steps = [{"text": text, "box": box}, {"text": "second", "box": (0, 0, 10, 10)}]
-    return {"id": name, "image_id": "a", "subset": "attributes", "expression": "the star", "truth": truth,
-            "steps": steps}  # fmt: skip
+    return {
+        "id": name,
+        "image_id": "a",
+        "subset": "attributes",
+        "expression": "the star",
+        "truth": truth,
+        "steps": steps,
+    }
 
 
 @st.composite
@@ -32,9 +38,13 @@ def grid_boxes(draw):
 
 def test_errors_up_to_the_limit_are_kept_and_answers_without_a_box_are_not():
     boxes = {
-        "exact": (100, 100, 300, 300), "close": (100, 100, 300, 280), "at": (100, 100, 300, 270),
-        "wrong": (100, 100, 300, 200), "elsewhere": (500, 500, 600, 600), "none": None,
-    }  # fmt: skip
+        "exact": (100, 100, 300, 300),
+        "close": (100, 100, 300, 280),
+        "at": (100, 100, 300, 270),
+        "wrong": (100, 100, 300, 200),
+        "elsewhere": (500, 500, 600, 600),
+        "none": None,
+    }
     assert iou(boxes["at"], TRUTH) == 0.85
     rollouts = [rollout(box, name=name) for name, box in boxes.items()]
     assert [r["id"] for r in harvest.keep_errors(rollouts, 0.85)] == ["at", "wrong", "elsewhere"]
@@ -154,8 +164,10 @@ def test_perturbed_truths_differ_from_seed_to_seed_and_from_sample_to_sample():
 
 @pytest.mark.parametrize("keep", [False, True])
 def test_the_shipped_trajectories_are_the_harvest_of_the_shipped_first_answers(keep):
-    first, made = (read_rollouts(REFERENCE / "rollouts" / f"{name}.jsonl")
-                    for name in ("train_step0", "trajectories" + "_keep" * keep))  # fmt: skip
+    first, made = (
+        read_rollouts(REFERENCE / "rollouts" / f"{name}.jsonl")
+        for name in ("train_step0", "trajectories" + "_keep" * keep)
+    )
     profile = get_profile("micro")
     errors = harvest.keep_errors(first, profile.harvest_max_iou)
     assert len(errors) > 1000

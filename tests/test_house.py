@@ -9,11 +9,15 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "ivt_utils"
 # What a wing may import from, besides itself. "": the paper's own modules, at the root of the package.
 MAY = {
-    "runtime": set(), "": {"runtime"}, "micro": {"", "runtime"}, "show": {"", "runtime"},
+    "runtime": set(),
+    "": {"runtime"},
+    "micro": {"", "runtime"},
+    "show": {"", "runtime"},
     "paper_scale": {"", "runtime", "micro", "show"},
     "course": {"", "runtime", "micro", "show", "paper_scale", "exercises"},
-    "exercises": {""}, "cli": {"", "runtime", "micro", "show", "paper_scale", "course", "exercises"},
-}  # fmt: skip
+    "exercises": {""},
+    "cli": {"", "runtime", "micro", "show", "paper_scale", "course", "exercises"},
+}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 PAGE = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
 

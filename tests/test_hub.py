@@ -108,30 +108,45 @@ def test_every_record_has_the_box_that_its_set_gives_in_its_own_convention(writt
     assert sides == {(640, 480), (480, 640)}
 
 
-@pytest.mark.parametrize("source, box, expected", [
-    (REFCOCOG, [64.0, 48.0, 128.0, 96.0], (64, 48, 192, 144)),
-    (REF_ADV_S, [64.0, 48.0, 128.0, 96.0], (64, 48, 128, 96)),
-    (REF_L4, [-0.7, 0.0, 641.0, 480.4], (-0.7, 0, 640.3, 480.4)),  # within a pixel: rounding
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "source, box, expected",
+    [
+        (REFCOCOG, [64.0, 48.0, 128.0, 96.0], (64, 48, 192, 144)),
+        (REF_ADV_S, [64.0, 48.0, 128.0, 96.0], (64, 48, 128, 96)),
+        (REF_L4, [-0.7, 0.0, 641.0, 480.4], (-0.7, 0, 640.3, 480.4)),  # within a pixel: rounding
+    ],
+)
 def test_a_box_is_read_by_the_sets_convention(source, box, expected):
     assert hub.to_xyxy(source, box, (640, 480), "here") == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("source, box", [
-    (REFCOCOG, [400.0, 300.0, 630.0, 470.0]), (REF_L4, [10.0, 10.0, 0.0, 5.0]), (REF_L4, [-2.0, 10.0, 5.0, 5.0]),
-    (REF_ADV_S, [400.0, 300.0, 120.0, 90.0]), (REF_ADV_S, [400.0, 300.0, 500.0, 482.0]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "source, box",
+    [
+        (REFCOCOG, [400.0, 300.0, 630.0, 470.0]),
+        (REF_L4, [10.0, 10.0, 0.0, 5.0]),
+        (REF_L4, [-2.0, 10.0, 5.0, 5.0]),
+        (REF_ADV_S, [400.0, 300.0, 120.0, 90.0]),
+        (REF_ADV_S, [400.0, 300.0, 500.0, 482.0]),
+    ],
+)
 def test_a_box_of_another_convention_is_refused(source, box):
     with pytest.raises(ArtefactError) as caught:
         hub.to_xyxy(source, box, (640, 480), f"{source.repo}, row 7")
     assert f"{source.repo}, row 7" in sentence(caught) and source.convention in sentence(caught)
 
 
-@pytest.mark.parametrize("name, expected", [
-    ("COCO_train2014_000000546154_298801.jpg", "coco-000000546154"), ("000000546154.jpg", "coco-000000546154"),
-    ("val2017/000000546154.jpg", "coco-000000546154"), ("objects365_v2_00922765.jpg", "objects365_v2_00922765"),
-    ("1234567890123456.jpg", "1234567890123456"), ("0a1b2c3d4e5f6071.jpg", "0a1b2c3d4e5f6071"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("COCO_train2014_000000546154_298801.jpg", "coco-000000546154"),
+        ("000000546154.jpg", "coco-000000546154"),
+        ("val2017/000000546154.jpg", "coco-000000546154"),
+        ("objects365_v2_00922765.jpg", "objects365_v2_00922765"),
+        ("1234567890123456.jpg", "1234567890123456"),
+        ("0a1b2c3d4e5f6071.jpg", "0a1b2c3d4e5f6071"),
+    ],
+)
 def test_one_image_has_one_name_in_all_sets(name, expected):
     assert hub.image_id(name) == expected
 
@@ -153,8 +168,10 @@ def test_no_image_is_on_two_sides_and_the_sets_are_balanced(written, prepared):
         assert max(counts.values()) - min(counts.values()) <= 1 and len(counts) == 3
         for row in part:
             assert sides.setdefault(row["image_id"], s) == s
-    names = [{row["image_id"] for row in hub.read_rows(source, written[1](source.repo, (), None)[1])[0]}
-             for source in hub.SOURCES]  # fmt: skip
+    names = [
+        {row["image_id"] for row in hub.read_rows(source, written[1](source.repo, (), None)[1])[0]}
+        for source in hub.SOURCES
+    ]
     for k, one in enumerate(names):  # the fixture does share images, or this test would say nothing
         assert all(len(one & other) == fixture.SHARED for other in names[k + 1 :])
 
@@ -164,8 +181,14 @@ def rows_like_the_real_sets(rng):
     rows = []
     for source, count, images in ((REFCOCOG, 12596, 3900), (REF_ADV_S, 1142, 700), (REF_L4, 45341, 9700)):
         for k in range(count):
-            rows.append({"source": source, "id": f"{source.subset}-{k}", "image_id": f"image-{rng.randrange(images)}",
-                         "expression": f"{source.subset} {k}"})  # fmt: skip
+            rows.append(
+                {
+                    "source": source,
+                    "id": f"{source.subset}-{k}",
+                    "image_id": f"image-{rng.randrange(images)}",
+                    "expression": f"{source.subset} {k}",
+                }
+            )
     return rows
 
 
@@ -193,8 +216,11 @@ def test_the_split_depends_on_the_seed_alone():
 
 
 def test_what_a_small_set_cannot_give_the_others_do():
-    rows = [{"source": source, "image_id": f"{source.subset} {k}", "expression": "x"}
-            for source, count in ((REFCOCOG, 30), (REF_ADV_S, 4), (REF_L4, 30)) for k in range(count)]  # fmt: skip
+    rows = [
+        {"source": source, "image_id": f"{source.subset} {k}", "expression": "x"}
+        for source, count in ((REFCOCOG, 30), (REF_ADV_S, 4), (REF_L4, 30))
+        for k in range(count)
+    ]
     chosen = split.choose(rows, {"train": 20, "val": 5, "test": 5}, 0)
     counts = Counter(row["source"].subset for part in chosen.values() for row in part)
     assert sum(counts.values()) == 30 and counts["ref_adv_s"] == 4 and abs(counts["refcocog"] - counts["ref_l4"]) <= 3
@@ -254,8 +280,11 @@ def test_prepared_data_are_loaded_as_records_from_the_profiles_folder(prepared, 
     rows = data.load_split(replace(SMALL, name=prepared.name), "train")
     assert len(rows) == 8 and rows[0]["image"].mode == "RGB" and len(rows[0]["bbox"]) == 4
     assert sorted(path.name for path in prepared.iterdir()) == [
-        "manifest.json", "test.parquet", "train.parquet", "val.parquet",
-    ]  # fmt: skip
+        "manifest.json",
+        "test.parquet",
+        "train.parquet",
+        "val.parquet",
+    ]
 
 
 def test_the_manifest_names_every_source(written, prepared):
@@ -294,8 +323,10 @@ def test_only_row_groups_with_a_chosen_row_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "read_columns", lambda *a: read.append(a[3]) or real(*a))
     rows = [{"path": path, "number": number} for number in (12, 39, 30)]
     assert [(row["number"], content) for row, content in hub.table_pictures(REFCOCOG, rows)] == [
-        (12, b"\x0c"), (30, b"\x1e"), (39, b"\x27"),
-    ]  # fmt: skip
+        (12, b"\x0c"),
+        (30, b"\x1e"),
+        (39, b"\x27"),
+    ]
     assert read == [[1], [3]]
 
 
@@ -320,13 +351,16 @@ def test_the_other_convention_in_the_file_is_noticed(own, tmp_path, source):
     assert source.repo in message and ", row " in message and f"convention {source.convention}" in message
 
 
-@pytest.mark.parametrize("change, words", [
-    (lambda row, k: row.update(answer=[] if k == 5 else row["answer"]), "row 5 of data/val"),
-    (lambda row, k: row.update(bbox=row["bbox"][:3]), "not four numbers"),
-    (lambda row, k: row.update(image={"bytes": None, "path": "x.jpg"}), "there is no image"),
-    (lambda row, k: row.update(image=None), "there is no image"),
-    (lambda row, k: row["image"].update(bytes=row["image"]["bytes"][:2000]), "truncated"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda row, k: row.update(answer=[] if k == 5 else row["answer"]), "row 5 of data/val"),
+        (lambda row, k: row.update(bbox=row["bbox"][:3]), "not four numbers"),
+        (lambda row, k: row.update(image={"bytes": None, "path": "x.jpg"}), "there is no image"),
+        (lambda row, k: row.update(image=None), "there is no image"),
+        (lambda row, k: row["image"].update(bytes=row["image"]["bytes"][:2000]), "truncated"),
+    ],
+)
 def test_a_wrong_row_is_named(own, tmp_path, change, words):
     spoil(own[0], REFCOCOG, change)
     message = refused(own, tmp_path)
@@ -344,10 +378,13 @@ def test_an_image_of_another_size_than_its_row_says_is_named(own, tmp_path):
     assert "not 2000 x" in refused(own, tmp_path)
 
 
-@pytest.mark.parametrize("name, words", [
-    ("JierunChen/Ref-L4/images.tar.gz", "not a whole tar file"),
-    ("lmms-lab/RefCOCOg/data/val-00000-of-00001.parquet", "not a whole parquet file"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("JierunChen/Ref-L4/images.tar.gz", "not a whole tar file"),
+        ("lmms-lab/RefCOCOg/data/val-00000-of-00001.parquet", "not a whole parquet file"),
+    ],
+)
 def test_a_cut_file_is_named(own, tmp_path, name, words):
     content = (own[0] / name).read_bytes()
     (own[0] / name).write_bytes(content[: len(content) // 3])
@@ -471,8 +508,13 @@ class Hub(BaseHTTPRequestHandler):
         if what == "spoil":
             body = body[:-1] + bytes([body[-1] ^ 1])
         digest = hashlib.sha256(server.body).hexdigest()
-        headers = {"X-Repo-Commit": server.commit, "ETag": f'"{digest}"', "X-Linked-Etag": f'"{digest}"',
-                   "X-Linked-Size": str(len(server.body)), "Accept-Ranges": "bytes"}  # fmt: skip
+        headers = {
+            "X-Repo-Commit": server.commit,
+            "ETag": f'"{digest}"',
+            "X-Linked-Etag": f'"{digest}"',
+            "X-Linked-Size": str(len(server.body)),
+            "Accept-Ranges": "bytes",
+        }
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(server.body) - 1}/{len(server.body)}"
         self.answer(206 if start else 200, body, headers, cut=what == "cut")

@@ -98,8 +98,9 @@ def test_a_notebook_is_whole_and_small(path):
     outputs = [output for cell in code for output in cell.outputs]
     assert len(raw.encode()) < 2_000_000
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
-    assert all(o.get("execution_count", cell.execution_count) == cell.execution_count for cell in code
-               for o in cell.outputs)  # fmt: skip
+    assert all(
+        o.get("execution_count", cell.execution_count) == cell.execution_count for cell in code for o in cell.outputs
+    )
     assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
     assert "widgets" not in notebook.metadata and "widget-view" not in raw and "widget-state" not in raw
     assert set(notebook.metadata) == {"kernelspec", "language_info", MARK}
@@ -231,8 +232,11 @@ def test_the_reference_never_overwrites_a_run(tmp_path):
     with pytest.raises(ArtefactError, match="nothing in it is overwritten"):
         lessons.seed_run(micro, 0, root)
     assert read_json(root / "stages.json") == stages
-    for profile, seed, said in ((get_profile("smoke"), 0, "not of smoke and 0"), (micro, 1, "not of micro and 1"),
-                                (replace(micro, sft_epochs=9), 0, "another sft_epochs")):  # fmt: skip
+    for profile, seed, said in (
+        (get_profile("smoke"), 0, "not of smoke and 0"),
+        (micro, 1, "not of micro and 1"),
+        (replace(micro, sft_epochs=9), 0, "another sft_epochs"),
+    ):
         with pytest.raises(ArtefactError, match=said):
             lessons.seed_run(profile, seed, tmp_path / "other")
     assert not (tmp_path / "other").exists()

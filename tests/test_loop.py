@@ -55,8 +55,13 @@ def test_t_refinements_give_t_plus_one_steps(play, records, turns):
             k: record[k] for k in ("id", "image_id", "subset", "expression")
         }
         assert rollout["truth"] == record["bbox"] and set(rollout) == {
-            "id", "image_id", "subset", "expression", "truth", "steps"
-        }  # fmt: skip
+            "id",
+            "image_id",
+            "subset",
+            "expression",
+            "truth",
+            "steps",
+        }
         assert [step["box"] for step in rollout["steps"]] == BOXES[: turns + 1]
         assert [step["text"] for step in rollout["steps"]] == [fine(turn, 0) for turn in range(turns + 1)]
     assert json.loads(json.dumps(rollouts))[0]["steps"][0]["box"] == list(BOXES[0])
@@ -77,15 +82,27 @@ def test_every_feedback_is_the_original_image_with_the_latest_box_alone(play, re
         assert (drawn[0] == image.tobytes()) == (style == "none")
         assert texts_of(chat) == [
             protocol.PROMPT[0] + record["expression"] + protocol.PROMPT[1],
-            fine(0, 0), protocol.FEEDBACK, fine(1, 0), protocol.FEEDBACK,
-        ]  # fmt: skip
+            fine(0, 0),
+            protocol.FEEDBACK,
+            fine(1, 0),
+            protocol.FEEDBACK,
+        ]
         assert [message["role"] for message in chat] == ["user", "assistant", "user", "assistant", "user"]
 
 
-@pytest.mark.parametrize("failing", [
-    "I cannot see it.", "", '{"bbox_2d": [1, 2, 3]}', '{"bbox_2d": [1, 2, 3, 4, 5]}', '{"bbox_2d": [300, 2, 3, 4]}',
-    '{"bbox_2d": [1, 2, 3, 1001]}', protocol.answer_text(BOXES[0]) * 2, '{"bbox_2d": [NaN, 2, 3, 4]}',
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "failing",
+    [
+        "I cannot see it.",
+        "",
+        '{"bbox_2d": [1, 2, 3]}',
+        '{"bbox_2d": [1, 2, 3, 4, 5]}',
+        '{"bbox_2d": [300, 2, 3, 4]}',
+        '{"bbox_2d": [1, 2, 3, 1001]}',
+        protocol.answer_text(BOXES[0]) * 2,
+        '{"bbox_2d": [NaN, 2, 3, 4]}',
+    ],
+)
 def test_after_an_answer_without_a_box_the_bare_image_is_shown_and_said_so(play, records, failing):
     def script(turn, i):
         return failing if turn == 1 and i % 2 else fine(turn, i)

@@ -20,9 +20,13 @@ FULL, HALF, NONE, TENTH = [0, 0, 100, 100], [0, 0, 100, 50], [500, 500, 600, 600
 
 def rollout(number, *steps, truth=UNIT, image=None, subset="attributes"):
     return {
-        "id": f"s{number:03d}", "image_id": f"i{number:03d}" if image is None else image, "subset": subset,
-        "expression": "the red square", "truth": truth, "steps": [{"text": "", "box": box} for box in steps],
-    }  # fmt: skip
+        "id": f"s{number:03d}",
+        "image_id": f"i{number:03d}" if image is None else image,
+        "subset": subset,
+        "expression": "the red square",
+        "truth": truth,
+        "steps": [{"text": "", "box": box} for box in steps],
+    }
 
 
 @st.composite
@@ -92,8 +96,10 @@ def test_every_metric_by_hand():
     assert value["share_stay",] == 4 / 8
     assert value["share_same_box",] == 2 / 8
     assert {part: cell["value"] for part, cell in found["fall"].items()} == {
-        "lost_unparsed": 1 / 8, "lost_wrong_box": 1 / 8, "gained": 1 / 8,
-    }  # fmt: skip
+        "lost_unparsed": 1 / 8,
+        "lost_wrong_box": 1 / 8,
+        "gained": 1 / 8,
+    }
     assert (value["hard", "first"], size["hard", "first"]) == (pytest.approx(0.1 / 3), 3)
     assert value["hard", "final"] == pytest.approx(1.1 / 3)
     assert (value["easy", "first"], size["easy", "first"]) == (pytest.approx(4.5 / 5), 5)
@@ -174,8 +180,11 @@ def test_paired_ratio_by_hand_and_where_it_has_no_meaning():
     cell = metrics.paired_ratio(gentle, steep, metrics.degradation, **FAST)
     assert (cell["value"], cell["low"], cell["high"]) == pytest.approx((0.2, 0.2, 0.2))
     assert metrics.paired_ratio(gentle, still, metrics.degradation, **FAST) == {
-        "value": None, "low": None, "high": None, "n": 4,
-    }  # fmt: skip
+        "value": None,
+        "low": None,
+        "high": None,
+        "n": 4,
+    }
     improving = [rollout(i, HALF, FULL, FULL) for i in range(4)]
     assert metrics.paired_ratio(gentle, improving, metrics.degradation, **FAST)["value"] is None
     mixed = [*steep[:1], *still[1:]]  # some resamples have nothing below the line
@@ -209,9 +218,7 @@ def test_copies_of_a_row_within_its_image_do_not_narrow_the_interval():
     images = np.array([f"i{i}" for i in range(200)])
     once = metrics.mean_interval(scores, images, **FAST)
     copied = metrics.mean_interval(np.repeat(scores, 9), np.repeat(images, 9), **FAST)
-    assert [copied[k] for k in ("value", "low", "high")] == pytest.approx(
-        [once[k] for k in ("value", "low", "high")]
-    )
+    assert [copied[k] for k in ("value", "low", "high")] == pytest.approx([once[k] for k in ("value", "low", "high")])
     apart = metrics.mean_interval(np.repeat(scores, 9), [f"j{i}" for i in range(1800)], **FAST)
     assert (apart["high"] - apart["low"]) * 2 < copied["high"] - copied["low"]
 
@@ -304,10 +311,14 @@ def test_order_of_the_rollouts_does_not_matter(rows, random):
 def test_order_does_not_matter_to_the_last_bit():
     rng = np.random.default_rng(0)
     rows = [
-        rollout(i, *([0, 0, *rng.integers(1, 1000, 2).tolist()] for _ in range(3)), image=f"i{i % 3}",
-                truth=[0, 0, *rng.uniform(1, 1000, 2).tolist()])
+        rollout(
+            i,
+            *([0, 0, *rng.integers(1, 1000, 2).tolist()] for _ in range(3)),
+            image=f"i{i % 3}",
+            truth=[0, 0, *rng.uniform(1, 1000, 2).tolist()],
+        )
         for i in range(300)
-    ]  # fmt: skip
+    ]
     other = [row | {"steps": row["steps"][::-1]} for row in rows]
     assert metrics.score(rows[::-1], **FAST) == metrics.score(rows, **FAST)
     score = metrics.step_score("final", "miou")
@@ -424,23 +435,40 @@ def test_refinement_metrics_by_hand():
     """IoUs of step 0 and the final step: .8 -> .9, .8 -> .8, .8 -> .4, .2 -> .6, .2 -> .2, 0 -> 0."""
     truth = [0, 0, 1000, 1000]
     pairs = [(800, 900), (800, 800), (800, 400), (200, 600), (200, 200), (None, None)]
-    rollouts = [{"id": f"{i}", "image_id": f"{i}", "subset": "s", "truth": truth,
-                 "steps": [{"box": side and (0, 0, side, 1000)} for side in pair]}
-                for i, pair in enumerate(pairs)]  # fmt: skip
+    rollouts = [
+        {
+            "id": f"{i}",
+            "image_id": f"{i}",
+            "subset": "s",
+            "truth": truth,
+            "steps": [{"box": side and (0, 0, side, 1000)} for side in pair],
+        }
+        for i, pair in enumerate(pairs)
+    ]
     found = {name: cell["value"] for name, cell in metrics.refinement(rollouts, **FAST).items()}
     gains = [0.5, 0, -0.5, 0.5, 0, 0]
-    assert found == pytest.approx({
-        "nsri": np.mean(gains), "nsri_first_right": np.mean(gains[:3]), "nsri_first_wrong": np.mean(gains[3:]),
-        "ccr": 1 / 3, "refinement": 1 / 3, "follow": 1 / 3, "worsen": 1 / 6, "inherited_error": 2 / 3,
-    })  # fmt: skip
+    assert found == pytest.approx(
+        {
+            "nsri": np.mean(gains),
+            "nsri_first_right": np.mean(gains[:3]),
+            "nsri_first_wrong": np.mean(gains[3:]),
+            "ccr": 1 / 3,
+            "refinement": 1 / 3,
+            "follow": 1 / 3,
+            "worsen": 1 / 6,
+            "inherited_error": 2 / 3,
+        }
+    )
     sizes = {name: cell["n"] for name, cell in metrics.refinement(rollouts, **FAST).items()}
     assert (sizes["nsri"], sizes["ccr"], sizes["follow"], sizes["inherited_error"]) == (6, 3, 3, 3)
 
 
 def test_refinement_of_a_student_that_never_moves():
     truth = [0, 0, 1000, 1000]
-    kept = [{"id": f"{i}", "image_id": f"{i}", "subset": "s", "truth": truth,
-             "steps": [{"box": (0, 0, side, 1000)}] * 3} for i, side in enumerate((300, 700, 1000))]  # fmt: skip
+    kept = [
+        {"id": f"{i}", "image_id": f"{i}", "subset": "s", "truth": truth, "steps": [{"box": (0, 0, side, 1000)}] * 3}
+        for i, side in enumerate((300, 700, 1000))
+    ]
     found = {name: cell["value"] for name, cell in metrics.refinement(kept, **FAST).items()}
     assert found["nsri"] == found["worsen"] == found["ccr"] == 0 and found["follow"] == found["inherited_error"] == 1
 

@@ -22,9 +22,26 @@ from ivt_utils.runtime.store import ROOT, ArtefactError, read_json
 from ivt_utils.show.report import report_from
 
 NOTEBOOKS = find_notebooks(ROOT / "notebooks")
-COLAB = ("torch", "torchvision", "numpy", "pandas", "pillow", "matplotlib", "scipy", "pyarrow", "tqdm", "requests",
-         "psutil", "huggingface_hub", "safetensors", "tokenizers", "ipykernel", "ipywidgets", "nbclient",
-         "nbformat")  # fmt: skip
+COLAB = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "pandas",
+    "pillow",
+    "matplotlib",
+    "scipy",
+    "pyarrow",
+    "tqdm",
+    "requests",
+    "psutil",
+    "huggingface_hub",
+    "safetensors",
+    "tokenizers",
+    "ipykernel",
+    "ipywidgets",
+    "nbclient",
+    "nbformat",
+)
 LEFT_OUT = {"trl", "peft", "anywidget", "datasets", "accelerate", "papermill", "transformers", "ivt-course"}
 RUN = """
 import sys, nbformat
@@ -67,8 +84,9 @@ def link(packages, folder: Path) -> None:
 
 def marks(packages) -> dict:
     """When each package was last installed."""
-    return {p.name: Path(p.locate_file(next(f for f in p.files if f.name == "RECORD"))).stat().st_mtime_ns
-            for p in packages}  # fmt: skip
+    return {
+        p.name: Path(p.locate_file(next(f for f in p.files if f.name == "RECORD"))).stat().st_mtime_ns for p in packages
+    }
 
 
 @pytest.fixture(scope="module")
@@ -163,8 +181,13 @@ def test_a_notebook_alone_sets_itself_up_runs_whole_and_starts_from_the_referenc
     notebook, (first, second, look) = prepared(path)
     nbformat.write(notebook, tmp_path / path.name)
     new = not list((folder / "venv").rglob("site-packages/trl"))  # the environment is shared: the first one installs
-    done = subprocess.run([folder / "venv" / "bin" / "python", "-c", RUN, path.name], cwd=tmp_path, capture_output=True,
-                          text=True, env=plain(IVT_REPOSITORY=published))  # fmt: skip
+    done = subprocess.run(
+        [folder / "venv" / "bin" / "python", "-c", RUN, path.name],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=plain(IVT_REPOSITORY=published),
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     cells = nbformat.read(tmp_path / path.name, as_version=4).cells
     outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]

@@ -90,9 +90,25 @@ def test_the_dry_run_walks_through_the_papers_settings(tmp_path, capsys):
     assert "numbers mean nothing" in capsys.readouterr().out
     values = json.loads((root / "run.json").read_text())["values"]
     assert values["student"] == "data/student" and values["data"] == "hub" and values["train"] == values["test"] == 8
-    same = ("turns", "style", "max_new_tokens", "harvest_max_iou", "lora_rank", "lora_alpha", "sft_lr", "sft_batch",
-            "grpo_prompts", "generations", "grpo_lr", "beta", "format_bonus", "temperature", "scale_rewards",
-            "load_in_4bit", "data_seed")  # fmt: skip
+    same = (
+        "turns",
+        "style",
+        "max_new_tokens",
+        "harvest_max_iou",
+        "lora_rank",
+        "lora_alpha",
+        "sft_lr",
+        "sft_batch",
+        "grpo_prompts",
+        "generations",
+        "grpo_lr",
+        "beta",
+        "format_bonus",
+        "temperature",
+        "scale_rewards",
+        "load_in_4bit",
+        "data_seed",
+    )
     assert {name: values[name] for name in same} == {name: getattr(paper, name) for name in same}
     results = json.loads((root / "results.json").read_text())
     assert {name for name in METHODS if not name.endswith("_long")} == set(results["methods"])  # it has no longer loop

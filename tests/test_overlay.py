@@ -32,8 +32,9 @@ def sentence(caught) -> str:
 # --- loading
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "I",
-                                  "F", "I;16"])  # fmt: skip
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "I;16"]
+)
 def test_every_mode_becomes_rgb_of_the_same_size(mode):
     grey = picture().convert("L")
     source = Image.new("LAB", grey.size) if mode == "LAB" else grey.convert(mode)
@@ -43,9 +44,18 @@ def test_every_mode_becomes_rgb_of_the_same_size(mode):
         assert abs(np.asarray(image, int) - np.asarray(grey, int)[..., None]).max() < 12
 
 
-@pytest.mark.parametrize("kind, options", [
-    ("JPEG", {}), ("PNG", {}), ("GIF", {}), ("BMP", {}), ("WEBP", {"lossless": True}), ("TIFF", {}), ("PPM", {}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, options",
+    [
+        ("JPEG", {}),
+        ("PNG", {}),
+        ("GIF", {}),
+        ("BMP", {}),
+        ("WEBP", {"lossless": True}),
+        ("TIFF", {}),
+        ("PPM", {}),
+    ],
+)
 def test_files_and_bytes_of_the_usual_kinds(kind, options, tmp_path):
     content = encoded(picture(), kind, **options)
     (tmp_path / "image").write_bytes(content)
@@ -117,10 +127,16 @@ def test_a_missing_file_and_a_folder_are_one_sentence(tmp_path):
     sentence(caught)
 
 
-@pytest.mark.parametrize("size, why", [
-    ((1, 1), "1 x 1 pixels"), ((1, 300), "at least 8"), ((7, 100), "7 x 100"), ((8, 2400), "at most 100 times"),
-    ((3000, 10), "3000 x 10"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "size, why",
+    [
+        ((1, 1), "1 x 1 pixels"),
+        ((1, 300), "at least 8"),
+        ((7, 100), "7 x 100"),
+        ((8, 2400), "at most 100 times"),
+        ((3000, 10), "3000 x 10"),
+    ],
+)
 def test_an_image_of_no_use_is_one_sentence(size, why):
     with pytest.raises(overlay.ImageError) as caught:
         overlay.load_image(Image.new("RGB", size))
@@ -142,8 +158,10 @@ def test_a_decompression_bomb_is_one_sentence(monkeypatch):
 
 
 @settings(max_examples=150)
-@given(st.sampled_from(["JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM"]),
-       st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=8))  # fmt: skip
+@given(
+    st.sampled_from(["JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM"]),
+    st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=8),
+)
 def test_a_file_with_wrong_bytes_gives_an_image_or_one_sentence(kind, damage):
     content = bytearray(encoded(picture(), kind))
     for where, value in damage:
@@ -187,9 +205,13 @@ def test_a_box_changes_its_own_pixels_and_no_other(style, grey):
     assert inside == (128, 128, 128) if style == "outline" else inside[0] > 150 and 60 < inside[1] < 128
 
 
-@given(st.lists(st.integers(0, 1000), min_size=2, max_size=2, unique=True),
-       st.lists(st.integers(0, 1000), min_size=2, max_size=2, unique=True),
-       st.sampled_from(["filled", "outline"]), st.integers(8, 64), st.integers(8, 64))  # fmt: skip
+@given(
+    st.lists(st.integers(0, 1000), min_size=2, max_size=2, unique=True),
+    st.lists(st.integers(0, 1000), min_size=2, max_size=2, unique=True),
+    st.sampled_from(["filled", "outline"]),
+    st.integers(8, 64),
+    st.integers(8, 64),
+)
 def test_any_box_leaves_a_mark_within_a_pixel_of_its_place(xs, ys, style, width, height):
     image = Image.new("RGB", (width, height), (128, 128, 128))
     box = min(xs), min(ys), max(xs), max(ys)
@@ -228,10 +250,17 @@ def test_an_unknown_style_is_one_sentence_with_the_choices(style, box, grey):
 @pytest.fixture
 def rollouts(records):
     return [
-        {**{k: r[k] for k in ("id", "image_id", "subset", "expression")}, "truth": r["bbox"],
-         "steps": [{"text": "", "box": (0, 0, 500, 500)}, {"text": "", "box": None}, {"text": "", "box": (0, 0, 9, 9)}]}
+        {
+            **{k: r[k] for k in ("id", "image_id", "subset", "expression")},
+            "truth": r["bbox"],
+            "steps": [
+                {"text": "", "box": (0, 0, 500, 500)},
+                {"text": "", "box": None},
+                {"text": "", "box": (0, 0, 9, 9)},
+            ],
+        }
         for r in records[:2]
-    ]  # fmt: skip
+    ]
 
 
 @pytest.fixture

@@ -22,9 +22,7 @@ from ivt_utils.runtime import store
 
 PROJECT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text())
-LOCK_LINES = [
-    line for line in (PROJECT / "requirements.lock").read_text().splitlines() if line and line[0] != "#"
-]
+LOCK_LINES = [line for line in (PROJECT / "requirements.lock").read_text().splitlines() if line and line[0] != "#"]
 LOCK = {canonicalize_name(want.name): want for want in map(Requirement, LOCK_LINES)}
 CONDA = yaml.safe_load((PROJECT / "environment.yml").read_text())
 EXTRAS = PYPROJECT["project"]["optional-dependencies"]
@@ -68,17 +66,31 @@ def environments(version: str) -> list[dict]:
     """The values of markers in a Python of this version, on Linux and on a Mac."""
     here = default_environment()
     systems = {"Linux": ("linux", "x86_64"), "Darwin": ("darwin", "arm64")}
-    return [here | {"python_full_version": version, "python_version": version.rpartition(".")[0], "os_name": "posix",
-                    "implementation_version": version, "platform_system": name, "sys_platform": platform,
-                    "platform_machine": machine} for name, (platform, machine) in systems.items()]  # fmt: skip
+    return [
+        here
+        | {
+            "python_full_version": version,
+            "python_version": version.rpartition(".")[0],
+            "os_name": "posix",
+            "implementation_version": version,
+            "platform_system": name,
+            "sys_platform": platform,
+            "platform_machine": machine,
+        }
+        for name, (platform, machine) in systems.items()
+    ]
 
 
 def misfits(lock, requires_python, versions=FIRST) -> list[str]:
     """The packages of a lock that some Python cannot have: {name: Requirement}, and `requires_python(name)`."""
-    return [f"{name} {want.specifier} wants Python {asked}, which {version} is not"
-            for name, want in lock.items() for version in versions
-            if any(want.marker is None or want.marker.evaluate(values) for values in environments(version))
-            and (asked := requires_python(name)) and not SpecifierSet(asked).contains(version)]  # fmt: skip
+    return [
+        f"{name} {want.specifier} wants Python {asked}, which {version} is not"
+        for name, want in lock.items()
+        for version in versions
+        if any(want.marker is None or want.marker.evaluate(values) for values in environments(version))
+        and (asked := requires_python(name))
+        and not SpecifierSet(asked).contains(version)
+    ]
 
 
 def test_the_readme_names_the_pythons_that_are_tested():
@@ -102,8 +114,15 @@ def test_every_locked_release_accepts_every_python_of_the_readme():
 
 def test_a_release_that_begins_at_a_later_patch_is_found():
     """What happened: soupsieve 4.1.2 wants 3.11.5, and Debian 12 has 3.11.2."""
-    lock = {line.split("==")[0]: Requirement(line) for line in (
-        "soupsieve==4.1.2", "late==1 ; python_full_version >= '3.12'", "apple==1 ; sys_platform == 'darwin'", "old==1")}
+    lock = {
+        line.split("==")[0]: Requirement(line)
+        for line in (
+            "soupsieve==4.1.2",
+            "late==1 ; python_full_version >= '3.12'",
+            "apple==1 ; sys_platform == 'darwin'",
+            "old==1",
+        )
+    }
     wants = {"soupsieve": ">=3.11.5", "late": ">=3.12", "apple": ">=3.13", "old": None}
     assert [line.split()[0] for line in misfits(lock, wants.get)] == ["soupsieve", "apple", "apple"]
     assert misfits(lock, wants.get, ("3.11.2",))[0].startswith("soupsieve ==4.1.2 wants Python >=3.11.5, which 3.11.2")
@@ -115,8 +134,12 @@ def test_a_resolver_finds_the_lock_whole_for_every_python():
     if not (uv := shutil.which("uv")):
         pytest.skip("uv is not installed here")
     for version in FIRST:
-        done = subprocess.run([uv, "pip", "compile", "--quiet", "--no-deps", "--python-version", version,
-                               "requirements.lock"], cwd=PROJECT, capture_output=True, text=True)  # fmt: skip
+        done = subprocess.run(
+            [uv, "pip", "compile", "--quiet", "--no-deps", "--python-version", version, "requirements.lock"],
+            cwd=PROJECT,
+            capture_output=True,
+            text=True,
+        )
         if any(sign in done.stderr for sign in ("error sending request", "dns error", "network was disabled")):
             pytest.skip("no package index answers")
         assert done.returncode == 0, done.stderr
@@ -176,7 +199,9 @@ def test_the_hooks_are_the_projects_own_ruff():
     assert [repo["repo"] for repo in repos] == ["local"]
     assert all(hook["language"] == "system" for hook in repos[0]["hooks"])
     assert [hook["entry"].split()[:2] for hook in repos[0]["hooks"]] == [
-        [".venv/bin/ruff", "check"], [".venv/bin/ruff", "format"]]  # fmt: skip
+        [".venv/bin/ruff", "check"],
+        [".venv/bin/ruff", "format"],
+    ]
 
 
 @pytest.mark.parametrize("name", ["requirements.lock", "environment.yml", "pyproject.toml"])
@@ -200,9 +225,7 @@ def test_import_is_light():
         "import time, sys; t = time.perf_counter(); import ivt_utils, ivt_utils.cli; "
         "print(time.perf_counter() - t, 'torch' in sys.modules, 'papermill' in sys.modules)"
     )
-    out = subprocess.run(
-        [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True
-    )
+    out = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
     seconds, torch, papermill = out.stdout.split()
     assert (torch, papermill) == ("False", "False")
     assert float(seconds) < 3

@@ -24,13 +24,21 @@ TEXT = protocol.answer_text(BOX, "It is too high and too narrow: move down and m
 # of a chat; GB beyond weights and inputs at the peak of generating 128 tokens, and of a forward and backward pass with
 # checkpointing, without the output head; seconds of generating 1 and 128 tokens, and of that pass.
 MEASURED = {
-    "paper": [(8, 3, 512, 1926, 4.969, 7.200, 0.74, 8.70, 1.62), (8, 3, 300, 1290, 3.294, 4.903, 0.50, 8.38, 1.10),
-              (6, 3, 512, 1926, 3.726, 5.458, 0.59, 9.65, 1.23), (2, 2, 512, 1252, 0.809, 1.396, 0.15, 7.68, 0.56),
-              (16, 1, 300, 365, 1.888, 2.895, 0.34, 8.16, 0.68)],
-    "colab": [(8, 3, 512, 1926, 3.644, 4.647, 0.45, 10.24, 0.87), (8, 3, 300, 1290, 2.411, 3.158, 0.31, 7.10, 0.59),
-              (6, 3, 512, 1926, 2.732, 3.524, 0.35, 10.32, 0.67), (2, 2, 512, 1252, 0.593, 0.879, 0.12, 6.16, 0.39),
-              (16, 1, 300, 365, 1.387, 1.847, 0.22, 6.52, 0.39)],
-}  # fmt: skip
+    "paper": [
+        (8, 3, 512, 1926, 4.969, 7.200, 0.74, 8.70, 1.62),
+        (8, 3, 300, 1290, 3.294, 4.903, 0.50, 8.38, 1.10),
+        (6, 3, 512, 1926, 3.726, 5.458, 0.59, 9.65, 1.23),
+        (2, 2, 512, 1252, 0.809, 1.396, 0.15, 7.68, 0.56),
+        (16, 1, 300, 365, 1.888, 2.895, 0.34, 8.16, 0.68),
+    ],
+    "colab": [
+        (8, 3, 512, 1926, 3.644, 4.647, 0.45, 10.24, 0.87),
+        (8, 3, 300, 1290, 2.411, 3.158, 0.31, 7.10, 0.59),
+        (6, 3, 512, 1926, 2.732, 3.524, 0.35, 10.32, 0.67),
+        (2, 2, 512, 1252, 0.593, 0.879, 0.12, 6.16, 0.39),
+        (16, 1, 300, 365, 1.387, 1.847, 0.22, 6.52, 0.39),
+    ],
+}
 H200 = 989  # TFLOP/s, its maker's figure
 
 
@@ -63,8 +71,9 @@ def test_a_training_writes_the_checkpoint_that_is_planned(fresh_student, tmp_pat
     sft.train_sft(fresh_student, rows, tmp_path, profile, 0, steps=1)
     config = json.loads((ROOT / profile.student / "config.json").read_text())
     adapter = 4 * plan.lora_parameters(config, profile.lora_rank)
-    written = sum(path.stat().st_size for path in (tmp_path / "checkpoint-1").glob("*")
-                  if path.suffix in (".safetensors", ".pt"))  # fmt: skip
+    written = sum(
+        path.stat().st_size for path in (tmp_path / "checkpoint-1").glob("*") if path.suffix in (".safetensors", ".pt")
+    )
     assert written == pytest.approx(3 * adapter, rel=0.15)
 
 
@@ -80,7 +89,7 @@ def test_grpo_asks_for_as_many_answers_as_are_planned(fresh_student, tmp_path):
     fresh_student.model.generate = generate
     log = grpo.train_grpo(fresh_student, grpo.prompts_dataset(sample_records(8, "plan")), tmp_path, profile, 0)
     assert len(log) == profile.grpo_steps and all(row["failed_rollouts"] == 0 for row in log)
-    (_, _, samples, each), = [row for row in plan.answers(profile) if row[1] == "GRPO rollouts"]  # fmt: skip
+    ((_, _, samples, each),) = [row for row in plan.answers(profile) if row[1] == "GRPO rollouts"]
     assert 2 * sum(asked) == samples * len(each) * profile.max_new_tokens  # two trainings
 
 
@@ -161,9 +170,14 @@ def test_every_stage_has_settings_that_a_profile_has():
 def test_each_setting_of_memory_makes_its_stage_smaller():
     profile = get_profile("paper")
     whole = {stage: sum(parts.values()) for stage, parts in plan.memory(profile).items()}
-    for stage, name in (("evaluation, harvest", "batch_size"), ("SFT", "sft_device_batch"), ("SFT", "max_pixels"),
-                        ("GRPO, rollouts", "max_pixels"), ("GRPO, learning", "max_pixels"),
-                        ("GRPO, learning", "grpo_device_batch")):  # fmt: skip
+    for stage, name in (
+        ("evaluation, harvest", "batch_size"),
+        ("SFT", "sft_device_batch"),
+        ("SFT", "max_pixels"),
+        ("GRPO, rollouts", "max_pixels"),
+        ("GRPO, learning", "max_pixels"),
+        ("GRPO, learning", "grpo_device_batch"),
+    ):
         less = plan.memory(replace(profile, **{name: getattr(profile, name) // 2}))
         assert sum(less[stage].values()) < whole[stage], name
     more = plan.memory(replace(profile, sft_device_batch=0, grpo_device_batch=0))
@@ -191,8 +205,10 @@ def test_unknown_names_are_one_sentence():
 
 
 def test_a_plan_is_made_without_loading_torch():
-    code = ("import sys; from ivt_utils.paper_scale.plan import plan_text; from ivt_utils.profiles import get_profile; "
-            "[plan_text(get_profile(name), warn=False) for name in ('micro', 'paper')]; print('torch' in sys.modules)")
+    code = (
+        "import sys; from ivt_utils.paper_scale.plan import plan_text; from ivt_utils.profiles import get_profile; "
+        "[plan_text(get_profile(name), warn=False) for name in ('micro', 'paper')]; print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "False"
 

@@ -100,12 +100,14 @@ def test_the_guides_are_zero_for_a_student_that_says_the_words_and_looks_at_the_
     def guides():
         output = SimpleNamespace(
             last_hidden_state=torch.zeros(*size, 1),
-            hidden_states=[None] * recipe.words_after + [states], attentions=[None] * recipe.points_in + [looks],
-        )  # fmt: skip
+            hidden_states=[None] * recipe.words_after + [states],
+            attentions=[None] * recipe.points_in + [looks],
+        )
         stand_in = SimpleNamespace(
-            model=lambda **_: output, lm_head=SimpleNamespace(weight=torch.zeros(len(tokenizer), 1)),
+            model=lambda **_: output,
+            lm_head=SimpleNamespace(weight=torch.zeros(len(tokenizer), 1)),
             get_input_embeddings=lambda: lambda _: torch.eye(len(words)),
-        )  # fmt: skip
+        )
         return pretrain._loss(stand_in, batch, labels, tokenizer, words)[1][2:5]
 
     assert guides() == pytest.approx([0, 0, 0], abs=1e-4)

@@ -47,8 +47,21 @@ def test_a_profile_cannot_be_changed():
 def test_a_dry_run_has_the_settings_of_its_profile_and_the_size_of_a_test(name):
     real, dry = get_profile(name), get_profile(f"{name}-dry-run")
     changed = {field.name for field in fields(real) if getattr(real, field.name) != getattr(dry, field.name)}
-    assert changed <= {"name", "student", "grid", "max_pixels", "train", "val", "test", "sft_epochs", "grpo_steps",
-                       "ablation_sft_steps", "ablation_grpo_steps", "resamples", "save_every"}  # fmt: skip
+    assert changed <= {
+        "name",
+        "student",
+        "grid",
+        "max_pixels",
+        "train",
+        "val",
+        "test",
+        "sft_epochs",
+        "grpo_steps",
+        "ablation_sft_steps",
+        "ablation_grpo_steps",
+        "resamples",
+        "save_every",
+    }
     assert (dry.train, dry.val, dry.test) == (8, 8, 8) and not dry.hub_student and real.hub_student
 
 

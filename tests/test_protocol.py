@@ -47,9 +47,15 @@ ANSWERS = st.one_of(st.text(max_size=20), st.lists(TEXT, max_size=2))
 CHATS = st.builds(
     lambda system, turns: [*system, *itertools.chain(*turns)],
     st.lists(ANSWERS.map(lambda c: {"role": "system", "content": c}), max_size=1),
-    st.lists(st.tuples(PARTS.map(lambda c: {"role": "user", "content": c}),
-                       ANSWERS.map(lambda c: {"role": "assistant", "content": c})), min_size=1, max_size=3),
-)  # fmt: skip
+    st.lists(
+        st.tuples(
+            PARTS.map(lambda c: {"role": "user", "content": c}),
+            ANSWERS.map(lambda c: {"role": "assistant", "content": c}),
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+)
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +80,16 @@ def test_the_tokenizer_and_the_processor_carry_the_template(processor):
     assert processor.tokenizer.response_template == protocol.RESPONSE_TEMPLATE
 
 
-@pytest.mark.parametrize("content", [
-    "text", [], [{"type": "text", "text": "a"}], protocol.feedback_content("an image", BOXES[0]),
-    protocol.feedback_content("an image", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [
+        "text",
+        [],
+        [{"type": "text", "text": "a"}],
+        protocol.feedback_content("an image", BOXES[0]),
+        protocol.feedback_content("an image", None),
+    ],
+)
 @pytest.mark.parametrize("opened", [True, False])
 def test_a_tool_turn_and_a_user_turn_are_the_same_bytes(render, content, opened):
     before = [{"role": "user", "content": "question"}, protocol.answer(TEXTS[0])]
@@ -123,8 +135,16 @@ def protocol_texts() -> list[str]:
         for _ in range(60):
             said += [text for text, _ in scenes.sample_questions(rng, subset, 6, 2)[1]]
     answers = [protocol.answer_text(BOXES[i % 3], trace) for i, trace in enumerate(["", *all_traces()])]
-    return [*(protocol.PROMPT[0] + text + protocol.PROMPT[1] for text in said), *answers, *said, *all_traces(),
-            protocol.FEEDBACK, protocol.FEEDBACK_NO_BOX, *protocol.AGAIN, *protocol.ANOTHER]  # fmt: skip
+    return [
+        *(protocol.PROMPT[0] + text + protocol.PROMPT[1] for text in said),
+        *answers,
+        *said,
+        *all_traces(),
+        protocol.FEEDBACK,
+        protocol.FEEDBACK_NO_BOX,
+        *protocol.AGAIN,
+        *protocol.ANOTHER,
+    ]
 
 
 def test_every_text_of_the_protocol_survives_encoding(processor):
@@ -168,9 +188,11 @@ def test_what_each_turn_says():
 def test_an_answer_is_parsed_as_a_call_of_draw_box(processor, records, text, box, trace):
     tokenizer = processor.tokenizer
     prompt = processor.apply_chat_template(
-        [[protocol.question(records[0]["image"], "the star")]], add_generation_prompt=True, tokenize=True,
+        [[protocol.question(records[0]["image"], "the star")]],
+        add_generation_prompt=True,
+        tokenize=True,
         return_dict=True,
-    )["input_ids"][0]  # fmt: skip
+    )["input_ids"][0]
     ids = tokenizer.encode(text + "<|im_end|>")
     for tools in (None, [grpo.make_environment()().draw_box]):
         message = tokenizer.parse_response(ids, prefix=prompt, tools=tools)
@@ -179,8 +201,27 @@ def test_an_answer_is_parsed_as_a_call_of_draw_box(processor, records, text, box
         assert message["role"] == "assistant" and (message.get("content") or "") == trace
 
 
-PIECES = ['{"bbox_2d": [', ' {"bbox_2d": [', "]}", "0", "10", "50", "1000", ", 0", ", 60", ", 80", ", 1000", " ", "\n",
-          ",", ".", " star", "It is", " too high", "<|im_end|>"]  # fmt: skip
+PIECES = [
+    '{"bbox_2d": [',
+    ' {"bbox_2d": [',
+    "]}",
+    "0",
+    "10",
+    "50",
+    "1000",
+    ", 0",
+    ", 60",
+    ", 80",
+    ", 1000",
+    " ",
+    "\n",
+    ",",
+    ".",
+    " star",
+    "It is",
+    " too high",
+    "<|im_end|>",
+]
 WHOLE = ['{"bbox_2d": [', "10", ", 0", ", 60", ", 80", "]}"]
 
 
@@ -248,8 +289,9 @@ def test_grpo_builds_the_ids_that_sft_trains_on(collated, processor, records):
     image, expression = records[0]["image"], records[0]["expression"]
     environment = grpo.make_environment()()
     environment.reset(images=[image])
-    trainer = SimpleNamespace(_is_vlm=True, processing_class=processor, _tokenizer=tokenizer, chat_template=None,
-                              chat_template_kwargs={})  # fmt: skip
+    trainer = SimpleNamespace(
+        _is_vlm=True, processing_class=processor, _tokenizer=tokenizer, chat_template=None, chat_template_kwargs={}
+    )
     ids = processor.apply_chat_template(
         [[protocol.question(image, expression)]], add_generation_prompt=True, tokenize=True, return_dict=True
     )["input_ids"][0]
@@ -298,10 +340,16 @@ def test_pretraining_asks_with_the_ids_of_the_loop(step, level, scripted, monkey
     drawn, batch = batch_of(monkeypatch, step, level)
     asked = [chat[0]["content"] for chat in drawn]
     records = [
-        {"id": str(i), "image_id": str(i), "subset": "attributes", "bbox": (0, 0, 1, 1), "image": image["image"],
-         "expression": text["text"].removeprefix(protocol.PROMPT[0]).removesuffix(protocol.PROMPT[1])}
+        {
+            "id": str(i),
+            "image_id": str(i),
+            "subset": "attributes",
+            "bbox": (0, 0, 1, 1),
+            "image": image["image"],
+            "expression": text["text"].removeprefix(protocol.PROMPT[0]).removesuffix(protocol.PROMPT[1]),
+        }
         for i, (image, text) in enumerate(asked)
-    ]  # fmt: skip
+    ]
     model = scripted(lambda turn, i: drawn[i][1]["content"][0]["text"])
     rollouts = run_loop(model, records, turns=0)
     assert all(rollout["steps"][0]["box"] for rollout in rollouts) and len(records) == len(batch["input_ids"])
@@ -322,9 +370,13 @@ def test_pretraining_learns_the_tokens_that_sft_learns(step, level, processor, m
     drawn, batch = batch_of(monkeypatch, step, level)
     ids = batch["input_ids"]
     marked = processor.apply_chat_template(
-        drawn, tokenize=True, return_dict=True, return_tensors="pt", return_assistant_tokens_mask=True,
+        drawn,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        return_assistant_tokens_mask=True,
         processor_kwargs={"padding": True, "padding_side": "right"},
-    )  # fmt: skip
+    )
     assert torch.equal(marked["input_ids"], ids)
     marks = torch.as_tensor(marked["assistant_masks"]).bool()
     assert torch.equal(marks, chats.answer_mask(ids, processor.tokenizer))

@@ -54,8 +54,10 @@ def test_the_model_has_the_published_number_of_parameters(true):
 def test_the_sizes_of_parts_are_those_of_the_built_model(true):
     parts, model = plan.parameters(true.values), true.model.model
     assert true.model.lm_head.weight is model.language_model.embed_tokens.weight
-    linear = {part: sum(m.weight.numel() for m in tower.modules() if isinstance(m, torch.nn.Linear))
-              for part, tower in (("text", model.language_model), ("vision", model.visual))}  # fmt: skip
+    linear = {
+        part: sum(m.weight.numel() for m in tower.modules() if isinstance(m, torch.nn.Linear))
+        for part, tower in (("text", model.language_model), ("vision", model.visual))
+    }
     assert parts["text"] == linear["text"] and parts["vision"] == linear["vision"]
     assert parts["embeddings"] == model.language_model.embed_tokens.weight.numel()
 
@@ -65,8 +67,11 @@ def test_4_bit_loading_takes_every_linear_map_but_the_output_head(true):
     from transformers.quantizers.quantizers_utils import should_convert_module
 
     kept = get_keys_to_not_convert(true.model)
-    small = sum(module.weight.numel() for name, module in true.model.named_modules()
-                if isinstance(module, torch.nn.Linear) and should_convert_module(name, kept))  # fmt: skip
+    small = sum(
+        module.weight.numel()
+        for name, module in true.model.named_modules()
+        if isinstance(module, torch.nn.Linear) and should_convert_module(name, kept)
+    )
     rest = sum(p.numel() for p in true.model.parameters()) - small
     assert plan.weight_bytes(true.values, True) == pytest.approx(small // 2 + small // 64 * 4 + 2 * rest, rel=0.01)
     assert plan.weight_bytes(true.values, False) == pytest.approx(2 * (small + rest), rel=0.005)
@@ -80,8 +85,11 @@ def test_lora_reaches_the_seven_projections_of_every_language_layer_and_nothing_
     reached = {name.removesuffix(".lora_A") for name, _ in model.named_modules() if name.endswith(".lora_A")}
     layers = true.values["text_config"]["num_hidden_layers"]
     parts = ["self_attn"] * 4 + ["mlp"] * 3
-    wanted = {f"base_model.model.model.language_model.layers.{i}.{part}.{name}" for i in range(layers)
-              for part, name in zip(parts, student.LORA_TARGETS, strict=True)}  # fmt: skip
+    wanted = {
+        f"base_model.model.model.language_model.layers.{i}.{part}.{name}"
+        for i in range(layers)
+        for part, name in zip(parts, student.LORA_TARGETS, strict=True)
+    }
     assert reached == wanted and len(wanted) == 7 * layers
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert learning == plan.lora_parameters(true.values, true.profile.lora_rank) and true.profile.lora_rank == 64
@@ -98,12 +106,15 @@ def test_the_layers_that_fsdp_wraps_have_the_names_it_is_given(true):
 def test_the_micro_student_has_the_same_maps_and_marks(true, tiny_student):
     names = {type(module).__name__ for module in true.model.modules()}
     assert {type(module).__name__ for module in tiny_student.model.modules()} <= names
-    ids = [true.values[f"{kind}_id"] for kind in ("image_token", "video_token", "vision_start_token",
-                                                  "vision_end_token")]  # fmt: skip
+    ids = [
+        true.values[f"{kind}_id"] for kind in ("image_token", "video_token", "vision_start_token", "vision_end_token")
+    ]
     assert ids == [151655, 151656, 151652, 151653] and max(ids) < true.values["text_config"]["vocab_size"]
     config = true.model.config  # what transformers takes when nothing is said
-    assert ids == [getattr(type(config)(), f"{k}_id") for k in ("image_token", "video_token", "vision_start_token",
-                                                                "vision_end_token")]  # fmt: skip
+    assert ids == [
+        getattr(type(config)(), f"{k}_id")
+        for k in ("image_token", "video_token", "vision_start_token", "vision_end_token")
+    ]
     assert sum(config.text_config.rope_parameters["mrope_section"]) == true.values["text_config"]["head_dim"] // 2
 
 

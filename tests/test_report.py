@@ -16,21 +16,28 @@ from ivt_utils.show import figures, report, results, tables
 
 FULL, HALF, NONE, SMALL = [0, 0, 100, 100], [0, 0, 100, 50], [500, 500, 600, 600], [0, 0, 100, 80]
 SETTINGS = {
-    "profile_name": "smoke", "seed": 0, "n_resamples": 200, "wall_seconds": {"base_ivt": 1.5},
-    "versions": {"numpy": "2"}, "commit": "abc",
-}  # fmt: skip
+    "profile_name": "smoke",
+    "seed": 0,
+    "n_resamples": 200,
+    "wall_seconds": {"base_ivt": 1.5},
+    "versions": {"numpy": "2"},
+    "commit": "abc",
+}
 
 
 def rows(*steps, count=40, each=2):
     """Rollouts in which sample i takes steps[t][i % len(steps[t])] at step t; `each` samples share an image."""
     return [
         {
-            "id": f"s{i}", "image_id": f"i{i // each}", "subset": ("attributes", "distractors")[i % 2],
-            "expression": "left\u2028of the star", "truth": [0.0, 0.0, 100.0, 100.0],
+            "id": f"s{i}",
+            "image_id": f"i{i // each}",
+            "subset": ("attributes", "distractors")[i % 2],
+            "expression": "left\u2028of the star",
+            "truth": [0.0, 0.0, 100.0, 100.0],
             "steps": [{"text": "", "box": step[i % len(step)]} for step in steps],
         }
         for i in range(count)
-    ]  # fmt: skip
+    ]
 
 
 START = [FULL, FULL, FULL, FULL, NONE]
@@ -47,12 +54,19 @@ def all_methods(count=40, each=2):
     sft = [START, [HALF, FULL, FULL, FULL, FULL], [HALF]]
     grpo = [START, START, [SMALL, FULL, FULL, FULL, FULL]]
     steps = {
-        "base_ivt": base, "base_ivt_bare": [START] * 3, "sft_ivt": sft, "sft_grpo_ivt": grpo,
-        "grpo_single": [START, [NONE]], "sft_keep_ivt": [START, START, [HALF]], "sft_keep_grpo_ivt": [START] * 3,
-        "base_ivt_long": [*base, [NONE], START, [NONE]], "sft_ivt_long": [*sft, [HALF], [HALF], [NONE]],
+        "base_ivt": base,
+        "base_ivt_bare": [START] * 3,
+        "sft_ivt": sft,
+        "sft_grpo_ivt": grpo,
+        "grpo_single": [START, [NONE]],
+        "sft_keep_ivt": [START, START, [HALF]],
+        "sft_keep_grpo_ivt": [START] * 3,
+        "base_ivt_long": [*base, [NONE], START, [NONE]],
+        "sft_ivt_long": [*sft, [HALF], [HALF], [NONE]],
         "sft_grpo_ivt_long": [*grpo, [FULL], [FULL], START],
-        "sft_keep_ivt_long": [START] * 5 + [[NONE]], "sft_keep_grpo_ivt_long": [START] * 6,
-    }  # fmt: skip
+        "sft_keep_ivt_long": [START] * 5 + [[NONE]],
+        "sft_keep_grpo_ivt_long": [START] * 6,
+    }
     return {name: rows(*boxes, count=count, each=each) for name, boxes in steps.items()}
 
 
@@ -91,8 +105,12 @@ def test_shape_of_the_results(built):
     assert list(built["methods"]) == list(METHODS)
     one = built["methods"]["base_ivt"]
     assert {key: one[key] for key in ("n", "n_images", "seed", "wall_seconds", "answers_per_sample")} == {
-        "n": 40, "n_images": 20, "seed": 0, "wall_seconds": 1.5, "answers_per_sample": 3,
-    }  # fmt: skip
+        "n": 40,
+        "n_images": 20,
+        "seed": 0,
+        "wall_seconds": 1.5,
+        "answers_per_sample": 3,
+    }
     assert one["metrics"] == metrics.score(all_methods()["base_ivt"], 0, 200)
     assert json.loads(json.dumps(built, allow_nan=False)) == built
 
@@ -230,7 +248,8 @@ def test_other_seeds_are_read_from_their_folders(run):
     content = results.results_from(run, versions={}, commit=None)
     found = {row["name"]: row["seeds"] for row in content["seeds"] if row["metric"] == "acc50" and row["b"] is None}
     assert {name: list(seeds) for name, seeds in found.items()} == {
-        name: ["0", "3"] for name in ("sft_ivt", "grpo_single", "sft_ivt_long")}  # fmt: skip
+        name: ["0", "3"] for name in ("sft_ivt", "grpo_single", "sft_ivt_long")
+    }
     assert found["sft_ivt"]["0"] == found["sft_ivt"]["3"]  # the short loop is the beginning of the long one
     path = folder / "grpo_single.jsonl"
     path.write_text(path.read_text().split("\n", 1)[1])
@@ -281,10 +300,24 @@ def test_targets_are_reached_by_a_run_that_reaches_them():
     assert verdicts(content) == dict.fromkeys("abcdefghijklmn", "reached")
     goals = {goal["key"]: goal for goal in results.targets(content)}
     values = {key: goal["value"] for key, goal in goals.items()}
-    assert values == pytest.approx({
-        "a": -0.8, "b": 0, "c": 1, "d": 0.8, "e": 0.2, "f": 0, "g": -0.08 - 0.15 / 5, "h": -0.16, "i": 0.6, "j": 0.1,
-        "k": 0.2, "l": 0.05, "m": -0.16 / 5, "n": 1,
-    })  # fmt: skip
+    assert values == pytest.approx(
+        {
+            "a": -0.8,
+            "b": 0,
+            "c": 1,
+            "d": 0.8,
+            "e": 0.2,
+            "f": 0,
+            "g": -0.08 - 0.15 / 5,
+            "h": -0.16,
+            "i": 0.6,
+            "j": 0.1,
+            "k": 0.2,
+            "l": 0.05,
+            "m": -0.16 / 5,
+            "n": 1,
+        }
+    )
     assert goals["a"]["n"] == 2000 and "step 1" in goals["a"]["claim"] and goals["g"]["unit"] == "IoU"
     assert goals["l"]["trainings"] == 2 and goals["k"]["trainings"] is None
 
@@ -301,8 +334,11 @@ def looks(low):
         numbers = [0, 1] if seed == "mean" else [seed]
         return {"name": name, "seed": seed, "seeds": numbers, "answers": None, "acc50": cell, "miou": cell}
 
-    return [row(name, seed, low if (name, seed) == (closer.GAINS[1], "mean") else 0.01)
-            for name in closer.GAINS for seed in (0, 1, "mean")]  # fmt: skip
+    return [
+        row(name, seed, low if (name, seed) == (closer.GAINS[1], "mean") else 0.01)
+        for name in closer.GAINS
+        for seed in (0, 1, "mean")
+    ]
 
 
 @pytest.mark.parametrize(("low", "said"), [(0.02, "reached"), (0.0, "open"), (-0.01, "open"), (None, "open")])
@@ -368,8 +404,10 @@ def test_where_sft_does_not_surely_lose_there_is_nothing_to_mend(sft):
     content = results.build_results(all_methods() | {"sft_ivt": rows(*sft)}, **SETTINGS)
     (goal,) = [goal for goal in results.targets(content) if goal["key"] == "g"]
     assert goal["verdict"] == "open" and "nothing to mend" in goal["claim"] and goal["low"] is None
-    assert any(line.startswith("g ") and " open " in line
-               for line in report.summary(content, tables.paper_results()).splitlines())  # fmt: skip
+    assert any(
+        line.startswith("g ") and " open " in line
+        for line in report.summary(content, tables.paper_results()).splitlines()
+    )
 
 
 # --- the paper's numbers
@@ -380,8 +418,10 @@ def test_the_papers_numbers_and_what_is_not_known():
     methods = paper["methods"]
     assert methods["base_single"]["acc50"]["value"] == 0.796
     assert methods["sft_ivt"]["oracle_acc50"] == methods["sft_ivt"]["oracle_acc50"] | {
-        "value": 0.82, "version": "v2", "step": "oracle",
-    }  # fmt: skip
+        "value": 0.82,
+        "version": "v2",
+        "step": "oracle",
+    }
     assert methods["sft_ivt"]["acc50"]["value"] is None  # the final step's number is not known
     assert methods["sft_grpo_ivt"]["acc90"]["value"] is None
     assert "base_ivt_bare" not in methods
@@ -426,8 +466,7 @@ def test_every_step_stands_once_in_the_table_of_the_steps(built):
     head, _, *lines = steps(built)
     assert head[3:] == [f"step {t}" for t in range(6)]
     found = {line[0]: [value.split(" ")[0] for value in line[3:]] for line in lines}
-    assert found["base + IVT, long"] == [
-        "80.0", "0.0", "20.0", "0.0", "80.0", "0.0"]  # fmt: skip
+    assert found["base + IVT, long"] == ["80.0", "0.0", "20.0", "0.0", "80.0", "0.0"]
     assert found["base + loop, bare image"] == ["80.0"] * 3 + ["-"] * 3
     assert "SFT + IVT" not in found and "base, single shot" not in found
     short = {name: rollouts for name, rollouts in all_methods().items() if not name.endswith("_long")}
@@ -438,9 +477,13 @@ def test_every_step_stands_once_in_the_table_of_the_steps(built):
 
 def second_turns():
     """Of each second turn two answers, as a run keeps them: the drawn box costs, the words do not."""
-    return {(words, style): rows(START, {"none": START, "outline": [FULL, FULL, FULL, NONE, NONE],
-                                         "filled": [FULL, HALF, NONE, NONE, NONE]}[style])
-            for words, style in controls.SECOND_TURNS}  # fmt: skip
+    return {
+        (words, style): rows(
+            START,
+            {"none": START, "outline": [FULL, FULL, FULL, NONE, NONE], "filled": [FULL, HALF, NONE, NONE, NONE]}[style],
+        )
+        for words, style in controls.SECOND_TURNS
+    }
 
 
 def test_the_second_turn_is_a_table_of_words_by_pictures(tmp_path):
@@ -498,7 +541,9 @@ def test_figures_draw_the_values_they_claim(built):
     assert "SFT + IVT, long 0.800, 0.900, 0.500" in figure.get_label()
     short = results.build_results({name: all_methods()[name] for name in ("base_ivt", "sft_ivt")}, **SETTINGS)
     assert [line.get_label() for line in figures.iou_per_step(short).axes[0].lines] == [
-        "base + IVT, no training", "SFT + IVT"]  # fmt: skip
+        "base + IVT, no training",
+        "SFT + IVT",
+    ]
 
     figure = figures.paper_and_ours(built, tables.paper_results())
     (axes,) = figure.axes
@@ -546,10 +591,14 @@ def test_the_rules_of_notebook_6_are_recomputed_from_their_predictions(run):
     note = json.loads((run / "run.json").read_text()) | {"values": {"thresholds": [0.5, 0.9], "control_shifts": [0.5]}}
     (run / "run.json").write_text(json.dumps(note))
     asked = [
-        {**rollout, "steps": [{**step, "fits": 0.1 + t / 2, "likelihood": -float(t)}
-                              for t, step in enumerate(rollout["steps"])]}
+        {
+            **rollout,
+            "steps": [
+                {**step, "fits": 0.1 + t / 2, "likelihood": -float(t)} for t, step in enumerate(rollout["steps"])
+            ],
+        }
         for rollout in all_methods()["sft_ivt"]
-    ]  # fmt: skip
+    ]
     for kind in ("confidence", "sampled"):
         for split in ("", "_val"):
             lines = (json.dumps(rollout) + "\n" for rollout in asked)
@@ -589,8 +638,10 @@ def test_the_second_turns_are_recomputed_from_their_predictions(run):
 
 
 def test_learning_curves_are_read_where_a_training_left_one(run):
-    curve = {"image_ids": ["a", "b"], "rows": [{"step": 0, "ious": [[0.9, 0.2], [0.9, 0.4]]},
-                                               {"step": 5, "ious": [[0.1, 0.6], [0.1, 0.4]]}]}  # fmt: skip
+    curve = {
+        "image_ids": ["a", "b"],
+        "rows": [{"step": 0, "ious": [[0.9, 0.2], [0.9, 0.4]]}, {"step": 5, "ious": [[0.1, 0.6], [0.1, 0.4]]}],
+    }
     folder = run / "adapters" / "grpo"
     folder.mkdir(parents=True)
     assert results.results_from(run, versions={}, commit=None)["learning_curve"] == {}
@@ -598,8 +649,7 @@ def test_learning_curves_are_read_where_a_training_left_one(run):
     note = json.loads((run / "stages.json").read_text())
     (run / "stages.json").write_text(json.dumps(note | {"adapters/grpo": {"sha256": checksum(folder)}}))
     content = results.results_from(run, versions={}, commit=None)
-    assert content["learning_curve"] == {
-        "grpo": metrics.curve_gain(curve["rows"], curve["image_ids"], 0, 200)}  # fmt: skip
+    assert content["learning_curve"] == {"grpo": metrics.curve_gain(curve["rows"], curve["image_ids"], 0, 200)}
     assert "grpo: learning curve, last quarter - first" in report.summary(content, tables.paper_results())
     (folder / "probe.json").write_text(json.dumps(curve | {"image_ids": ["a"]}))
     with pytest.raises(ArtefactError, match="grpo is damaged .its checksum"):

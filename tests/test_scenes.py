@@ -48,8 +48,9 @@ def read(expression: str) -> tuple[dict, list[dict]]:
 
 def color_of(thing) -> str:
     """The named colour that the painted one is nearest to."""
-    return min(scenes.COLORS, key=lambda name: sum((a - b) ** 2 for a, b in zip(thing.tint, scenes.COLORS[name],
-                                                                              strict=True)))  # fmt: skip
+    return min(
+        scenes.COLORS, key=lambda name: sum((a - b) ** 2 for a, b in zip(thing.tint, scenes.COLORS[name], strict=True))
+    )
 
 
 def size_of(thing) -> str:
@@ -85,10 +86,13 @@ def offset(thing, clause: dict, things) -> float:
 
 
 RANKS = {
-    "leftmost": lambda t: -middle(t)[0], "rightmost": lambda t: middle(t)[0], "highest": lambda t: -middle(t)[1],
-    "lowest": lambda t: middle(t)[1], "largest": lambda t: t.box[2] - t.box[0],
+    "leftmost": lambda t: -middle(t)[0],
+    "rightmost": lambda t: middle(t)[0],
+    "highest": lambda t: -middle(t)[1],
+    "lowest": lambda t: middle(t)[1],
+    "largest": lambda t: t.box[2] - t.box[0],
     "smallest": lambda t: t.box[0] - t.box[2],
-}  # fmt: skip
+}
 
 
 def pointed_at(expression: str, things, margin: float) -> list[int]:
@@ -169,8 +173,10 @@ def test_each_subset_has_its_kind_of_expression():
 
 
 def test_distractors_hold_several_things_of_one_category():
-    crowded = [max(sum(t.shape == s for t in scene.things) for s in scenes.SHAPES) / len(scene.things)
-               for scene, _ in sampled("distractors", 60)]  # fmt: skip
+    crowded = [
+        max(sum(t.shape == s for t in scene.things) for s in scenes.SHAPES) / len(scene.things)
+        for scene, _ in sampled("distractors", 60)
+    ]
     assert min(crowded) >= 0.5
 
 

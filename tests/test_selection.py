@@ -17,22 +17,31 @@ def rollout(boxes, name="a-0", fits=None, likelihood=None):
     for key, values in (("fits", fits), ("likelihood", likelihood)):
         for step, value in zip(steps, values or [], strict=False):
             step[key] = value
-    return {"id": name, "image_id": name.split("-")[0], "subset": "s", "expression": "the star", "truth": TRUTH,
-            "steps": steps}  # fmt: skip
+    return {
+        "id": name,
+        "image_id": name.split("-")[0],
+        "subset": "s",
+        "expression": "the star",
+        "truth": TRUTH,
+        "steps": steps,
+    }
 
 
-@pytest.mark.parametrize("rule, boxes, chosen", [
-    (selection.step_0, [B, A, A], 0),
-    (selection.final, [A, A, B], 2),
-    (selection.medoid, [B, A, NEAR_A], 1),
-    (selection.medoid, [None, None, A], 2),  # the only box
-    (selection.medoid, [None, None, None], 0),
-    (selection.medoid, [A, B, B], 1),
-    (selection.agreed(0.8), [B, A, NEAR_A], 2),
-    (selection.agreed(0.8), [A, NEAR_A, B], 1),
-    (selection.agreed(0.8), [A, None, B], 2),
-    (selection.agreed(1.0), [A, A, B], 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "rule, boxes, chosen",
+    [
+        (selection.step_0, [B, A, A], 0),
+        (selection.final, [A, A, B], 2),
+        (selection.medoid, [B, A, NEAR_A], 1),
+        (selection.medoid, [None, None, A], 2),  # the only box
+        (selection.medoid, [None, None, None], 0),
+        (selection.medoid, [A, B, B], 1),
+        (selection.agreed(0.8), [B, A, NEAR_A], 2),
+        (selection.agreed(0.8), [A, NEAR_A, B], 1),
+        (selection.agreed(0.8), [A, None, B], 2),
+        (selection.agreed(1.0), [A, A, B], 1),
+    ],
+)
 def test_a_rule_on_boxes(rule, boxes, chosen):
     assert rule(rollout(boxes)["steps"]) == chosen
 
@@ -61,8 +70,10 @@ def test_a_threshold_is_the_best_on_val_and_the_first_of_equals():
 
 
 def table(n=40):
-    test = [rollout([A if i % 4 else B, A if i % 3 else B, B], f"{i}-0", [0.1, 0.6, 0.2], [-1.0, -2.0, -3.0])
-            for i in range(n)]  # fmt: skip
+    test = [
+        rollout([A if i % 4 else B, A if i % 3 else B, B], f"{i}-0", [0.1, 0.6, 0.2], [-1.0, -2.0, -3.0])
+        for i in range(n)
+    ]
     sampled = [{**r, "steps": [r["steps"][0]] * 3} for r in test]
     return selection.rule_rows(test, test, sampled, sampled, (0.1, 0.5, 0.9), seed=0, n_resamples=100), test
 

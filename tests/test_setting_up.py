@@ -27,26 +27,48 @@ ADDRESS = "https://github.com/someone/course"
 NOTEBOOKS = find_notebooks(ROOT / "notebooks")
 # What Colab's GPU runtime had in June 2026 of what the course asks for (googlecolab/backend-info, pip-freeze.gpu.txt).
 COLAB = {
-    "accelerate": "1.13.0", "anywidget": "0.9.21", "datasets": "4.0.0", "huggingface_hub": "1.17.0",
-    "ipykernel": "6.17.1", "ipywidgets": "7.7.1", "matplotlib": "3.10.0", "nbclient": "0.10.4", "nbformat": "5.10.4",
-    "numpy": "2.0.2", "packaging": "26.2", "pandas": "2.2.2", "peft": "0.19.1", "pillow": "11.3.0",
-    "psutil": "5.9.5", "pyarrow": "18.1.0", "safetensors": "0.7.0", "scipy": "1.16.3", "tokenizers": "0.22.2",
-    "torch": "2.11.0+cu128", "torchvision": "0.26.0+cu128", "tqdm": "4.67.3", "transformers": "5.9.0",
-}  # fmt: skip
+    "accelerate": "1.13.0",
+    "anywidget": "0.9.21",
+    "datasets": "4.0.0",
+    "huggingface_hub": "1.17.0",
+    "ipykernel": "6.17.1",
+    "ipywidgets": "7.7.1",
+    "matplotlib": "3.10.0",
+    "nbclient": "0.10.4",
+    "nbformat": "5.10.4",
+    "numpy": "2.0.2",
+    "packaging": "26.2",
+    "pandas": "2.2.2",
+    "peft": "0.19.1",
+    "pillow": "11.3.0",
+    "psutil": "5.9.5",
+    "pyarrow": "18.1.0",
+    "safetensors": "0.7.0",
+    "scipy": "1.16.3",
+    "tokenizers": "0.22.2",
+    "torch": "2.11.0+cu128",
+    "torchvision": "0.26.0+cu128",
+    "tqdm": "4.67.3",
+    "transformers": "5.9.0",
+}
 
 
 # ------------------------------------------------------------------------------------------------ cell and badges
 def test_the_repository_is_named_in_one_place():
     assert repository().startswith("https://")
-    named = [path for pattern in ("ivt_utils/**/*.py", "tests/*.py", "Makefile", ".binder/*", ".ci/*", "*.toml")
-             for path in ROOT.glob(pattern) if repository() in path.read_text(encoding="utf-8")]  # fmt: skip
+    named = [
+        path
+        for pattern in ("ivt_utils/**/*.py", "tests/*.py", "Makefile", ".binder/*", ".ci/*", "*.toml")
+        for path in ROOT.glob(pattern)
+        if repository() in path.read_text(encoding="utf-8")
+    ]
     assert named == [ROOT / "pyproject.toml"]
 
 
 def test_the_cell_is_short_and_says_what_it_does():
     cell = setup_cell(ADDRESS)
     assert len(cell.splitlines()) <= 20 and max(map(len, cell.splitlines())) <= 120
-    assert cell.startswith("#") and "again is safe" in cell and f'"{ADDRESS}"' in cell and "REPOSITORY\"," in cell
+    assert cell.startswith("#") and "again is safe" in cell and f'"{ADDRESS}"' in cell and 'REPOSITORY",' in cell
     imported = [node for node in ast.walk(ast.parse(cell)) if isinstance(node, ast.Import | ast.ImportFrom)]
     assert "torch" not in {name.name for node in imported for name in node.names}
 
@@ -102,15 +124,28 @@ def test_colab_keeps_its_torch_and_its_front_end(monkeypatch):
     monkeypatch.setattr(setting_up, "installed", COLAB.get)
     lacking = {want.name for want in needed(ROOT) if not setting_up.suits(want)}
     assert {"trl", "peft", "transformers", "datasets"} <= lacking
-    kept = {"torch", "torchvision", "numpy", "pandas", "matplotlib", "scipy", "pillow", "psutil", "ipywidgets",
-            "ipykernel", "jupyterlab"}  # fmt: skip
+    kept = {
+        "torch",
+        "torchvision",
+        "numpy",
+        "pandas",
+        "matplotlib",
+        "scipy",
+        "pillow",
+        "psutil",
+        "ipywidgets",
+        "ipykernel",
+        "jupyterlab",
+    }
     assert not kept & lacking
 
 
 def test_here_everything_is_there_and_torch_stays_unloaded():
-    code = ("import sys, time; from ivt_utils.course.setting_up import ready; "
-            "t = time.process_time(); ready(); ready(); "
-            "print('torch' in sys.modules, time.process_time() - t < 1)")  # fmt: skip
+    code = (
+        "import sys, time; from ivt_utils.course.setting_up import ready; "
+        "t = time.process_time(); ready(); ready(); "
+        "print('torch' in sys.modules, time.process_time() - t < 1)"
+    )
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert out.splitlines() == ["The course is ready: all its packages are there, nothing was installed."] * 2 + [
         "False True"
@@ -161,8 +196,9 @@ def folder(tmp_path):
 
 
 def write_project(folder: Path, dependencies: list[str]) -> None:
-    (folder / "pyproject.toml").write_text(f"[project]\ndependencies = {json.dumps(dependencies)}\n"
-                                           "[project.optional-dependencies]\ngpu = []\n")  # fmt: skip
+    (folder / "pyproject.toml").write_text(
+        f"[project]\ndependencies = {json.dumps(dependencies)}\n[project.optional-dependencies]\ngpu = []\n"
+    )
     (folder / "requirements.lock").write_text("tiny==2.0\npulled-in==3.1\nnumpy==1.1\n")
 
 
@@ -207,10 +243,20 @@ def python(slow, tmp_path_factory):
         write_wheel(folder, version)
 
     def run(code: str, cwd: Path = folder, **environment) -> subprocess.CompletedProcess:
-        mine = {"PATH": os.environ["PATH"], "HOME": str(folder), "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder),
-                "PIP_CONFIG_FILE": os.devnull}  # fmt: skip
-        return subprocess.run([folder / "venv" / "bin" / "python", "-c", code], cwd=cwd, capture_output=True, text=True,
-                              env=mine | environment)  # fmt: skip
+        mine = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(folder),
+            "PIP_NO_INDEX": "1",
+            "PIP_FIND_LINKS": str(folder),
+            "PIP_CONFIG_FILE": os.devnull,
+        }
+        return subprocess.run(
+            [folder / "venv" / "bin" / "python", "-c", code],
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            env=mine | environment,
+        )
 
     return run
 
@@ -235,9 +281,11 @@ READY = "from ivt_utils.course.setting_up import ready; from pathlib import Path
 @pytest.mark.parametrize("before, loads, restart", [(None, False, False), ("1.0", False, False), ("1.0", True, True)])
 def test_a_restart_is_needed_exactly_when_a_loaded_package_changed(python, tmp_path, before, loads, restart):
     write_project(tmp_path, ["tiny>=2"])
-    python("import subprocess, sys; pip = [sys.executable, '-m', 'pip', '-q']; "
-           "subprocess.run([*pip, 'uninstall', '-y', 'tiny']); "
-           f"{before is not None} and subprocess.check_call([*pip, 'install', 'tiny=={before}'])")  # fmt: skip
+    python(
+        "import subprocess, sys; pip = [sys.executable, '-m', 'pip', '-q']; "
+        "subprocess.run([*pip, 'uninstall', '-y', 'tiny']); "
+        f"{before is not None} and subprocess.check_call([*pip, 'install', 'tiny=={before}'])"
+    )
     again = "\ntry: ready(Path.cwd())\nexcept RuntimeError as error: print(error)"
     code = ("import tiny\n" if loads else "") + READY.replace("; ready(Path.cwd())", "") + again + again
     out = python(code, tmp_path, PYTHONPATH=str(ROOT))

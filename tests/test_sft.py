@@ -20,8 +20,14 @@ from ivt_utils.runtime.store import ArtefactError
 def errors(records) -> list[dict]:
     """A rollout with a wrong first box for each record."""
     box = (100, 200, 300, 500)
-    return [{**{k: r[k] for k in ("id", "image_id", "subset", "expression")}, "truth": r["bbox"],
-             "steps": [{"text": protocol.answer_text(box), "box": box}]} for r in records]  # fmt: skip
+    return [
+        {
+            **{k: r[k] for k in ("id", "image_id", "subset", "expression")},
+            "truth": r["bbox"],
+            "steps": [{"text": protocol.answer_text(box), "box": box}],
+        }
+        for r in records
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -182,11 +188,14 @@ def stub():
     noted = []
     state = SimpleNamespace(log_history=[{"loss": 1.0, "step": 1}, {"train_runtime": 2.0}])
     trainer = SimpleNamespace(
-        noted=noted, state=state, args=SimpleNamespace(max_steps=-1),
+        noted=noted,
+        state=state,
+        args=SimpleNamespace(max_steps=-1),
         model=SimpleNamespace(save_pretrained=save, named_parameters=list),
         train=lambda resume_from_checkpoint: noted.append(resume_from_checkpoint),
-        add_callback=lambda _: None, remove_callback=lambda _: None,
-    )  # fmt: skip
+        add_callback=lambda _: None,
+        remove_callback=lambda _: None,
+    )
     return trainer
 
 

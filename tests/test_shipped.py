@@ -10,11 +10,29 @@ import pytest
 from ivt_utils.runtime.store import DATA, ROOT
 
 # What a run takes from data/, by pattern; the rest is for readers, or made to be changed by them.
-READ = ("benchmark/*", "qwen3vl/*.json", "reference/adapters/*", "reference/rollouts/*", "reference/run.json",
-        "reference/seeds/*", "reference/stages.json", "reference/tables/*", "student/*.json", "student/*.jinja",
-        "student/*.safetensors", "manifest.json", "paper_results.json", "timings.json")  # fmt: skip
-LEFT = ("student/README.md", "student/learning_curve.json", "reference/results.json", "reference/figures/*",
-        "hub_revisions.json")  # fmt: skip
+READ = (
+    "benchmark/*",
+    "qwen3vl/*.json",
+    "reference/adapters/*",
+    "reference/rollouts/*",
+    "reference/run.json",
+    "reference/seeds/*",
+    "reference/stages.json",
+    "reference/tables/*",
+    "student/*.json",
+    "student/*.jinja",
+    "student/*.safetensors",
+    "manifest.json",
+    "paper_results.json",
+    "timings.json",
+)
+LEFT = (
+    "student/README.md",
+    "student/learning_curve.json",
+    "reference/results.json",
+    "reference/figures/*",
+    "hub_revisions.json",
+)
 MADE_HERE = ("hub/*", "*.training/*")
 READER = """
 import sys
@@ -83,8 +101,13 @@ def told(slow, tmp_path_factory) -> dict[str, str]:
     files = [path for path in sorted((copy / "data").rglob("*")) if path.is_file()]
     names = [path.relative_to(copy / "data").as_posix() for path in files]
     names = [name for name in names if fits(name, READ) and not fits(name, LEFT)]
-    done = subprocess.run([sys.executable, "-c", READER, copy / "scratch"], cwd=copy, input="\n".join(names),
-                          text=True, capture_output=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", READER, copy / "scratch"],
+        cwd=copy,
+        input="\n".join(names),
+        text=True,
+        capture_output=True,
+    )
     assert done.returncode == 0, done.stderr
     lines = [line.partition(" ") for line in done.stdout.splitlines() if not line.startswith("This run has no")]
     assert [name for name, *_ in lines] == names

@@ -20,8 +20,10 @@ from ivt_utils.runtime import store
 from ivt_utils.runtime.store import ArtefactError, Run
 
 SMOKE = get_profile("smoke")
-ROWS = [{"id": "a", "expression": "links\u2028of the \x85 “star”", "steps": [{"text": "\ud800", "box": [1, 2, 3, 4]}]},
-        {"id": "b", "expression": "", "steps": [{"text": "", "box": None}]}]  # fmt: skip
+ROWS = [
+    {"id": "a", "expression": "links\u2028of the \x85 “star”", "steps": [{"text": "\ud800", "box": [1, 2, 3, 4]}]},
+    {"id": "b", "expression": "", "steps": [{"text": "", "box": None}]},
+]
 
 
 def sentence(caught) -> str:
@@ -143,12 +145,15 @@ def test_a_training_that_stops_finds_its_checkpoint_next_time(run):
     assert files(run.adapter("sft", resumed)) == ["adapter_model.safetensors"]
 
 
-@pytest.mark.parametrize("damage", [
-    lambda folder: (folder / "adapter_model.safetensors").write_text("weightz"),
-    lambda folder: (folder / "adapter_model.safetensors").unlink(),
-    lambda folder: (folder / "more").write_text(""),
-    lambda folder: (folder / "adapter_model.safetensors").rename(folder / "renamed"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "adapter_model.safetensors").write_text("weightz"),
+        lambda folder: (folder / "adapter_model.safetensors").unlink(),
+        lambda folder: (folder / "more").write_text(""),
+        lambda folder: (folder / "adapter_model.safetensors").rename(folder / "renamed"),
+    ],
+)
 def test_a_damaged_adapter_is_one_sentence(run, damage):
     damage(run.adapter("sft", train))
     with pytest.raises(ArtefactError) as caught:
@@ -159,10 +164,14 @@ def test_a_damaged_adapter_is_one_sentence(run, damage):
 # --- one folder, one run
 
 
-@pytest.mark.parametrize("other", [
-    lambda root: Run(SMOKE, 1, root), lambda root: Run(get_profile("micro"), 0, root),
-    lambda root: Run(replace(SMOKE, sft_lr=0.5), 0, root),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda root: Run(SMOKE, 1, root),
+        lambda root: Run(get_profile("micro"), 0, root),
+        lambda root: Run(replace(SMOKE, sft_lr=0.5), 0, root),
+    ],
+)
 def test_another_seed_profile_or_value_in_the_same_folder_is_one_sentence(run, other):
     with pytest.raises(ArtefactError) as caught:
         other(run.root)
@@ -306,7 +315,9 @@ def test_of_what_is_only_counted_the_boxes_are_shipped(finished, reference):
     assert shipped == ["grpo_single.jsonl", "sft_ivt_long.jsonl", "stages.json"]  # a long loop begins as the short one
     assert store.read_jsonl(reference / "seeds" / "3" / "rollouts" / "sft_ivt_long.jsonl") == boxes
     assert set(store.read_json(reference / "seeds" / "3" / "stages.json")) == {
-        "rollouts/grpo_single", "rollouts/sft_ivt_long"}  # fmt: skip
+        "rollouts/grpo_single",
+        "rollouts/sft_ivt_long",
+    }
 
 
 @pytest.mark.parametrize("missing", ["results.json", "adapters/grpo"])
@@ -366,17 +377,25 @@ def test_no_disk_space_in_a_stage_is_the_same_sentence(run, monkeypatch):
     assert "No space left on the disk" in sentence(caught) and run.rollouts("a", lambda: ROWS) == ROWS
 
 
-@pytest.mark.parametrize(("number", "path", "says", "never_says"), [
-    (errno.ENOSPC, "runs/a.json", "No space left on the disk for runs/a.json: free some", "--run-dir"),
-    (errno.EDQUOT, "runs/a.json", "No space left on the disk for runs/a.json: free some", "--run-dir"),
-    (errno.ENOSPC, None, "No space left on the disk for what was to be written", "--run-dir"),
-    (errno.EROFS, "runs/a.json", "runs/a.json cannot be written (Read-only file system): name a folder of yours with "
-                                 "--run-dir (in a notebook: RUN_DIR).", "free some"),
-    (errno.EACCES, "runs/a.json", "(Permission denied): name a folder of yours with --run-dir", "free some"),
-    (errno.EACCES, store.DATA / "hub/paper-dry-run", "copy the course into a folder of yours", "--run-dir"),
-    (errno.EIO, "runs/a.json", "runs/a.json: Input/output error.", "free some"),
-    (errno.EINVAL, None, "Invalid argument", "free some"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("number", "path", "says", "never_says"),
+    [
+        (errno.ENOSPC, "runs/a.json", "No space left on the disk for runs/a.json: free some", "--run-dir"),
+        (errno.EDQUOT, "runs/a.json", "No space left on the disk for runs/a.json: free some", "--run-dir"),
+        (errno.ENOSPC, None, "No space left on the disk for what was to be written", "--run-dir"),
+        (
+            errno.EROFS,
+            "runs/a.json",
+            "runs/a.json cannot be written (Read-only file system): name a folder of yours with "
+            "--run-dir (in a notebook: RUN_DIR).",
+            "free some",
+        ),
+        (errno.EACCES, "runs/a.json", "(Permission denied): name a folder of yours with --run-dir", "free some"),
+        (errno.EACCES, store.DATA / "hub/paper-dry-run", "copy the course into a folder of yours", "--run-dir"),
+        (errno.EIO, "runs/a.json", "runs/a.json: Input/output error.", "free some"),
+        (errno.EINVAL, None, "Invalid argument", "free some"),
+    ],
+)
 def test_the_remedy_fits_what_the_disk_says(number, path, says, never_says):
     told = store.trouble(OSError(number, os.strerror(number)), path)
     assert says in told and never_says not in told and "\n" not in told
@@ -417,8 +436,7 @@ def test_a_folder_that_really_may_not_be_written_names_the_way_out():
         os.chmod(outer, 0o755)
         closed = Path(outer, "closed")
         closed.mkdir(mode=0o555)
-        done = subprocess.run([sys.executable, "-c", CLOSED, closed], cwd=store.ROOT, text=True,
-                              capture_output=True)  # fmt: skip
+        done = subprocess.run([sys.executable, "-c", CLOSED, closed], cwd=store.ROOT, text=True, capture_output=True)
         if "setgroups" in done.stderr or "setuid" in done.stderr:
             pytest.skip("this root may not become another user")
         assert done.returncode == 0, done.stderr

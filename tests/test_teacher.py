@@ -21,10 +21,15 @@ CLAIMS = {
     "too tall": lambda b, t: (side(b, 1) - side(t, 1)) / side(t, 1),
 }
 ADVICE = {
-    "move right": (1, 0, 1, 0), "move left": (-1, 0, -1, 0), "move down": (0, 1, 0, 1), "move up": (0, -1, 0, -1),
-    "make it wider": (-1, 0, 1, 0), "make it narrower": (1, 0, -1, 0),
-    "make it taller": (0, -1, 0, 1), "make it shorter": (0, 1, 0, -1),
-}  # fmt: skip
+    "move right": (1, 0, 1, 0),
+    "move left": (-1, 0, -1, 0),
+    "move down": (0, 1, 0, 1),
+    "move up": (0, -1, 0, -1),
+    "make it wider": (-1, 0, 1, 0),
+    "make it narrower": (1, 0, -1, 0),
+    "make it taller": (0, -1, 0, 1),
+    "make it shorter": (0, 1, 0, -1),
+}
 SLACK = 1e-9
 
 
@@ -87,22 +92,25 @@ def test_the_true_box_fits(pair):
     assert teacher.fits(truth, truth)
 
 
-@pytest.mark.parametrize("box, trace", [
-    ((100, 100, 200, 200), "It fits: keep it."),
-    ((104, 95, 204, 195), "It is too high: move down."),  # a small error is named where there is no larger one
-    ((101, 100, 201, 200), "It is too far right: move left."),
-    ((95, 160, 195, 260), "It is too low: move up."),  # beside a large one it is not
-    ((40, 100, 140, 200), "It is too far left: move right."),
-    ((160, 100, 260, 200), "It is too far right: move left."),
-    ((100, 70, 200, 170), "It is too high: move down."),
-    ((100, 130, 200, 230), "It is too low: move up."),
-    ((130, 100, 170, 200), "It is too narrow: make it wider."),
-    ((50, 100, 250, 200), "It is too wide: make it narrower."),
-    ((100, 130, 200, 170), "It is too short: make it taller."),
-    ((100, 50, 200, 250), "It is too tall: make it shorter."),
-    ((120, 180, 220, 280), "It is too low and too far right: move up and move left."),
-    ((500, 500, 900, 900), "It is too far right and too low: move left and move up."),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "box, trace",
+    [
+        ((100, 100, 200, 200), "It fits: keep it."),
+        ((104, 95, 204, 195), "It is too high: move down."),  # a small error is named where there is no larger one
+        ((101, 100, 201, 200), "It is too far right: move left."),
+        ((95, 160, 195, 260), "It is too low: move up."),  # beside a large one it is not
+        ((40, 100, 140, 200), "It is too far left: move right."),
+        ((160, 100, 260, 200), "It is too far right: move left."),
+        ((100, 70, 200, 170), "It is too high: move down."),
+        ((100, 130, 200, 230), "It is too low: move up."),
+        ((130, 100, 170, 200), "It is too narrow: make it wider."),
+        ((50, 100, 250, 200), "It is too wide: make it narrower."),
+        ((100, 130, 200, 170), "It is too short: make it taller."),
+        ((100, 50, 200, 250), "It is too tall: make it shorter."),
+        ((120, 180, 220, 280), "It is too low and too far right: move up and move left."),
+        ((500, 500, 900, 900), "It is too far right and too low: move left and move up."),
+    ],
+)
 def test_each_direction_by_name(box, trace):
     assert teacher.geometric_trace(box, (100, 100, 200, 200)) == trace
 

@@ -10,8 +10,14 @@ CHANCE = {"seed": 0, "n_resamples": 20}
 
 
 def rollout(number, *steps):
-    return {"id": str(number), "image_id": str(number), "subset": "made", "expression": "the red square",
-            "truth": TRUTH, "steps": [{"text": text, "box": box} for text, box in steps]}  # fmt: skip
+    return {
+        "id": str(number),
+        "image_id": str(number),
+        "subset": "made",
+        "expression": "the red square",
+        "truth": TRUTH,
+        "steps": [{"text": text, "box": box} for text, box in steps],
+    }
 
 
 def values(rollouts):
@@ -28,8 +34,16 @@ def test_traces_are_compared_with_the_boxes_and_with_shuffled_traces():
     true = rollout(1, ("", LEFT), ("It is too far left: move right.", NEARER))
     false = rollout(2, ("", LEFT), ("It is too far right and too far right: move left.", LEFT))
     told = values([true, false])
-    shares = {"true": 0.5, "true_shuffled": 0.5, "true_more": 0, "followed": 0.5, "followed_shuffled": 0.25,
-              "followed_more": 0.25, "twice": 0.5, "unmoved": 0.5}  # fmt: skip
+    shares = {
+        "true": 0.5,
+        "true_shuffled": 0.5,
+        "true_more": 0,
+        "followed": 0.5,
+        "followed_shuffled": 0.25,
+        "followed_more": 0.25,
+        "twice": 0.5,
+        "unmoved": 0.5,
+    }
     assert told == {kind: (share, 2) for kind, share in shares.items()} | {"kept": (None, 0)}
 
 
@@ -53,7 +67,12 @@ def test_keep_it_is_asked_whether_it_keeps_and_an_answer_without_a_box_is_left_o
 
 def test_what_the_last_step_says_and_what_it_does():
     keep = "It fits: keep it."
-    steps = [((keep, LEFT), (keep, LEFT)), (("", LEFT), (keep, NEARER)), ((keep, LEFT), (keep, NEARER)),
-             (("", LEFT), ("", LEFT)), (("", None), ("", None))]  # fmt: skip
+    steps = [
+        ((keep, LEFT), (keep, LEFT)),
+        (("", LEFT), (keep, NEARER)),
+        ((keep, LEFT), (keep, NEARER)),
+        (("", LEFT), ("", LEFT)),
+        (("", None), ("", None)),
+    ]
     found = says_and_does([rollout(i, ("", LEFT), *pair) for i, pair in enumerate(steps)], **CHANCE)
     assert [found[kind]["value"] for kind in ("says", "does", "difference")] == pytest.approx([0.6, 0.4, 0.2])

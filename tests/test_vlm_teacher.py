@@ -83,8 +83,13 @@ class Handler(BaseHTTPRequestHandler):
 
 def completion(text):
     message = {"role": "assistant", "content": text}
-    answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "m",
-              "choices": [{"index": 0, "finish_reason": "stop", "message": message}]}  # fmt: skip
+    answer = {
+        "id": "1",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "m",
+        "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
+    }
     return 200, {}, json.dumps(answer).encode()
 
 
@@ -113,10 +118,18 @@ def quick(monkeypatch):
 @pytest.fixture
 def rollouts(records):
     """Six rollouts whose step 0 is far off: neither it nor the middle of the way to the truth fits."""
-    return [{
-        "id": r["id"], "image_id": r["image_id"], "subset": r["subset"], "expression": r["expression"],
-        "truth": r["bbox"], "steps": [{"text": format_answer(box), "box": box}],
-    } for r in records for box in [wrong_box(r["bbox"])]]  # fmt: skip
+    return [
+        {
+            "id": r["id"],
+            "image_id": r["image_id"],
+            "subset": r["subset"],
+            "expression": r["expression"],
+            "truth": r["bbox"],
+            "steps": [{"text": format_answer(box), "box": box}],
+        }
+        for r in records
+        for box in [wrong_box(r["bbox"])]
+    ]
 
 
 def wrong_box(truth):
@@ -144,8 +157,10 @@ def teach(server, rollouts, records, tmp_path, profile=PROFILE):
 def budget(rollouts, records, tmp_path, model="m"):
     """The numbers of a budget: traces, rollouts, known, fewest and most requests, tokens each, and in all."""
     line = vlm_teacher.budget(rollouts, records, PROFILE, model, tmp_path / "cache")
-    form = (r"(\d+) traces for (\d+) rollouts, (\d+) of them in the cache: (\d+) to (\d+) requests to \S+, of about "
-            r"(\d+) tokens, ([\d,]+) to ([\d,]+) in all\.")  # fmt: skip
+    form = (
+        r"(\d+) traces for (\d+) rollouts, (\d+) of them in the cache: (\d+) to (\d+) requests to \S+, of about "
+        r"(\d+) tokens, ([\d,]+) to ([\d,]+) in all\."
+    )
     return [int(number.replace(",", "")) for number in re.fullmatch(form, line).groups()]
 
 
@@ -238,7 +253,7 @@ GARBAGE = {
     "that it fits": lambda r: protocol.TRACE_FITS,
     "that it knows": lambda r: geometric_trace(*boxes(r))[:-1] + ", as the ground truth says.",
     "a filtered picture": lambda r: (400, {}, b'{"error": {"code": "content_policy_violation", "message": "no"}}'),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", GARBAGE)
@@ -269,50 +284,53 @@ LEFT, FAR, FIT = (100, 100, 200, 200), (500, 500, 900, 900), (100, 100, 200, 200
 TRUTH = (200, 100, 300, 200)  # LEFT has to move right
 
 
-@pytest.mark.parametrize("answer, box, reason", [
-    ("The red box covers the cup. It is too far left: move right.", LEFT, ""),
-    ("\n“It's too far to the left, so move it a bit to the right.” ", LEFT, ""),
-    ("This is the neighbour's chair; shift the red box right so that it fits the whole chair!", LEFT, ""),
-    ("The dog on the left side of the image is missed, the box should be moved right.", LEFT, ""),
-    ("It is much too large and too low: make it smaller and move up.", FAR, ""),
-    ("It covers half the room and is too far right and low, move it up and to the left.", FAR, ""),
-    ("It fits the mug well, no need to move it.", None, ""),
-    ("", LEFT, "is empty"),
-    ("It is too far left: move right", LEFT, "whole sentences"),
-    ("It is too far left. It is off. Move right.", LEFT, "whole sentences"),
-    ("Move right by a hundred pixels.", LEFT, "numbers"),
-    ("Move right. <think>", LEFT, "numbers"),
-    ("Move right, towards the correct box.", LEFT, "is known"),
-    ("The student's answer is too far left.", LEFT, "is known"),
-    ("It is too far right: move left.", LEFT, 'says "right" of a box that is too far left'),
-    ("It is too far left: move left.", LEFT, 'says "left"'),
-    ("It is too far left and too high.", LEFT, 'says "high"'),
-    ("It is too far left: move right and make it wider.", LEFT, 'says "wider"'),
-    ("It is too small, move right.", LEFT, 'says "small"'),
-    ("It is not too far left.", LEFT, "what not to do"),
-    ("Don't move right.", LEFT, "what not to do"),
-    ("It covers another cup.", LEFT, "does not say that the box is too far left"),
-    ("It is too wide and too tall.", FAR, "does not say that the box is too far right or too low"),
-    ("It fits. But move right.", LEFT, "says that the box fits"),
-    ("Stretch the box, and move right.", LEFT, "edges"),
-    ("Its left edge is off, move right.", LEFT, "edges"),
-    ("It is too far left: move right.", None, "asks for a change"),
-    ("It covers the cup.", None, "does not say that the box fits"),
-    ("It is too far left and not tall enough: move right.", LEFT, "other words"),
-    ("Too far left and should be higher: move right.", LEFT, "other words"),
-    ("Move right, then go up.", LEFT, "other words"),
-    ("Move right and extend downward.", LEFT, "other words"),
-    ("Move right and reduce its height.", LEFT, "other words"),
-    ("Move right and widen.", LEFT, "other words"),
-    ("The box is perfect, but move right.", LEFT, "says that the box fits"),
-    ("The red box does not fit the cup.", None, "does not say that the box fits"),
-    ("The box must be halved. It does not fit.", None, "other words"),
-    ("Move right to match the true location.", LEFT, "is known"),
-    ("Move right, to where it belongs.", LEFT, "is known"),
-    ("Move right by two box widths.", LEFT, "numbers"),
-    ("It covers the cup beside the star, and is too far left. Move right.", LEFT, ""),
-    ("The red box covers the wrong half of the cup: it is too far to the left, so move it to the right.", LEFT, ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "answer, box, reason",
+    [
+        ("The red box covers the cup. It is too far left: move right.", LEFT, ""),
+        ("\n“It's too far to the left, so move it a bit to the right.” ", LEFT, ""),
+        ("This is the neighbour's chair; shift the red box right so that it fits the whole chair!", LEFT, ""),
+        ("The dog on the left side of the image is missed, the box should be moved right.", LEFT, ""),
+        ("It is much too large and too low: make it smaller and move up.", FAR, ""),
+        ("It covers half the room and is too far right and low, move it up and to the left.", FAR, ""),
+        ("It fits the mug well, no need to move it.", None, ""),
+        ("", LEFT, "is empty"),
+        ("It is too far left: move right", LEFT, "whole sentences"),
+        ("It is too far left. It is off. Move right.", LEFT, "whole sentences"),
+        ("Move right by a hundred pixels.", LEFT, "numbers"),
+        ("Move right. <think>", LEFT, "numbers"),
+        ("Move right, towards the correct box.", LEFT, "is known"),
+        ("The student's answer is too far left.", LEFT, "is known"),
+        ("It is too far right: move left.", LEFT, 'says "right" of a box that is too far left'),
+        ("It is too far left: move left.", LEFT, 'says "left"'),
+        ("It is too far left and too high.", LEFT, 'says "high"'),
+        ("It is too far left: move right and make it wider.", LEFT, 'says "wider"'),
+        ("It is too small, move right.", LEFT, 'says "small"'),
+        ("It is not too far left.", LEFT, "what not to do"),
+        ("Don't move right.", LEFT, "what not to do"),
+        ("It covers another cup.", LEFT, "does not say that the box is too far left"),
+        ("It is too wide and too tall.", FAR, "does not say that the box is too far right or too low"),
+        ("It fits. But move right.", LEFT, "says that the box fits"),
+        ("Stretch the box, and move right.", LEFT, "edges"),
+        ("Its left edge is off, move right.", LEFT, "edges"),
+        ("It is too far left: move right.", None, "asks for a change"),
+        ("It covers the cup.", None, "does not say that the box fits"),
+        ("It is too far left and not tall enough: move right.", LEFT, "other words"),
+        ("Too far left and should be higher: move right.", LEFT, "other words"),
+        ("Move right, then go up.", LEFT, "other words"),
+        ("Move right and extend downward.", LEFT, "other words"),
+        ("Move right and reduce its height.", LEFT, "other words"),
+        ("Move right and widen.", LEFT, "other words"),
+        ("The box is perfect, but move right.", LEFT, "says that the box fits"),
+        ("The red box does not fit the cup.", None, "does not say that the box fits"),
+        ("The box must be halved. It does not fit.", None, "other words"),
+        ("Move right to match the true location.", LEFT, "is known"),
+        ("Move right, to where it belongs.", LEFT, "is known"),
+        ("Move right by two box widths.", LEFT, "numbers"),
+        ("It covers the cup beside the star, and is too far left. Move right.", LEFT, ""),
+        ("The red box covers the wrong half of the cup: it is too far to the left, so move it to the right.", LEFT, ""),
+    ],
+)
 def test_what_is_accepted_and_why_not(answer, box, reason):
     said = trace_check.objection(answer, box or FIT, (100, 100, 200, 200) if box in (None, FAR) else TRUTH)
     assert reason in said and bool(reason) == bool(said), said
@@ -331,8 +349,15 @@ def two_boxes(draw):
 def test_the_geometric_teacher_is_never_refused_and_its_opposite_always(pair):
     trace = geometric_trace(*pair)
     assert trace_check.objection(trace, *pair) == ""
-    opposite = {"left": "right", "high": "low", "up": "down", "narrow": "wide", "narrower": "wider", "short": "tall",
-                "shorter": "taller"}  # fmt: skip
+    opposite = {
+        "left": "right",
+        "high": "low",
+        "up": "down",
+        "narrow": "wide",
+        "narrower": "wider",
+        "short": "tall",
+        "shorter": "taller",
+    }
     opposite |= {b: a for a, b in opposite.items()}
     turned = re.sub(r"\w+", lambda word: opposite.get(word[0], word[0]), trace)
     assert trace_check.objection(turned, *pair) or trace == protocol.TRACE_FITS
@@ -360,16 +385,25 @@ def test_a_silent_server_ends_with_a_sentence(serve, rollouts, records, tmp_path
         teach(server, rollouts, records, tmp_path, replace(PROFILE, teacher_timeout=0.3))
 
 
-@pytest.mark.parametrize("said, words", [
-    ((401, {}, b'{"error": {"message": "Incorrect key: %s"}}' % KEY.encode()), ("refuses the key", "OPENAI_API_KEY")),
-    ((403, {}, b"{}"), ("refuses the key",)),
-    ((404, {}, b'{"error": {"message": "no such model"}}'), ("no model 'm'",)),
-    ((429, {"Retry-After": 0.1}, b"{}"), ("takes no more requests",)),
-    ((400, {}, b'{"error": "too long. %s"}' % KEY.encode()), ("the error 400", "too long")),
-    ((400, {}, b"%s %s" % (b"x" * 190, KEY.encode())), ("the error 400", "xxx")),  # the key at the cut of a long answer
-    ((500, {}, b"out of memory"), ("the error 500", "out of memory")),
-    (None, ("cannot be reached",)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "said, words",
+    [
+        (
+            (401, {}, b'{"error": {"message": "Incorrect key: %s"}}' % KEY.encode()),
+            ("refuses the key", "OPENAI_API_KEY"),
+        ),
+        ((403, {}, b"{}"), ("refuses the key",)),
+        ((404, {}, b'{"error": {"message": "no such model"}}'), ("no model 'm'",)),
+        ((429, {"Retry-After": 0.1}, b"{}"), ("takes no more requests",)),
+        ((400, {}, b'{"error": "too long. %s"}' % KEY.encode()), ("the error 400", "too long")),
+        (
+            (400, {}, b"%s %s" % (b"x" * 190, KEY.encode())),
+            ("the error 400", "xxx"),
+        ),  # the key at the cut of a long answer
+        ((500, {}, b"out of memory"), ("the error 500", "out of memory")),
+        (None, ("cannot be reached",)),
+    ],
+)
 def test_an_error_stops_the_others_with_a_sentence(serve, rollouts, records, tmp_path, monkeypatch, said, words):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     server, many = serve(lambda r, n: said), rollouts * 20
@@ -472,8 +506,17 @@ def transformers_serve(folder: Path, log: Path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [Path(sys.executable).with_name("transformers"), "serve", MICRO, "--host", "127.0.0.1", "--port",
-               str(port), "--device", "cpu"]  # fmt: skip
+    command = [
+        Path(sys.executable).with_name("transformers"),
+        "serve",
+        MICRO,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--device",
+        "cpu",
+    ]
     offline = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     with log.open("w") as out:
         process = subprocess.Popen(command, cwd=folder, env=offline, stdout=out, stderr=subprocess.STDOUT)

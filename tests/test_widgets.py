@@ -135,8 +135,10 @@ def test_without_a_notebook_each_is_one_picture_with_alt_text_and_a_sentence(
     records, methods, confident, scripted, shown, tmp_path
 ):
     student = scripted(lambda turn, i: protocol.answer_text(BOX))
-    asked = [*displays(records, methods, confident, tmp_path),
-             lambda: widgets.be_the_model(student, records, get_profile("micro"), path=tmp_path / "d.png")]  # fmt: skip
+    asked = [
+        *displays(records, methods, confident, tmp_path),
+        lambda: widgets.be_the_model(student, records, get_profile("micro"), path=tmp_path / "d.png"),
+    ]
     for show in asked:
         shown.clear()
         show()
@@ -163,9 +165,14 @@ def test_the_static_model_shows_the_given_box_or_the_students_own(scripted, reco
         assert len(student.model.shown) == (3 if box is None else 2)
 
 
-@pytest.mark.parametrize(("variable", "kernel", "expected"), [
-    ("", object(), True), ("1", object(), False), ("", None, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("variable", "kernel", "expected"),
+    [
+        ("", object(), True),
+        ("1", object(), False),
+        ("", None, False),
+    ],
+)
 def test_widgets_are_live_in_a_kernel_unless_the_course_is_run_by_machine(monkeypatch, variable, kernel, expected):
     import IPython
 
@@ -193,8 +200,10 @@ def test_a_live_widget_holds_the_picture_for_readers_without_widgets(
     alive, records, methods, confident, scripted, shown, tmp_path
 ):
     student = scripted(lambda turn, i: pytest.fail("nothing is generated before the reader asks"))
-    asked = [*displays(records, methods, confident, tmp_path),
-             lambda: widgets.be_the_model(student, records, get_profile("micro"), path=tmp_path / "d.png")]  # fmt: skip
+    asked = [
+        *displays(records, methods, confident, tmp_path),
+        lambda: widgets.be_the_model(student, records, get_profile("micro"), path=tmp_path / "d.png"),
+    ]
     for show in asked:
         shown.clear()
         show()
@@ -230,8 +239,10 @@ def test_what_a_student_wrote_is_shown_as_text(records):
 
 
 def test_each_control_of_the_group_viewer_changes_the_picture(records):
-    groups = [[rollout(record["id"], BAD, box) for box in (GOOD, last)]
-              for record, last in zip(records, (BAD, FAIR), strict=False)]  # fmt: skip
+    groups = [
+        [rollout(record["id"], BAD, box) for box in (GOOD, last)]
+        for record, last in zip(records, (BAD, FAIR), strict=False)
+    ]
     panel = widgets._group_panel(records, groups, 0.1, "none")
     assert "rollout 1: reward 1.10, advantage +0.50; rollout 2: reward 0.10, advantage -0.50" in alt(panel)
     control(panel, "Spread").value = "group"
@@ -336,6 +347,6 @@ def test_the_figure_lies_behind_the_widget_also_for_colab(monkeypatch, tmp_path)
     said = []
     monkeypatch.setattr(ipython, "display", lambda data, **options: said.append((data, options)))
     widgets.present((plt.figure(), "four words of alt", ""), tmp_path / "x.png", SimpleNamespace(model_id="abc"))
-    (data, options), = said
+    ((data, options),) = said
     assert data[widgets.WIDGET] == {"version_major": 2, "version_minor": 0, "model_id": "abc"}
     assert data["text/plain"] == options["metadata"]["image/png"]["alt"] == "four words of alt" and data["image/png"]

@@ -63,19 +63,37 @@ def jupyter_lab(folder):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     own = {f"JUPYTER_{kind}_DIR": str(folder / kind.lower()) for kind in ("CONFIG", "DATA", "RUNTIME")}
-    environment = {k: v for k, v in os.environ.items() if k != "IVT_STATIC"} | own | {
-        "HOME": str(folder), "IPYTHONDIR": str(folder / "ipython"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1", "MPLBACKEND": "agg",
-    }  # fmt: skip
+    environment = (
+        {k: v for k, v in os.environ.items() if k != "IVT_STATIC"}
+        | own
+        | {
+            "HOME": str(folder),
+            "IPYTHONDIR": str(folder / "ipython"),
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "MPLBACKEND": "agg",
+        }
+    )
     for name, value in SETTINGS.items():
         path = folder / "config" / "lab" / "user-settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(value))
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", f"--port={port}", "--ServerApp.ip=127.0.0.1",
-               "--ServerApp.port_retries=0", "--ServerApp.token=", "--ServerApp.password=",
-               f"--ServerApp.root_dir={folder}",
-               "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-               "--LabApp.extension_manager=readonly", "--ServerApp.disable_check_xsrf=True"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        f"--port={port}",
+        "--ServerApp.ip=127.0.0.1",
+        "--ServerApp.port_retries=0",
+        "--ServerApp.token=",
+        "--ServerApp.password=",
+        f"--ServerApp.root_dir={folder}",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+        "--LabApp.extension_manager=readonly",
+        "--ServerApp.disable_check_xsrf=True",
+    ]
     if getattr(os, "geteuid", lambda: 1)() == 0:
         command.append("--ServerApp.allow_root=True")
     address, log = f"http://127.0.0.1:{port}", folder / "lab.log"
@@ -114,8 +132,14 @@ def page(slow, tmp_path_factory):
         page.on("console", lambda message: message.type == "error" and page.said.append(message.text))
         page.on("pageerror", lambda error: page.said.append(f"page error: {error}"))
         page.outside = []
-        page.on("request", lambda asked: page.outside.append(asked.url)
-                if asked.url.startswith("http") and not asked.url.startswith(address) else None)  # fmt: skip
+        page.on(
+            "request",
+            lambda asked: (
+                page.outside.append(asked.url)
+                if asked.url.startswith("http") and not asked.url.startswith(address)
+                else None
+            ),
+        )
         page.folder = folder
         page.goto(f"{address}/doc/tree/widgets.ipynb")
         page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()  # before it, JupyterLab would ask for a kernel
@@ -183,8 +207,9 @@ def drag(page, start, end) -> None:
     canvas = cell(page, MODEL).locator("canvas")
     canvas.scroll_into_view_if_needed()
     area = canvas.bounding_box()
-    (x1, y1), (x2, y2) = ((area["x"] + area["width"] * x / 1000, area["y"] + area["height"] * y / 1000)
-                          for x, y in (start, end))  # fmt: skip
+    (x1, y1), (x2, y2) = (
+        (area["x"] + area["width"] * x / 1000, area["y"] + area["height"] * y / 1000) for x, y in (start, end)
+    )
     page.mouse.move(x1, y1)
     page.mouse.down()
     page.mouse.move((x1 + x2) / 2, (y1 + y2) / 2, steps=3)

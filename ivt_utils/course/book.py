@@ -54,38 +54,99 @@ def claims(results: dict, paper: dict) -> list[list[str]]:
     oracle = f"{_cell(theirs['sft_ivt']['oracle_acc50'], 'share')} (oracle) and {said('base_single')}"
     steps = [theirs[name]["degradation_per_step"] for name in ("sft_ivt", "sft_grpo_ivt")]
     rows = [
-        ("Looking again without training does harm (Acc@0.5)", said("base_single", "base_ivt"),
-         _cell(harm, "points"), _sign(harm, -1), 1),
-        ("After SFT the best of the steps, chosen with the truth, lies above a single shot: an oracle's gain", oracle,
-         _cell(gain, "points"), _sign(gain), 3),
-        ("After SFT a step of the loop loses IoU, on average", _cell(steps[0], "IoU"),
-         _cell(loss, "IoU"), _sign(loss), 3),
-        ("After SFT most samples end worse than they began", _cell(theirs["sft_ivt"]["share_degrade"], "share"),
-         _cell(sft["share_degrade"], "share"), _sign(sft["share_degrade"], zero=0.5), 3),
-        ("GRPO makes the loss per step smaller: GRPO's minus SFT's (here: over five refinements)",
-         f"{_cell(steps[1], 'IoU')} minus {_cell(steps[0], 'IoU')}", _cell(mended, "IoU"), _sign(mended, -1), 4),
-        ("After GRPO most samples keep the IoU of step 0", _cell(theirs["sft_grpo_ivt"]["share_stay"], "share"),
-         _cell(stay, "share"), _sign(stay, zero=0.5), 4),
-        ("After GRPO the loop ends above a single shot", said("base_single", "sft_grpo_ivt"), _cell(final, "points"),
-         _sign(final), 4),
-        ("GRPO without the loop ends above a single shot", said("base_single", "grpo_single"), _cell(alone, "points"),
-         _sign(alone), 4),
-        ("Hard samples gain IoU from step 0 to the final step (here: SFT + GRPO)", _way(slices["hard"]),
-         _cell(grpo["hard"]["difference"], "IoU"), _sign(grpo["hard"]["difference"]), 4),
-        ("Easy samples lose IoU from step 0 to the final step (here: SFT + GRPO)", _way(slices["easy"]),
-         _cell(grpo["easy"]["difference"], "IoU"), _sign(grpo["easy"]["difference"], -1), 4),
-        ("No rule without labels beats step 0 at Acc@0.5 (here: after SFT, the best rule against step 0)",
-         f"best rule {_cell(theirs['sft_ivt']['best_rule_acc50'], 'share')} and {said('base_single')}",
-         _cell(rule["difference"], "points") + (f"; {CONSENSUS} {_cell(consensus, 'points')}" if consensus else ""),
-         _none([*(row["difference"] for row in rules), *filter(None, [consensus])], both=False), 6),
-        ("The model's own verification hardly tells right from wrong: its correlation with correctness",
-         _cell(paper["self_verification"]["correlation_with_correctness"], "r"), _cell(r, "r"),
-         SEEN if r["high"] < WEAK else NOT_SEEN, 6),
-        ("The loop reacts to the presence of a box, not to how good it is (here: next Acc@0.5 after no box, a true "
-         "and a random one, each against the own box)", "in words only",
-         "; ".join(f"{name} {_cell(cell, 'points')}" for name, cell in {"no box": presence, **quality}.items()),
-         OPEN if side(presence) == "open" and equal == SEEN else equal, 6),
-    ]  # fmt: skip
+        (
+            "Looking again without training does harm (Acc@0.5)",
+            said("base_single", "base_ivt"),
+            _cell(harm, "points"),
+            _sign(harm, -1),
+            1,
+        ),
+        (
+            "After SFT the best of the steps, chosen with the truth, lies above a single shot: an oracle's gain",
+            oracle,
+            _cell(gain, "points"),
+            _sign(gain),
+            3,
+        ),
+        (
+            "After SFT a step of the loop loses IoU, on average",
+            _cell(steps[0], "IoU"),
+            _cell(loss, "IoU"),
+            _sign(loss),
+            3,
+        ),
+        (
+            "After SFT most samples end worse than they began",
+            _cell(theirs["sft_ivt"]["share_degrade"], "share"),
+            _cell(sft["share_degrade"], "share"),
+            _sign(sft["share_degrade"], zero=0.5),
+            3,
+        ),
+        (
+            "GRPO makes the loss per step smaller: GRPO's minus SFT's (here: over five refinements)",
+            f"{_cell(steps[1], 'IoU')} minus {_cell(steps[0], 'IoU')}",
+            _cell(mended, "IoU"),
+            _sign(mended, -1),
+            4,
+        ),
+        (
+            "After GRPO most samples keep the IoU of step 0",
+            _cell(theirs["sft_grpo_ivt"]["share_stay"], "share"),
+            _cell(stay, "share"),
+            _sign(stay, zero=0.5),
+            4,
+        ),
+        (
+            "After GRPO the loop ends above a single shot",
+            said("base_single", "sft_grpo_ivt"),
+            _cell(final, "points"),
+            _sign(final),
+            4,
+        ),
+        (
+            "GRPO without the loop ends above a single shot",
+            said("base_single", "grpo_single"),
+            _cell(alone, "points"),
+            _sign(alone),
+            4,
+        ),
+        (
+            "Hard samples gain IoU from step 0 to the final step (here: SFT + GRPO)",
+            _way(slices["hard"]),
+            _cell(grpo["hard"]["difference"], "IoU"),
+            _sign(grpo["hard"]["difference"]),
+            4,
+        ),
+        (
+            "Easy samples lose IoU from step 0 to the final step (here: SFT + GRPO)",
+            _way(slices["easy"]),
+            _cell(grpo["easy"]["difference"], "IoU"),
+            _sign(grpo["easy"]["difference"], -1),
+            4,
+        ),
+        (
+            "No rule without labels beats step 0 at Acc@0.5 (here: after SFT, the best rule against step 0)",
+            f"best rule {_cell(theirs['sft_ivt']['best_rule_acc50'], 'share')} and {said('base_single')}",
+            _cell(rule["difference"], "points") + (f"; {CONSENSUS} {_cell(consensus, 'points')}" if consensus else ""),
+            _none([*(row["difference"] for row in rules), *filter(None, [consensus])], both=False),
+            6,
+        ),
+        (
+            "The model's own verification hardly tells right from wrong: its correlation with correctness",
+            _cell(paper["self_verification"]["correlation_with_correctness"], "r"),
+            _cell(r, "r"),
+            SEEN if r["high"] < WEAK else NOT_SEEN,
+            6,
+        ),
+        (
+            "The loop reacts to the presence of a box, not to how good it is (here: next Acc@0.5 after no box, a true "
+            "and a random one, each against the own box)",
+            "in words only",
+            "; ".join(f"{name} {_cell(cell, 'points')}" for name, cell in {"no box": presence, **quality}.items()),
+            OPEN if side(presence) == "open" and equal == SEEN else equal,
+            6,
+        ),
+    ]
     folder = {stem[:2]: f"{stem}.ipynb" for stem in LESSONS}
     return [HEAD, *([*row[:4], f"[{row[4]}](../notebooks/{folder[f'0{row[4]}']})"] for row in rows)]
 
@@ -151,12 +212,20 @@ def explorer_samples(each: int = 6) -> dict:
     for i in sorted(picked):
         record = rollouts[EXPLORED[0]][i]
         answers = {
-            name: [{**step, "iou": round(float(value), 2)} for step, value in
-                   zip(found[i]["steps"], ious[name][i], strict=True)]
+            name: [
+                {**step, "iou": round(float(value), 2)}
+                for step, value in zip(found[i]["steps"], ious[name][i], strict=True)
+            ]
             for name, found in rollouts.items()
-        }  # fmt: skip
-        samples.append({"expression": record["expression"], "truth": [round(v) for v in record["truth"]],
-                        "image": images[record["id"]], "answers": answers})  # fmt: skip
+        }
+        samples.append(
+            {
+                "expression": record["expression"],
+                "truth": [round(v) for v in record["truth"]],
+                "image": images[record["id"]],
+                "answers": answers,
+            }
+        )
     return {"samples": samples, "methods": {name: method_label(name) for name in EXPLORED}, "of": len(table)}
 
 

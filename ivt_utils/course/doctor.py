@@ -11,9 +11,25 @@ from ivt_utils.runtime.hardware import usable_cores
 from ivt_utils.runtime.store import ArtefactError, installed, intact, trouble
 
 OK, NOTE, MISS = " OK ", "NOTE", "MISS"
-MAIN = ("torch", "torchvision", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "scipy",
-        "pandas", "pyarrow", "matplotlib", "pillow", "papermill", "jupyterlab", "ipykernel",
-        "ipywidgets")  # fmt: skip
+MAIN = (
+    "torch",
+    "torchvision",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "datasets",
+    "numpy",
+    "scipy",
+    "pandas",
+    "pyarrow",
+    "matplotlib",
+    "pillow",
+    "papermill",
+    "jupyterlab",
+    "ipykernel",
+    "ipywidgets",
+)
 MEMORY_GB = 6  # what a micro run may take at most (issue 2, "Speed and size")
 DISK_GB = 2  # generous for the checkpoints and results of one run
 PYTHONS = ((3, 11), (3, 14))  # from, below

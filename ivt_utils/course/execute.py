@@ -192,8 +192,10 @@ def made_from(notebook: Path, parameters: dict, earlier: list[Path]) -> str:
     resources = sorted(path for kind in ("*.jinja", "*.js") for path in PACKAGE.rglob(kind))
     parts = [("parameters", json.dumps(parameters, sort_keys=True)), (notebook.name, json.dumps(kept))]
     parts += [(path.name, code_of(path)) for path in reached([text for kind, _, text in kept if kind == "code"])]
-    parts += [(path.name, path.read_text(encoding="utf-8") if path.is_file() else "missing")
-              for path in (*resources, *earlier)]  # fmt: skip
+    parts += [
+        (path.name, path.read_text(encoding="utf-8") if path.is_file() else "missing")
+        for path in (*resources, *earlier)
+    ]
     return hashlib.sha256("\n".join(f"{name} {len(text)}\n{text}" for name, text in parts).encode()).hexdigest()
 
 

@@ -69,8 +69,9 @@ def keep_timings(run_dir: Path) -> Path:
         kept = {"machine": machine}  # seconds of two machines do not go together
     stages = read_json(run_dir / "stages.json")
     if any("seconds" not in noted for noted in stages.values()):
-        raise ArtefactError(f"{run_dir} began with the reference results, so its trainings were not timed: take a run "
-                            "of `make course`.")  # fmt: skip
+        raise ArtefactError(
+            f"{run_dir} began with the reference results, so its trainings were not timed: take a run of `make course`."
+        )
     # A table's seconds hold those of the trainings and answers that it is made of.
     spent = {key: noted["seconds"] for key, noted in stages.items() if not key.startswith("tables/")}
     looks = {key: seconds for key, seconds in spent.items() if "/closer_" in key}  # `ivt closer` makes them
@@ -80,8 +81,10 @@ def keep_timings(run_dir: Path) -> Path:
     if all(path.is_file() for path in found):
         kept["seconds"] = {path.stem: measured(read_cells(path)) for path in found}
         if sum(sum(parts.values()) for parts in kept["seconds"].values()) < sum(spent.values()) - sum(looks.values()):
-            raise ArtefactError(f"{run_dir} was interrupted and went on later, so its notebooks ran for less than its "
-                                "stages took: take a run of `make course` in one go.")  # fmt: skip
+            raise ArtefactError(
+                f"{run_dir} was interrupted and went on later, so its notebooks ran for less than its "
+                "stages took: take a run of `make course` in one go."
+            )
     elif not (seeds and "seconds" in kept):
         raise ArtefactError(f"{run_dir} does not hold every executed notebook: finish it with `ivt run` first.")
     write_text(pace.TIMINGS, json.dumps(kept, indent=1, ensure_ascii=False) + "\n")

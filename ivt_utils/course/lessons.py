@@ -56,8 +56,10 @@ def seed_run(profile, seed: int, root: Path) -> Run:
     """
     made = read_json(find_reference("run.json"))
     if (profile.name, seed) != (made["profile"], made["seed"]):
-        raise ArtefactError(f"The reference results are of profile {made['profile']} and seed {made['seed']}, not of "
-                            f"{profile.name} and {seed}.")  # fmt: skip
+        raise ArtefactError(
+            f"The reference results are of profile {made['profile']} and seed {made['seed']}, not of "
+            f"{profile.name} and {seed}."
+        )
     if other := profile.changed(made["values"]):
         raise ArtefactError(f"The reference results were made with another {', '.join(other)}.")
     if (root / "stages.json").exists():
@@ -98,8 +100,10 @@ def with_made_cells(notebook, stem: str):
         if name and cell.cell_type == "code":
             number += 1
             if cell.source.strip() and exercises.GAP not in cell.source:
-                raise ArtefactError(f"{stem}: {name} holds an answer, which would be lost; work in a copy of "
-                                    "notebooks/, and restore this one with git.")  # fmt: skip
+                raise ArtefactError(
+                    f"{stem}: {name} holds an answer, which would be lost; work in a copy of "
+                    "notebooks/, and restore this one with git."
+                )
             found, mark = exercises.find(name), {"exercise": name}
             cell.source = exercises.stub_text(found)
             cells += [
@@ -115,9 +119,11 @@ def with_made_cells(notebook, stem: str):
     parts = guide.sections(cells)
     read, write = (sum(part[kind] for part in parts) for kind in ("read", "write"))
     run = pace.clock(sum(pace.section_seconds("micro")[stem].values()))
-    title.source += (f"\n\n*About {guide.minutes(read)} minutes to read and {guide.minutes(write)} for the exercises. "
-                     f"The cells run for {run} on {pace.machine()} (profile micro).*"
-                     f"\n\n{badges(stem, repository())}")  # fmt: skip
+    title.source += (
+        f"\n\n*About {guide.minutes(read)} minutes to read and {guide.minutes(write)} for the exercises. "
+        f"The cells run for {run} on {pace.machine()} (profile micro).*"
+        f"\n\n{badges(stem, repository())}"
+    )
     for cell, part in zip(filter(pace.heading, cells), parts[1:], strict=True):
         head, *text = cell.source.splitlines()
         text = "\n".join(text).strip()

@@ -28,11 +28,12 @@ KEPT = ("torch", "torchvision", "numpy")  # while they are in range: a CUDA buil
 STARTED = {"_distutils_hack"}  # setuptools' hook, which every Python loads at its start; a new version does no harm
 NO_NETWORK = re.compile(
     r"connection broken|name resolution|NameResolutionError|Network is unreachable|ConnectTimeout|Connection refused"
-    r"|ConnectionError|No address associated", re.IGNORECASE
-)  # fmt: skip
+    r"|ConnectionError|No address associated",
+    re.IGNORECASE,
+)
 LOADED: dict[str, str] = {}  # distribution: the version of it that this process has loaded, noted before installing
 
-CELL = '''\
+CELL = """\
 # Finds the course, or fetches it with git, and installs only what is missing: in Colab, Kaggle, Binder and at home.
 # Running it again is safe.
 import importlib.util
@@ -52,7 +53,7 @@ if importlib.util.find_spec("ivt_utils") is None:
             sys.exit(f"git could not fetch {source}. Is the network on? Is a broken {course.name}/ there? Delete it.")
     sys.path.insert(0, str(course))
 from ivt_utils.course.setting_up import ready
-ready()'''
+ready()"""
 
 
 class NotReady(RuntimeError):
@@ -70,7 +71,7 @@ def repository(root: Path = ROOT) -> str:
 
 def setup_cell(address: str) -> str:
     """Return the source of every notebook's first code cell; the variable IVT_REPOSITORY names another repository."""
-    return CELL.replace("REPOSITORY\")", f"{address}\")")
+    return CELL.replace('REPOSITORY")', f'{address}")')
 
 
 def badges(notebook: str, address: str, images: str = "../docs/badges") -> str:
@@ -117,12 +118,16 @@ def ready(root: Path = ROOT) -> None:
     """
     low, high = PYTHONS
     if not low <= sys.version_info[:2] < high:
-        raise NotReady(f"The course needs Python {low[0]}.{low[1]} or newer, below {high[0]}.{high[1]}; this kernel is "
-                       f"Python {sys.version.split()[0]}. Choose another kernel or runtime.")  # fmt: skip
+        raise NotReady(
+            f"The course needs Python {low[0]}.{low[1]} or newer, below {high[0]}.{high[1]}; this kernel is "
+            f"Python {sys.version.split()[0]}. Choose another kernel or runtime."
+        )
     lacking = [want for want in needed(root) if not suits(want)]
     if lacking and (root / ".venv" / "installed").exists() and Path(sys.prefix).resolve() != (root / ".venv").resolve():
-        raise NotReady("The course is set up in .venv, and this kernel is another Python: start JupyterLab with make "
-                       "lab, or choose .venv/bin/python as kernel.")  # fmt: skip
+        raise NotReady(
+            "The course is set up in .venv, and this kernel is another Python: start JupyterLab with make "
+            "lab, or choose .venv/bin/python as kernel."
+        )
     if not lacking:
         done = "all its packages are there, nothing was installed."
     else:
@@ -131,12 +136,20 @@ def ready(root: Path = ROOT) -> None:
         for name, version in loaded().items():
             LOADED.setdefault(name, version)
         install(lacking, root)
-        done = "installed " + ", ".join(f"{name} {installed(name)} ({f'was {version}' if version else 'was missing'})"
-                                        for name, version in had.items()) + "."  # fmt: skip
+        done = (
+            "installed "
+            + ", ".join(
+                f"{name} {installed(name)} ({f'was {version}' if version else 'was missing'})"
+                for name, version in had.items()
+            )
+            + "."
+        )
     changed = [f"{name} {old} (now {installed(name)})" for name, old in LOADED.items() if installed(name) != old]
     if changed:
-        raise NotReady(f"Restart needed: this kernel has loaded {', '.join(changed)}. Restart the kernel (in Colab: "
-                       "Runtime, Restart session), then run this cell again.")  # fmt: skip
+        raise NotReady(
+            f"Restart needed: this kernel has loaded {', '.join(changed)}. Restart the kernel (in Colab: "
+            "Runtime, Restart session), then run this cell again."
+        )
     print(f"The course is ready: {done}")
 
 
@@ -169,19 +182,35 @@ def install(lacking: list[Requirement], root: Path) -> None:
         for wants, bounds in ((tested, kept + pulled_in), (lacking, kept)):
             constraints.write_text("\n".join(bounds))
             done = subprocess.run(
-                [sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check",
-                 "--retries=2", f"--constraint={constraints}", *map(str, wants)], capture_output=True, text=True,
-            )  # fmt: skip
+                [
+                    sys.executable,
+                    "-m",
+                    "pip",
+                    "install",
+                    "--quiet",
+                    "--no-input",
+                    "--disable-pip-version-check",
+                    "--retries=2",
+                    f"--constraint={constraints}",
+                    *map(str, wants),
+                ],
+                capture_output=True,
+                text=True,
+            )
             if done.returncode == 0 or NO_NETWORK.search(done.stderr):
                 break
     importlib.invalidate_caches()
     names = ", ".join(want.name for want in lacking if not suits(want))
     if names and NO_NETWORK.search(done.stderr):
-        raise NotReady(f"No package index answers, so these are still missing: {names}. Switch the network on (Kaggle: "
-                       "Settings, Internet), then run this cell again.")  # fmt: skip
+        raise NotReady(
+            f"No package index answers, so these are still missing: {names}. Switch the network on (Kaggle: "
+            "Settings, Internet), then run this cell again."
+        )
     if done.returncode or names:
-        raise NotReady(f"pip could not install {names or 'everything'}: {complaint(done.stderr + done.stdout)} See "
-                       "README.md for a set-up without this cell.")  # fmt: skip
+        raise NotReady(
+            f"pip could not install {names or 'everything'}: {complaint(done.stderr + done.stdout)} See "
+            "README.md for a set-up without this cell."
+        )
 
 
 def complaint(text: str) -> str:

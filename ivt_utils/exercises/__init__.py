@@ -21,9 +21,13 @@ import numpy as np
 from PIL import Image
 
 LESSONS = {
-    "01_self_correction_gap": "gap", "02_error_harvesting": "harvesting", "03_sft_warmup": "warmup",
-    "04_grpo": "rewards", "05_ablations": "comparisons", "06_mirage": "stopping",
-}  # fmt: skip
+    "01_self_correction_gap": "gap",
+    "02_error_harvesting": "harvesting",
+    "03_sft_warmup": "warmup",
+    "04_grpo": "rewards",
+    "05_ablations": "comparisons",
+    "06_mirage": "stopping",
+}
 TRIALS = 200
 TOLERANCE = 1e-6
 TODO, RIGHT, WRONG = "to do", "right", "not yet"
@@ -75,7 +79,7 @@ def find(name: str) -> Exercise:
 
 def exercise(name: str) -> Callable[[Callable], Callable]:
     """Return a decorator that checks the function below it, says what it found, and returns what the notebook goes on
-    with: the learner's function when it is right, else the solution."""  # fmt: skip
+    with: the learner's function when it is right, else the solution."""
     found = find(name)
 
     def decorate(function):
@@ -134,7 +138,7 @@ class Error:
 
 def same(a, b) -> bool:
     """Return whether two results agree: numbers within a millionth, lists, tuples and arrays by their items,
-    dictionaries by key, pictures by pixel, exceptions by type."""  # fmt: skip
+    dictionaries by key, pictures by pixel, exceptions by type."""
     a, b = (value.tolist() if hasattr(value, "tolist") else value for value in (a, b))  # also a tensor
     if isinstance(a, Error) or isinstance(b, Error):
         return isinstance(a, Error) and isinstance(b, Error) and a.kind == b.kind

@@ -129,27 +129,36 @@ EXERCISES = (
         inputs=_two_methods,
         imports="import numpy as np",
         mistakes={
-            "You return the limits of the interval; return the mean difference and the margin.":
-                lambda a, b: (_difference(a, b) - 1.96 * _spread(a, b) / len(a) ** 0.5,
-                              _difference(a, b) + 1.96 * _spread(a, b) / len(a) ** 0.5),
-            "You pair by position and not by id: the mean is right all the same, the margin is not.":
-                _by_position,
-            "You take the spreads of the two methods apart: that margin is the one of unpaired samples.":
-                _unpaired,
-            "You take b minus a; the difference is a minus b.":
-                lambda a, b: my_paired_difference(b, a),
-            "You give the spread of single samples: divide by the square root of their number.":
-                lambda a, b: (_difference(a, b), 1.96 * _spread(a, b)),
-            "You divide by the number of samples; divide by its square root.":
-                lambda a, b: (_difference(a, b), 1.96 * _spread(a, b) / len(a)),
-            "You give the standard error: the margin of a 95% interval is 1.96 times as wide.":
-                lambda a, b: (_difference(a, b), _spread(a, b) / len(a) ** 0.5),
-            "You give the whole width of the interval; the margin is half of it.":
-                lambda a, b: (_difference(a, b), 2 * 1.96 * _spread(a, b) / len(a) ** 0.5),
-            "You divide by n - 1 inside the standard deviation, a sound choice; here take `np.std` as it is.":
-                lambda a, b: (_difference(a, b), 1.96 * _spread(a, b, ddof=1) / len(a) ** 0.5),
-            "You take the size of each difference without its sign: losses then count as gains.":
-                lambda a, b: my_paired_difference({k: abs(a[k] - b[k]) for k in a}, dict.fromkeys(a, 0.0)),
+            "You return the limits of the interval; return the mean difference and the margin.": lambda a, b: (
+                _difference(a, b) - 1.96 * _spread(a, b) / len(a) ** 0.5,
+                _difference(a, b) + 1.96 * _spread(a, b) / len(a) ** 0.5,
+            ),
+            "You pair by position and not by id: the mean is right all the same, the margin is not.": _by_position,
+            "You take the spreads of the two methods apart: that margin is the one of unpaired samples.": _unpaired,
+            "You take b minus a; the difference is a minus b.": lambda a, b: my_paired_difference(b, a),
+            "You give the spread of single samples: divide by the square root of their number.": lambda a, b: (
+                _difference(a, b),
+                1.96 * _spread(a, b),
+            ),
+            "You divide by the number of samples; divide by its square root.": lambda a, b: (
+                _difference(a, b),
+                1.96 * _spread(a, b) / len(a),
+            ),
+            "You give the standard error: the margin of a 95% interval is 1.96 times as wide.": lambda a, b: (
+                _difference(a, b),
+                _spread(a, b) / len(a) ** 0.5,
+            ),
+            "You give the whole width of the interval; the margin is half of it.": lambda a, b: (
+                _difference(a, b),
+                2 * 1.96 * _spread(a, b) / len(a) ** 0.5,
+            ),
+            "You divide by n - 1 inside the standard deviation, a sound choice; here take `np.std` as it is.": lambda a, b: (
+                _difference(a, b),
+                1.96 * _spread(a, b, ddof=1) / len(a) ** 0.5,
+            ),
+            "You take the size of each difference without its sign: losses then count as gains.": lambda a, b: (
+                my_paired_difference({k: abs(a[k] - b[k]) for k in a}, dict.fromkeys(a, 0.0))
+            ),
         },
     ),
     Exercise(
@@ -173,23 +182,28 @@ EXERCISES = (
         solution=my_resampled_mean,
         inputs=_images,
         mistakes={
-            "You count an image that is drawn twice only once.":
-                lambda scores, image_ids, drawn: np.mean([
-                    score for score, its in zip(scores, image_ids) if its in drawn]),
-            "You average the means of the images: an image with more samples must weigh more.":
-                lambda scores, image_ids, drawn: np.mean([np.mean(_of_image(scores, image_ids, i)) for i in drawn]),
-            "You take the mean of all samples, whatever was drawn.":
-                lambda scores, image_ids, drawn: np.mean(scores),
-            "You keep only the last sample of an image: a dictionary holds one value for each key.":
-                lambda scores, image_ids, drawn: np.mean([_of_image(scores, image_ids, i)[-1] for i in drawn]),
-            "You take only the first sample of an image; all its samples come with it.":
-                lambda scores, image_ids, drawn: np.mean([_of_image(scores, image_ids, i)[0] for i in drawn]),
-            "You divide by the number of drawn images; divide by the number of samples that came with them.":
-                lambda scores, image_ids, drawn: sum(sum(_of_image(scores, image_ids, i)) for i in drawn) / len(drawn),
-            "You divide by the number of all samples; a draw may bring more of them or fewer.":
-                lambda scores, image_ids, drawn: sum(sum(_of_image(scores, image_ids, i)) for i in drawn) / len(scores),
-            "You give the sum of the scores; give their mean.":
-                lambda scores, image_ids, drawn: sum(sum(_of_image(scores, image_ids, i)) for i in drawn),
+            "You count an image that is drawn twice only once.": lambda scores, image_ids, drawn: np.mean(
+                [score for score, its in zip(scores, image_ids) if its in drawn]
+            ),
+            "You average the means of the images: an image with more samples must weigh more.": lambda scores, image_ids, drawn: (
+                np.mean([np.mean(_of_image(scores, image_ids, i)) for i in drawn])
+            ),
+            "You take the mean of all samples, whatever was drawn.": lambda scores, image_ids, drawn: np.mean(scores),
+            "You keep only the last sample of an image: a dictionary holds one value for each key.": lambda scores, image_ids, drawn: (
+                np.mean([_of_image(scores, image_ids, i)[-1] for i in drawn])
+            ),
+            "You take only the first sample of an image; all its samples come with it.": lambda scores, image_ids, drawn: (
+                np.mean([_of_image(scores, image_ids, i)[0] for i in drawn])
+            ),
+            "You divide by the number of drawn images; divide by the number of samples that came with them.": lambda scores, image_ids, drawn: (
+                sum(sum(_of_image(scores, image_ids, i)) for i in drawn) / len(drawn)
+            ),
+            "You divide by the number of all samples; a draw may bring more of them or fewer.": lambda scores, image_ids, drawn: (
+                sum(sum(_of_image(scores, image_ids, i)) for i in drawn) / len(scores)
+            ),
+            "You give the sum of the scores; give their mean.": lambda scores, image_ids, drawn: sum(
+                sum(_of_image(scores, image_ids, i)) for i in drawn
+            ),
         },
     ),
     Exercise(
@@ -212,26 +226,37 @@ EXERCISES = (
         inputs=_resamples,
         imports="import numpy as np",
         mistakes={
-            "You give the smallest and the largest mean: that range grows with every further resample.":
-                lambda scores, resamples: (min(_means(scores, resamples)), max(_means(scores, resamples))),
-            "You cut off 5% on each side: that is a 90% interval.":
-                lambda scores, resamples: _ends(_means(scores, resamples), 5, 95),
-            "You give `np.percentile` shares; it counts from 0 to 100, so 2.5 and 97.5.":
-                lambda scores, resamples: _ends(_means(scores, resamples), 0.025, 0.975),
-            "You take percentiles of the scores themselves: that is where samples lie, not where their mean lies.":
-                lambda scores, resamples: _ends(scores),
-            "You throw all resamples together before you take percentiles; take the mean of each one first.":
-                lambda scores, resamples: _ends([scores[i] for resample in resamples for i in resample]),
-            "You take the median of each resample; the interval is one of the mean.":
-                lambda scores, resamples: _ends([np.median([scores[i] for i in r]) for r in resamples]),
-            "You average the positions; look up the score that stands at each of them.":
-                lambda scores, resamples: _ends([np.mean(resample) for resample in resamples]),
-            "You return (high, low); the lower limit comes first.":
-                lambda scores, resamples: _ends(_means(scores, resamples))[::-1],
-            "You take 1.96 standard deviations around the mean, which supposes a normal curve; take percentiles.":
-                lambda scores, resamples: _normal(scores, resamples, shrink=False),
-            "You divide by the square root of the number of resamples: more resamples would mean more certainty.":
-                lambda scores, resamples: _normal(scores, resamples, shrink=True),
+            "You give the smallest and the largest mean: that range grows with every further resample.": lambda scores, resamples: (
+                min(_means(scores, resamples)),
+                max(_means(scores, resamples)),
+            ),
+            "You cut off 5% on each side: that is a 90% interval.": lambda scores, resamples: _ends(
+                _means(scores, resamples), 5, 95
+            ),
+            "You give `np.percentile` shares; it counts from 0 to 100, so 2.5 and 97.5.": lambda scores, resamples: (
+                _ends(_means(scores, resamples), 0.025, 0.975)
+            ),
+            "You take percentiles of the scores themselves: that is where samples lie, not where their mean lies.": lambda scores, resamples: (
+                _ends(scores)
+            ),
+            "You throw all resamples together before you take percentiles; take the mean of each one first.": lambda scores, resamples: (
+                _ends([scores[i] for resample in resamples for i in resample])
+            ),
+            "You take the median of each resample; the interval is one of the mean.": lambda scores, resamples: _ends(
+                [np.median([scores[i] for i in r]) for r in resamples]
+            ),
+            "You average the positions; look up the score that stands at each of them.": lambda scores, resamples: (
+                _ends([np.mean(resample) for resample in resamples])
+            ),
+            "You return (high, low); the lower limit comes first.": lambda scores, resamples: _ends(
+                _means(scores, resamples)
+            )[::-1],
+            "You take 1.96 standard deviations around the mean, which supposes a normal curve; take percentiles.": lambda scores, resamples: (
+                _normal(scores, resamples, shrink=False)
+            ),
+            "You divide by the square root of the number of resamples: more resamples would mean more certainty.": lambda scores, resamples: (
+                _normal(scores, resamples, shrink=True)
+            ),
         },
     ),
     Exercise(
@@ -253,18 +278,30 @@ EXERCISES = (
         solution=my_chance_findings,
         inputs=lambda rng: (rng.randint(1, 40), rng.choice([0.8, 0.9, 0.95, 0.99])),
         mistakes={
-            "You take the level for the chance of an error; that chance is 1 - level.":
-                lambda rows, level: (rows * level, 1 - (1 - level) ** rows),
-            "You add up the chances for the second number too: with many rows it would pass 1.":
-                lambda rows, level: (rows * (1 - level), rows * (1 - level)),
-            "You add up the chances and cut the sum at 1; that is a bound, not the probability.":
-                lambda rows, level: (rows * (1 - level), min(1.0, rows * (1 - level))),
-            "You give the probability that no interval excludes 0: take one minus it.":
-                lambda rows, level: (rows * (1 - level), level**rows),
-            "You give the probability that all intervals exclude 0; at least one is asked for.":
-                lambda rows, level: (rows * (1 - level), (1 - level) ** rows),
-            "You give the chance of one single row as the second number, however many rows there are.":
-                lambda rows, level: (rows * (1 - level), 1 - level),
+            "You take the level for the chance of an error; that chance is 1 - level.": lambda rows, level: (
+                rows * level,
+                1 - (1 - level) ** rows,
+            ),
+            "You add up the chances for the second number too: with many rows it would pass 1.": lambda rows, level: (
+                rows * (1 - level),
+                rows * (1 - level),
+            ),
+            "You add up the chances and cut the sum at 1; that is a bound, not the probability.": lambda rows, level: (
+                rows * (1 - level),
+                min(1.0, rows * (1 - level)),
+            ),
+            "You give the probability that no interval excludes 0: take one minus it.": lambda rows, level: (
+                rows * (1 - level),
+                level**rows,
+            ),
+            "You give the probability that all intervals exclude 0; at least one is asked for.": lambda rows, level: (
+                rows * (1 - level),
+                (1 - level) ** rows,
+            ),
+            "You give the chance of one single row as the second number, however many rows there are.": lambda rows, level: (
+                rows * (1 - level),
+                1 - level,
+            ),
         },
     ),
-)  # fmt: skip
+)

@@ -54,11 +54,18 @@ def _pair(rng):
     a = x1, y1, x2, y2 = random_box(rng, 600)
     near = [max(0, v + rng.randint(-side // 4, side // 4)) for v, side in zip(a, (x2 - x1, y2 - y1) * 2)]
     right, below = rng.randint(1, 200), rng.randint(1, 200)
-    b = rng.choice([
-        random_box(rng), a, (x2, y1, x2 + right, y2 + below), (x1, y2, x2, y2 + below),
-        (x2 + right, y2 + below, x2 + 2 * right, y2 + 2 * below), tuple(near), tuple(near),
-        (x1, y1, x1 + (x2 - x1 + 1) // 2, y2),
-    ])  # fmt: skip
+    b = rng.choice(
+        [
+            random_box(rng),
+            a,
+            (x2, y1, x2 + right, y2 + below),
+            (x1, y2, x2, y2 + below),
+            (x2 + right, y2 + below, x2 + 2 * right, y2 + 2 * below),
+            tuple(near),
+            tuple(near),
+            (x1, y1, x1 + (x2 - x1 + 1) // 2, y2),
+        ]
+    )
     return rng.choice([(a, b), (b, a), (list(a), list(b))])
 
 
@@ -162,17 +169,22 @@ EXERCISES = (
         inputs=lambda rng: (random_box(rng), *rng.sample([96, 333, 427, 640, 1000, 1500], 2)),
         mistakes={
             "You return 0..1000 unchanged, as if the numbers were pixels already.": lambda box, width, height: box,
-            "You do not divide by 1000: a coordinate is thousandths of a side.":
-                lambda box, width, height: [1000 * v for v in my_to_pixels(box, width, height)],
-            "You swap width and height: x runs along the width, y along the height.":
-                lambda box, width, height: my_to_pixels(box, height, width),
-            "You scale x and y by the width; y needs the height.":
-                lambda box, width, height: my_to_pixels(box, width, width),
+            "You do not divide by 1000: a coordinate is thousandths of a side.": lambda box, width, height: [
+                1000 * v for v in my_to_pixels(box, width, height)
+            ],
+            "You swap width and height: x runs along the width, y along the height.": lambda box, width, height: (
+                my_to_pixels(box, height, width)
+            ),
+            "You scale x and y by the width; y needs the height.": lambda box, width, height: my_to_pixels(
+                box, width, width
+            ),
             "You go the other way, from pixels to 0..1000.": _thousandths,
-            "You round to whole pixels; keep the floats.":
-                lambda box, width, height: [round(v) for v in my_to_pixels(box, width, height)],
-            "You cut off what follows the decimal point (by `//` or `int`); keep the floats.":
-                lambda box, width, height: [floor(v) for v in my_to_pixels(box, width, height)],
+            "You round to whole pixels; keep the floats.": lambda box, width, height: [
+                round(v) for v in my_to_pixels(box, width, height)
+            ],
+            "You cut off what follows the decimal point (by `//` or `int`); keep the floats.": lambda box, width, height: [
+                floor(v) for v in my_to_pixels(box, width, height)
+            ],
         },
     ),
     Exercise(
@@ -196,18 +208,24 @@ EXERCISES = (
         inputs=_on_pixels,
         imports="from math import floor",
         mistakes={
-            "You round with `round`, which takes halves to the even number: 62.5 to 62.":
-                lambda *call: _clipped([round(v) for v in _thousandths(*call)]),
-            "You cut off what follows the decimal point instead of rounding.":
-                lambda *call: _clipped([int(v) for v in _thousandths(*call)]),
-            "You do not clip: a box that reaches over the edge leaves 0..1000.":
-                lambda *call: [floor(v + 0.5) for v in _thousandths(*call)],
-            "You clip at 999; the scale ends at 1000.":
-                lambda *call: _clipped([floor(v + 0.5) for v in _thousandths(*call)], 999),
-            "You swap width and height: x runs along the width, y along the height.":
-                lambda box, width, height: my_from_pixels(box, height, width),
-            "You go the other way, from 0..1000 to pixels.":
-                lambda *call: _clipped([floor(v + 0.5) for v in my_to_pixels(*call)]),
+            "You round with `round`, which takes halves to the even number: 62.5 to 62.": lambda *call: _clipped(
+                [round(v) for v in _thousandths(*call)]
+            ),
+            "You cut off what follows the decimal point instead of rounding.": lambda *call: _clipped(
+                [int(v) for v in _thousandths(*call)]
+            ),
+            "You do not clip: a box that reaches over the edge leaves 0..1000.": lambda *call: [
+                floor(v + 0.5) for v in _thousandths(*call)
+            ],
+            "You clip at 999; the scale ends at 1000.": lambda *call: _clipped(
+                [floor(v + 0.5) for v in _thousandths(*call)], 999
+            ),
+            "You swap width and height: x runs along the width, y along the height.": lambda box, width, height: (
+                my_from_pixels(box, height, width)
+            ),
+            "You go the other way, from 0..1000 to pixels.": lambda *call: _clipped(
+                [floor(v + 0.5) for v in my_to_pixels(*call)]
+            ),
             "You do not round; the answer holds integers.": lambda *call: _clipped(_thousandths(*call)),
         },
     ),
@@ -235,10 +253,12 @@ EXERCISES = (
         mistakes={
             "Your overlap is negative in width or height where the boxes do not touch: hold both at 0.": _unclipped,
             "You let two negative sides make a positive area: hold each side at 0, not their product.": _clipped_late,
-            "You divide by the sum of the two areas, which counts the overlap twice.":
-                lambda a, b: _overlap(a, b) / (_area(a) + _area(b)),
-            "You divide by the area of one box only, not by the area that both cover together.":
-                lambda a, b: _overlap(a, b) / _area(a),
+            "You divide by the sum of the two areas, which counts the overlap twice.": lambda a, b: (
+                _overlap(a, b) / (_area(a) + _area(b))
+            ),
+            "You divide by the area of one box only, not by the area that both cover together.": lambda a, b: (
+                _overlap(a, b) / _area(a)
+            ),
             "You divide by the smallest box around both, not by the area that they cover.": _hull,
             "Your IoU treats 0..1000 as counted pixels: it adds 1 to every side.": _counted_pixels,
             "You read a box as (x, y, width, height); here it is (x1, y1, x2, y2).": _sides,
@@ -265,18 +285,23 @@ EXERCISES = (
         inputs=_shown,
         imports="from PIL import ImageDraw",
         mistakes={
-            "You draw on one and the same picture, so all pictures in your list hold all the boxes.":
-                lambda image, boxes: _on_the_image(image, boxes, lambda picture: picture),
-            "You draw box on box: each picture still holds the boxes before it. Begin with a fresh copy each time.":
-                lambda image, boxes: _on_the_image(image, boxes, Image.Image.copy),
+            "You draw on one and the same picture, so all pictures in your list hold all the boxes.": lambda image, boxes: (
+                _on_the_image(image, boxes, lambda picture: picture)
+            ),
+            "You draw box on box: each picture still holds the boxes before it. Begin with a fresh copy each time.": lambda image, boxes: (
+                _on_the_image(image, boxes, Image.Image.copy)
+            ),
             "You treat 0..1000 as pixels.": lambda *call: _drawn(*call, pixels=lambda box, width, height: box),
-            "You swap width and height: x runs along the width, y along the height.":
-                lambda *call: _drawn(*call, pixels=lambda box, width, height: my_to_pixels(box, height, width)),
+            "You swap width and height: x runs along the width, y along the height.": lambda *call: _drawn(
+                *call, pixels=lambda box, width, height: my_to_pixels(box, height, width)
+            ),
             "Your outline is not 1 pixel wide.": lambda *call: _drawn(*call, width=2),
-            "You do not round the corners, but cut off what follows the decimal point, as PIL does with floats.":
-                lambda *call: _drawn(*call, whole=int),
-            "You fill the box; draw its outline only, so that the object stays visible.":
-                lambda *call: _drawn(*call, fill="red"),
+            "You do not round the corners, but cut off what follows the decimal point, as PIL does with floats.": lambda *call: (
+                _drawn(*call, whole=int)
+            ),
+            "You fill the box; draw its outline only, so that the object stays visible.": lambda *call: _drawn(
+                *call, fill="red"
+            ),
         },
     ),
-)  # fmt: skip
+)

@@ -125,19 +125,25 @@ EXERCISES = (
         solution=my_keep_errors,
         inputs=_ious,
         mistakes={
-            "You leave out an IoU that is exactly the limit; the limit is included.":
-                lambda ious, limit: [i for i, v in enumerate(ious) if v is not None and v < limit],
-            "You leave out an IoU of 0.0, as `if iou` does; 0 is a number, and None is not.":
-                lambda ious, limit: [i for i, v in enumerate(ious) if v and v <= limit],
-            "You keep answers without a box; None is not an IoU of 0.":
-                lambda ious, limit: [i for i, v in enumerate(ious) if (v or 0) <= limit],
-            "You compare None with a number; sort out the answers without a box first.":
-                lambda ious, limit: [i for i, v in enumerate(ious) if v <= limit],
-            "You return the IoUs; the positions are asked for.":
-                lambda ious, limit: [v for v in ious if v is not None and v <= limit],
+            "You leave out an IoU that is exactly the limit; the limit is included.": lambda ious, limit: [
+                i for i, v in enumerate(ious) if v is not None and v < limit
+            ],
+            "You leave out an IoU of 0.0, as `if iou` does; 0 is a number, and None is not.": lambda ious, limit: [
+                i for i, v in enumerate(ious) if v and v <= limit
+            ],
+            "You keep answers without a box; None is not an IoU of 0.": lambda ious, limit: [
+                i for i, v in enumerate(ious) if (v or 0) <= limit
+            ],
+            "You compare None with a number; sort out the answers without a box first.": lambda ious, limit: [
+                i for i, v in enumerate(ious) if v <= limit
+            ],
+            "You return the IoUs; the positions are asked for.": lambda ious, limit: [
+                v for v in ious if v is not None and v <= limit
+            ],
             "You count positions after taking out the None; count them in the list as given.": _after_sorting_out,
-            "You keep the good answers and leave out the errors.":
-                lambda ious, limit: [i for i, v in enumerate(ious) if v is not None and v >= limit],
+            "You keep the good answers and leave out the errors.": lambda ious, limit: [
+                i for i, v in enumerate(ious) if v is not None and v >= limit
+            ],
         },
     ),
     Exercise(
@@ -159,22 +165,28 @@ EXERCISES = (
         solution=my_straight_line,
         inputs=_way,
         mistakes={
-            "You begin with the start and stop before the truth; count the steps from 1 to `turns`.":
-                lambda start, truth, turns: [start, *my_straight_line(start, truth, turns)[:-1]],
-            "You have the start in your list; it is the student's own answer, the list begins after it.":
-                lambda start, truth, turns: [start, *my_straight_line(start, truth, turns)],
-            "You stop before the truth: divide the way by `turns`, not by `turns + 1`.":
-                lambda start, truth, turns: my_straight_line(start, truth, turns + 1)[:-1],
+            "You begin with the start and stop before the truth; count the steps from 1 to `turns`.": lambda start, truth, turns: [
+                start,
+                *my_straight_line(start, truth, turns)[:-1],
+            ],
+            "You have the start in your list; it is the student's own answer, the list begins after it.": lambda start, truth, turns: [
+                start,
+                *my_straight_line(start, truth, turns),
+            ],
+            "You stop before the truth: divide the way by `turns`, not by `turns + 1`.": lambda start, truth, turns: (
+                my_straight_line(start, truth, turns + 1)[:-1]
+            ),
             "You go half of what is left each time, and so you never arrive.": _half_of_the_rest,
-            "You are at the truth at once; the paper moves there in equal steps.":
-                lambda start, truth, turns: [truth] * turns,
-            "You add a share of the truth; add a share of the way, truth minus start.":
-                lambda start, truth, turns: [
-                    [a + b * k / turns for a, b in zip(start, truth)] for k in range(1, turns + 1)],
-            "You round to whole numbers; do not round.":
-                lambda start, truth, turns: [[round(v) for v in box] for box in my_straight_line(start, truth, turns)],
-            "You go from the truth to the start.":
-                lambda start, truth, turns: my_straight_line(truth, start, turns),
+            "You are at the truth at once; the paper moves there in equal steps.": lambda start, truth, turns: (
+                [truth] * turns
+            ),
+            "You add a share of the truth; add a share of the way, truth minus start.": lambda start, truth, turns: [
+                [a + b * k / turns for a, b in zip(start, truth)] for k in range(1, turns + 1)
+            ],
+            "You round to whole numbers; do not round.": lambda start, truth, turns: [
+                [round(v) for v in box] for box in my_straight_line(start, truth, turns)
+            ],
+            "You go from the truth to the start.": lambda start, truth, turns: my_straight_line(truth, start, turns),
         },
     ),
     Exercise(
@@ -202,21 +214,27 @@ EXERCISES = (
         inputs=_error,
         imports="from ivt_utils.protocol import PROBLEMS",
         mistakes={
-            "You say on which side of the box the truth lies; say on which side of the truth the box lies.":
-                lambda box, truth: _said(*(-v for v in _shares(box, truth))),
-            "You look at x first; when both are off, name the larger error.":
-                lambda box, truth: _said(*_larger_x(*_shares(box, truth))),
-            "Your y axis points up; in an image y grows downwards.":
-                lambda box, truth: _said(_shares(box, truth)[0], -_shares(box, truth)[1]),
+            "You say on which side of the box the truth lies; say on which side of the truth the box lies.": lambda box, truth: (
+                _said(*(-v for v in _shares(box, truth)))
+            ),
+            "You look at x first; when both are off, name the larger error.": lambda box, truth: _said(
+                *_larger_x(*_shares(box, truth))
+            ),
+            "Your y axis points up; in an image y grows downwards.": lambda box, truth: _said(
+                _shares(box, truth)[0], -_shares(box, truth)[1]
+            ),
             "You compare the upper left corners; compare the centres.": _by_corners,
             "You compare the errors as lengths; compare them as shares of the truth's width and height.": _by_length,
-            "You divide by the width and height of the box; divide by those of the truth.":
-                lambda box, truth: _said(*_shares(box, truth, of=box)),
-            "You divide both errors by the truth's width; the vertical one needs its height.":
-                lambda box, truth: _said(*(v / (truth[2] - truth[0]) for v in _offsets(box, truth))),
+            "You divide by the width and height of the box; divide by those of the truth.": lambda box, truth: _said(
+                *_shares(box, truth, of=box)
+            ),
+            "You divide both errors by the truth's width; the vertical one needs its height.": lambda box, truth: _said(
+                *(v / (truth[2] - truth[0]) for v in _offsets(box, truth))
+            ),
             "You correct an error of exactly 0.1; only more than 0.1 is worth a word.": _a_tenth_is_wrong,
-            "You always find an error; up to 0.1 the box fits.":
-                lambda box, truth: _said(*_shares(box, truth), limit=-1),
+            "You always find an error; up to 0.1 the box fits.": lambda box, truth: _said(
+                *_shares(box, truth), limit=-1
+            ),
         },
     ),
-)  # fmt: skip
+)

@@ -127,28 +127,35 @@ EXERCISES = (
         solution=my_reward,
         inputs=lambda rng: (_ious(rng), rng.choice([0.1, 0.2, 0.5])),
         mistakes={
-            "You give nothing when an earlier answer does not parse; the final IoU still counts.":
-                lambda ious, bonus: 0.0 if None in ious else ious[-1] + bonus,
-            "You reward the best step, which only an oracle knows; the final answer counts.":
-                lambda ious, bonus: max(map(_zero, ious)) + _earned(ious, bonus),
-            "You reward the first answer; the loop is judged by its final one.":
-                lambda ious, bonus: _zero(ious[0]) + _earned(ious, bonus),
-            "You reward the mean over the steps; only the final answer counts.":
-                lambda ious, bonus: sum(map(_zero, ious)) / len(ious) + _earned(ious, bonus),
-            "You give the bonus although an answer does not parse.":
-                lambda ious, bonus: _zero(ious[-1]) + bonus,
-            "You give the bonus for the form of the final answer alone; every answer must parse.":
-                lambda ious, bonus: _zero(ious[-1]) + bonus * (ious[-1] is not None),
-            "You give a part of the bonus for each answer that parses; it is for all of them or none.":
-                lambda ious, bonus: _zero(ious[-1]) + bonus * sum(iou is not None for iou in ious) / len(ious),
-            "You forget the bonus.":
-                lambda ious, bonus: _zero(ious[-1]),
-            "You take an IoU of 0.0 for an answer that does not parse: both are false to `if` and `all`.":
-                lambda ious, bonus: _zero(ious[-1]) + bonus * all(ious),
-            "You go back to an earlier answer when the final one does not parse; its IoU is 0 then.":
-                lambda ious, bonus: next((iou for iou in ious[::-1] if iou is not None), 0.0) + _earned(ious, bonus),
-            "You add to `None`: a final answer that does not parse needs an IoU of 0.":
-                lambda ious, bonus: ious[-1] + _earned(ious, bonus),
+            "You give nothing when an earlier answer does not parse; the final IoU still counts.": lambda ious, bonus: (
+                0.0 if None in ious else ious[-1] + bonus
+            ),
+            "You reward the best step, which only an oracle knows; the final answer counts.": lambda ious, bonus: (
+                max(map(_zero, ious)) + _earned(ious, bonus)
+            ),
+            "You reward the first answer; the loop is judged by its final one.": lambda ious, bonus: (
+                _zero(ious[0]) + _earned(ious, bonus)
+            ),
+            "You reward the mean over the steps; only the final answer counts.": lambda ious, bonus: (
+                sum(map(_zero, ious)) / len(ious) + _earned(ious, bonus)
+            ),
+            "You give the bonus although an answer does not parse.": lambda ious, bonus: _zero(ious[-1]) + bonus,
+            "You give the bonus for the form of the final answer alone; every answer must parse.": lambda ious, bonus: (
+                _zero(ious[-1]) + bonus * (ious[-1] is not None)
+            ),
+            "You give a part of the bonus for each answer that parses; it is for all of them or none.": lambda ious, bonus: (
+                _zero(ious[-1]) + bonus * sum(iou is not None for iou in ious) / len(ious)
+            ),
+            "You forget the bonus.": lambda ious, bonus: _zero(ious[-1]),
+            "You take an IoU of 0.0 for an answer that does not parse: both are false to `if` and `all`.": lambda ious, bonus: (
+                _zero(ious[-1]) + bonus * all(ious)
+            ),
+            "You go back to an earlier answer when the final one does not parse; its IoU is 0 then.": lambda ious, bonus: (
+                next((iou for iou in ious[::-1] if iou is not None), 0.0) + _earned(ious, bonus)
+            ),
+            "You add to `None`: a final answer that does not parse needs an IoU of 0.": lambda ious, bonus: (
+                ious[-1] + _earned(ious, bonus)
+            ),
         },
     ),
     Exercise(
@@ -172,28 +179,37 @@ EXERCISES = (
         solution=my_advantages,
         inputs=_group_and_spread,
         mistakes={
-            "You divide by the spread alone, and NumPy gives nan where it is 0: add 0.0001 to it first.":
-                lambda rewards, spread: np.array(_minus_mean(rewards)) / np.float64(spread),
-            "You do not take off the mean of the group: every reward above 0 would be made more likely.":
-                lambda rewards, spread: [reward / (spread + 1e-4) for reward in rewards],
-            "You do not divide by the spread.":
-                lambda rewards, spread: _minus_mean(rewards),
-            "You divide by the group's own spread: rewards that differ by a hair are blown up to full size.":
-                lambda rewards, spread: [v / (np.std(rewards) + 1e-4) for v in _minus_mean(rewards)],
-            "You divide by the group's own spread (with n - 1); take the one of the batch, which is given.":
-                lambda rewards, spread: [v / (np.std(rewards, ddof=1) + 1e-4) for v in _minus_mean(rewards)],
-            "You divide by the spread alone, which may be 0: add 0.0001 to it first.":
-                lambda rewards, spread: [v / spread for v in _minus_mean(rewards)],
-            "You leave out the 0.0001 and treat a spread of 0 on its own; add it to every spread.":
-                lambda rewards, spread: [v / spread if spread else 0.0 for v in _minus_mean(rewards)],
-            "You add the 0.0001 to the result: it belongs to the spread, so put brackets around their sum.":
-                lambda rewards, spread: [v / spread + 1e-4 for v in _minus_mean(rewards)],
-            "You divide the mean alone: put brackets around the reward minus the mean.":
-                lambda rewards, spread: [r - sum(rewards) / len(rewards) / (spread + 1e-4) for r in rewards],
-            "You compare with the best rollout of the group; compare with the mean.":
-                lambda rewards, spread: [(reward - max(rewards)) / (spread + 1e-4) for reward in rewards],
-            "You have the sign the wrong way round: a reward above the mean has a positive advantage.":
-                lambda rewards, spread: [-v / (spread + 1e-4) for v in _minus_mean(rewards)],
+            "You divide by the spread alone, and NumPy gives nan where it is 0: add 0.0001 to it first.": lambda rewards, spread: (
+                np.array(_minus_mean(rewards)) / np.float64(spread)
+            ),
+            "You do not take off the mean of the group: every reward above 0 would be made more likely.": lambda rewards, spread: [
+                reward / (spread + 1e-4) for reward in rewards
+            ],
+            "You do not divide by the spread.": lambda rewards, spread: _minus_mean(rewards),
+            "You divide by the group's own spread: rewards that differ by a hair are blown up to full size.": lambda rewards, spread: [
+                v / (np.std(rewards) + 1e-4) for v in _minus_mean(rewards)
+            ],
+            "You divide by the group's own spread (with n - 1); take the one of the batch, which is given.": lambda rewards, spread: [
+                v / (np.std(rewards, ddof=1) + 1e-4) for v in _minus_mean(rewards)
+            ],
+            "You divide by the spread alone, which may be 0: add 0.0001 to it first.": lambda rewards, spread: [
+                v / spread for v in _minus_mean(rewards)
+            ],
+            "You leave out the 0.0001 and treat a spread of 0 on its own; add it to every spread.": lambda rewards, spread: [
+                v / spread if spread else 0.0 for v in _minus_mean(rewards)
+            ],
+            "You add the 0.0001 to the result: it belongs to the spread, so put brackets around their sum.": lambda rewards, spread: [
+                v / spread + 1e-4 for v in _minus_mean(rewards)
+            ],
+            "You divide the mean alone: put brackets around the reward minus the mean.": lambda rewards, spread: [
+                r - sum(rewards) / len(rewards) / (spread + 1e-4) for r in rewards
+            ],
+            "You compare with the best rollout of the group; compare with the mean.": lambda rewards, spread: [
+                (reward - max(rewards)) / (spread + 1e-4) for reward in rewards
+            ],
+            "You have the sign the wrong way round: a reward above the mean has a positive advantage.": lambda rewards, spread: [
+                -v / (spread + 1e-4) for v in _minus_mean(rewards)
+            ],
         },
     ),
     Exercise(
@@ -215,26 +231,31 @@ EXERCISES = (
         solution=my_share_without_variance,
         inputs=_batch,
         mistakes={
-            "You ask for a standard deviation of exactly 0, which rounding can miss; allow a millionth.":
-                lambda rewards, generations: np.mean([np.std(g) == 0 for g in _split(rewards, generations)]),
-            "You give the number of such groups, not their share.":
-                lambda rewards, generations: sum(map(_flat, _split(rewards, generations))),
-            "You give the share of groups that do teach something.":
-                lambda rewards, generations: 1 - np.mean([*map(_flat, _split(rewards, generations))]),
-            "You divide by the number of rollouts; divide by the number of groups.":
-                lambda rewards, generations: sum(map(_flat, _split(rewards, generations))) / len(rewards),
-            "You deal the rewards out like cards; the rollouts of one prompt stand next to each other.":
-                lambda rewards, generations: np.mean([
-                    _flat(rewards[i :: len(rewards) // generations]) for i in range(len(rewards) // generations)]),
-            "You cut the batch into `generations` groups; each group has `generations` rewards.":
-                lambda rewards, generations: np.mean([
-                    *map(_flat, _split(rewards, max(1, len(rewards) // generations)))]),
-            "You ask for exactly equal numbers; the last digit of a sum may differ, so allow a millionth.":
-                lambda rewards, generations: np.mean([len(set(g)) == 1 for g in _split(rewards, generations)]),
-            "You compare only the first reward of a group with its last.":
-                lambda rewards, generations: np.mean([abs(g[0] - g[-1]) < 1e-6 for g in _split(rewards, generations)]),
-            "You treat the batch as a single group.":
-                lambda rewards, generations: float(_flat(rewards)),
+            "You ask for a standard deviation of exactly 0, which rounding can miss; allow a millionth.": lambda rewards, generations: (
+                np.mean([np.std(g) == 0 for g in _split(rewards, generations)])
+            ),
+            "You give the number of such groups, not their share.": lambda rewards, generations: sum(
+                map(_flat, _split(rewards, generations))
+            ),
+            "You give the share of groups that do teach something.": lambda rewards, generations: (
+                1 - np.mean([*map(_flat, _split(rewards, generations))])
+            ),
+            "You divide by the number of rollouts; divide by the number of groups.": lambda rewards, generations: (
+                sum(map(_flat, _split(rewards, generations))) / len(rewards)
+            ),
+            "You deal the rewards out like cards; the rollouts of one prompt stand next to each other.": lambda rewards, generations: (
+                np.mean([_flat(rewards[i :: len(rewards) // generations]) for i in range(len(rewards) // generations)])
+            ),
+            "You cut the batch into `generations` groups; each group has `generations` rewards.": lambda rewards, generations: (
+                np.mean([*map(_flat, _split(rewards, max(1, len(rewards) // generations)))])
+            ),
+            "You ask for exactly equal numbers; the last digit of a sum may differ, so allow a millionth.": lambda rewards, generations: (
+                np.mean([len(set(g)) == 1 for g in _split(rewards, generations)])
+            ),
+            "You compare only the first reward of a group with its last.": lambda rewards, generations: np.mean(
+                [abs(g[0] - g[-1]) < 1e-6 for g in _split(rewards, generations)]
+            ),
+            "You treat the batch as a single group.": lambda rewards, generations: float(_flat(rewards)),
         },
     ),
     Exercise(
@@ -259,26 +280,36 @@ EXERCISES = (
         inputs=_tokens,
         imports="import numpy as np",
         mistakes={
-            "You leave the feedback out of the count, but not out of the sum.":
-                lambda policy, reference, own: _k3(reference - policy).sum() / own.sum(),
-            "You take policy minus reference; the gap is reference minus policy.":
-                lambda policy, reference, own: _k3((policy - reference)[own]).mean(),
-            "You count the feedback tokens too, which the student did not write.":
-                lambda policy, reference, own: _k3(reference - policy).mean(),
-            "You set the feedback tokens to 0 but still divide by the number of all tokens.":
-                lambda policy, reference, own: (_k3(reference - policy) * own).mean(),
-            "You give the sum over the tokens; give the mean, or a long answer counts as a far one.":
-                lambda policy, reference, own: _k3(reference - policy)[own].sum(),
-            "You average the plain difference (the estimator k1), which can be negative.":
-                lambda policy, reference, own: (policy - reference)[own].mean(),
-            "You average half of the squared gap, another estimator (k2).":
-                lambda policy, reference, own: ((reference - policy)[own] ** 2).mean() / 2,
-            "You leave out the - 1: two equal policies then seem to be 1 apart.":
-                lambda policy, reference, own: _k3(reference - policy)[own].mean() + 1,
-            "You leave out the gap itself: exp(gap) - 1 can be negative.":
-                lambda policy, reference, own: (np.exp((reference - policy)[own]) - 1).mean(),
-            "You average the gaps first and put the mean into the formula; far tokens then cancel out.":
-                lambda policy, reference, own: _k3((reference - policy)[own].mean()),
+            "You leave the feedback out of the count, but not out of the sum.": lambda policy, reference, own: (
+                _k3(reference - policy).sum() / own.sum()
+            ),
+            "You take policy minus reference; the gap is reference minus policy.": lambda policy, reference, own: _k3(
+                (policy - reference)[own]
+            ).mean(),
+            "You count the feedback tokens too, which the student did not write.": lambda policy, reference, own: _k3(
+                reference - policy
+            ).mean(),
+            "You set the feedback tokens to 0 but still divide by the number of all tokens.": lambda policy, reference, own: (
+                (_k3(reference - policy) * own).mean()
+            ),
+            "You give the sum over the tokens; give the mean, or a long answer counts as a far one.": lambda policy, reference, own: (
+                _k3(reference - policy)[own].sum()
+            ),
+            "You average the plain difference (the estimator k1), which can be negative.": lambda policy, reference, own: (
+                (policy - reference)[own].mean()
+            ),
+            "You average half of the squared gap, another estimator (k2).": lambda policy, reference, own: (
+                ((reference - policy)[own] ** 2).mean() / 2
+            ),
+            "You leave out the - 1: two equal policies then seem to be 1 apart.": lambda policy, reference, own: (
+                _k3(reference - policy)[own].mean() + 1
+            ),
+            "You leave out the gap itself: exp(gap) - 1 can be negative.": lambda policy, reference, own: (
+                np.exp((reference - policy)[own]) - 1
+            ).mean(),
+            "You average the gaps first and put the mean into the formula; far tokens then cancel out.": lambda policy, reference, own: (
+                _k3((reference - policy)[own].mean())
+            ),
         },
     ),
-)  # fmt: skip
+)

@@ -153,32 +153,40 @@ EXERCISES = (
         inputs=_steps,
         imports="from ivt_utils.boxes import iou",
         mistakes={
-            "You compare with the first box instead of the one before.":
-                lambda boxes, threshold: _first(
-                    (t for t in range(1, len(boxes)) if iou(boxes[t], boxes[0]) >= threshold), len(boxes) - 1),
-            "You compare with every earlier box; only the one right before it counts.":
-                _any_before,
-            "You ask for more than the threshold: an IoU that equals it is enough.":
-                lambda boxes, threshold: _first(
-                    (t for t in range(1, len(boxes)) if iou(boxes[t], boxes[t - 1]) > threshold), len(boxes) - 1),
-            "You answer with the earlier of the two boxes; the rule takes the one that confirms it.":
-                lambda boxes, threshold: _first((t - 1 for t in _agreements(boxes, threshold)), len(boxes) - 1),
-            "You go on after an agreement and take the last one; stop at the first.":
-                lambda boxes, threshold: _first(_agreements(boxes, threshold)[::-1], len(boxes) - 1),
-            "You answer with step 0 when nothing agrees; this rule then takes the last step.":
-                lambda boxes, threshold: _first(_agreements(boxes, threshold), 0),
-            "You return nothing when no two boxes agree; add the last step below the loop.":
-                lambda boxes, threshold: _first(_agreements(boxes, threshold), None),
-            "You return one step too many when nothing agrees: the last index is the length minus 1.":
-                lambda boxes, threshold: _first(_agreements(boxes, threshold), len(boxes)),
-            "You start at step 0, where `boxes[-1]` is the last box and not an earlier one.":
-                lambda boxes, threshold: _first(
-                    (t for t in range(len(boxes)) if iou(boxes[t], boxes[t - 1]) >= threshold), len(boxes) - 1),
-            "You take two missing boxes for an agreement.":
-                lambda boxes, threshold: _first((t for t in range(1, len(boxes)) if boxes[t] == boxes[t - 1]
-                                                 or iou(boxes[t], boxes[t - 1]) >= threshold), len(boxes) - 1),
-            "You look for the closest pair of all; stop at the first pair that is close enough.":
-                _closest_pair,
+            "You compare with the first box instead of the one before.": lambda boxes, threshold: _first(
+                (t for t in range(1, len(boxes)) if iou(boxes[t], boxes[0]) >= threshold), len(boxes) - 1
+            ),
+            "You compare with every earlier box; only the one right before it counts.": _any_before,
+            "You ask for more than the threshold: an IoU that equals it is enough.": lambda boxes, threshold: _first(
+                (t for t in range(1, len(boxes)) if iou(boxes[t], boxes[t - 1]) > threshold), len(boxes) - 1
+            ),
+            "You answer with the earlier of the two boxes; the rule takes the one that confirms it.": lambda boxes, threshold: (
+                _first((t - 1 for t in _agreements(boxes, threshold)), len(boxes) - 1)
+            ),
+            "You go on after an agreement and take the last one; stop at the first.": lambda boxes, threshold: _first(
+                _agreements(boxes, threshold)[::-1], len(boxes) - 1
+            ),
+            "You answer with step 0 when nothing agrees; this rule then takes the last step.": lambda boxes, threshold: (
+                _first(_agreements(boxes, threshold), 0)
+            ),
+            "You return nothing when no two boxes agree; add the last step below the loop.": lambda boxes, threshold: (
+                _first(_agreements(boxes, threshold), None)
+            ),
+            "You return one step too many when nothing agrees: the last index is the length minus 1.": lambda boxes, threshold: (
+                _first(_agreements(boxes, threshold), len(boxes))
+            ),
+            "You start at step 0, where `boxes[-1]` is the last box and not an earlier one.": lambda boxes, threshold: (
+                _first((t for t in range(len(boxes)) if iou(boxes[t], boxes[t - 1]) >= threshold), len(boxes) - 1)
+            ),
+            "You take two missing boxes for an agreement.": lambda boxes, threshold: _first(
+                (
+                    t
+                    for t in range(1, len(boxes))
+                    if boxes[t] == boxes[t - 1] or iou(boxes[t], boxes[t - 1]) >= threshold
+                ),
+                len(boxes) - 1,
+            ),
+            "You look for the closest pair of all; stop at the first pair that is close enough.": _closest_pair,
         },
     ),
     Exercise(
@@ -200,22 +208,30 @@ EXERCISES = (
         solution=my_consensus,
         inputs=_overlaps,
         mistakes={
-            "You take the step with the closest single neighbour; the mean over all others counts.":
-                lambda ious: _highest([max(row) for row in _others(ious)]),
-            "You take the last of equals; take the first.":
-                lambda ious: len(ious) - 1 - _highest([sum(row) for row in _others(ious)][::-1]),
-            "You take the lowest mean: that is the step that the others contradict.":
-                lambda ious: _highest([-sum(row) for row in _others(ious)]),
-            "You look for the largest item of all, which is a box with itself: you answer with step 0 every time.":
-                lambda ious: 0,
-            "You compare a step with the earlier ones only; the later ones count as well.":
-                lambda ious: _highest([sum(row[:i]) / max(1, i) for i, row in enumerate(ious)]),
-            "You compare a step with its neighbours in time only; all other steps count.":
-                lambda ious: _highest([sum(row[max(0, i - 1) : i + 2]) for i, row in enumerate(ious)]),
-            "You ask for the largest smallest IoU; take the mean over the others.":
-                lambda ious: _highest([min(row) for row in _others(ious)]),
-            "You give the mean IoU itself; return the index of its step.":
-                lambda ious: max(sum(row) / len(row) for row in _others(ious)),
+            "You take the step with the closest single neighbour; the mean over all others counts.": lambda ious: (
+                _highest([max(row) for row in _others(ious)])
+            ),
+            "You take the last of equals; take the first.": lambda ious: (
+                len(ious) - 1 - _highest([sum(row) for row in _others(ious)][::-1])
+            ),
+            "You take the lowest mean: that is the step that the others contradict.": lambda ious: _highest(
+                [-sum(row) for row in _others(ious)]
+            ),
+            "You look for the largest item of all, which is a box with itself: you answer with step 0 every time.": lambda ious: (
+                0
+            ),
+            "You compare a step with the earlier ones only; the later ones count as well.": lambda ious: _highest(
+                [sum(row[:i]) / max(1, i) for i, row in enumerate(ious)]
+            ),
+            "You compare a step with its neighbours in time only; all other steps count.": lambda ious: _highest(
+                [sum(row[max(0, i - 1) : i + 2]) for i, row in enumerate(ious)]
+            ),
+            "You ask for the largest smallest IoU; take the mean over the others.": lambda ious: _highest(
+                [min(row) for row in _others(ious)]
+            ),
+            "You give the mean IoU itself; return the index of its step.": lambda ious: max(
+                sum(row) / len(row) for row in _others(ious)
+            ),
         },
     ),
     Exercise(
@@ -238,20 +254,25 @@ EXERCISES = (
         solution=my_discordant,
         inputs=_right,
         mistakes={
-            "You have gained and lost the wrong way round: gained is what only a gets right.":
-                lambda a, b: my_discordant(b, a),
-            "You count all that each method gets right; leave out what both get right.":
-                lambda a, b: (sum(a), sum(b)),
-            "You give the net difference: gains and losses cancel in it, and the test needs both.":
-                _net,
-            "You count the samples on which both agree (both right, both wrong); the others are discordant.":
-                lambda a, b: (_counts(a, b)[True, True], _counts(a, b)[False, False]),
-            "You give shares; the test needs counts.":
-                lambda a, b: tuple(count / len(a) for count in my_discordant(a, b)),
-            "You give the number of all discordant samples second; give the lost ones.":
-                lambda a, b: (my_discordant(a, b)[0], sum(my_discordant(a, b))),
-            "You return one number, the discordant samples of both kinds; return the two kinds apart.":
-                lambda a, b: sum(my_discordant(a, b)),
+            "You have gained and lost the wrong way round: gained is what only a gets right.": lambda a, b: (
+                my_discordant(b, a)
+            ),
+            "You count all that each method gets right; leave out what both get right.": lambda a, b: (sum(a), sum(b)),
+            "You give the net difference: gains and losses cancel in it, and the test needs both.": _net,
+            "You count the samples on which both agree (both right, both wrong); the others are discordant.": lambda a, b: (
+                _counts(a, b)[True, True],
+                _counts(a, b)[False, False],
+            ),
+            "You give shares; the test needs counts.": lambda a, b: tuple(
+                count / len(a) for count in my_discordant(a, b)
+            ),
+            "You give the number of all discordant samples second; give the lost ones.": lambda a, b: (
+                my_discordant(a, b)[0],
+                sum(my_discordant(a, b)),
+            ),
+            "You return one number, the discordant samples of both kinds; return the two kinds apart.": lambda a, b: (
+                sum(my_discordant(a, b))
+            ),
         },
     ),
     Exercise(
@@ -273,27 +294,34 @@ EXERCISES = (
         solution=my_back_to_image,
         inputs=lambda rng: (_box(rng), rng.choice([_box(rng), _box(rng), _box(rng), (0, 0, 1000, 1000)])),
         mistakes={
-            "You scale the box but leave it at the image's corner: add where the part begins.":
-                lambda box, part: _placed(box, (0, 0) * 2, _sides(part)),
-            "You move the box but do not scale it: 1000 of the part is only the part's width in the image.":
-                lambda box, part: _placed(box, part[:2] * 2, (1000,) * 4),
-            "You scale by the part's right and lower edge; scale by its width and height.":
-                lambda box, part: _placed(box, part[:2] * 2, part[2:] * 2),
-            "You scale x and y by the width: the part need not be square.":
-                lambda box, part: _placed(box, part[:2] * 2, _sides(part)[:1] * 4),
-            "You take x for y: x goes with the width and the left edge, y with the height and the top edge.":
-                lambda box, part: _placed(box, part[1::-1] * 2, _sides(part)[1::-1] * 2),
-            "You move only the first corner; both corners begin at the part's corner.":
-                lambda box, part: _placed(box, (*part[:2], 0, 0), _sides(part)),
-            "You begin at the part's far corner for x2 and y2; both corners begin at its first one.":
-                lambda box, part: _placed(box, part, _sides(part)),
-            "You go the other way, from the image into the part.":
-                _into_part,
-            "You round to integers; return the floats as they are.":
-                lambda box, part: tuple(map(round, my_back_to_image(box, part))),
-            "You add the part's corner before you scale: scale first, then add.":
-                lambda box, part: tuple((v + low) * side / 1000 for v, low, side in zip(
-                    box, part[:2] * 2, _sides(part))),
+            "You scale the box but leave it at the image's corner: add where the part begins.": lambda box, part: (
+                _placed(box, (0, 0) * 2, _sides(part))
+            ),
+            "You move the box but do not scale it: 1000 of the part is only the part's width in the image.": lambda box, part: (
+                _placed(box, part[:2] * 2, (1000,) * 4)
+            ),
+            "You scale by the part's right and lower edge; scale by its width and height.": lambda box, part: _placed(
+                box, part[:2] * 2, part[2:] * 2
+            ),
+            "You scale x and y by the width: the part need not be square.": lambda box, part: _placed(
+                box, part[:2] * 2, _sides(part)[:1] * 4
+            ),
+            "You take x for y: x goes with the width and the left edge, y with the height and the top edge.": lambda box, part: (
+                _placed(box, part[1::-1] * 2, _sides(part)[1::-1] * 2)
+            ),
+            "You move only the first corner; both corners begin at the part's corner.": lambda box, part: _placed(
+                box, (*part[:2], 0, 0), _sides(part)
+            ),
+            "You begin at the part's far corner for x2 and y2; both corners begin at its first one.": lambda box, part: (
+                _placed(box, part, _sides(part))
+            ),
+            "You go the other way, from the image into the part.": _into_part,
+            "You round to integers; return the floats as they are.": lambda box, part: tuple(
+                map(round, my_back_to_image(box, part))
+            ),
+            "You add the part's corner before you scale: scale first, then add.": lambda box, part: tuple(
+                (v + low) * side / 1000 for v, low, side in zip(box, part[:2] * 2, _sides(part))
+            ),
         },
     ),
-)  # fmt: skip
+)

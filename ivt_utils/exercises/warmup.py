@@ -116,12 +116,15 @@ EXERCISES = (
         solution=my_labels,
         inputs=_chat,
         mistakes={
-            "You grade what the student was given and leave out what it wrote.":
-                lambda ids, mask: my_labels(ids, [1 - v for v in mask]),
-            "You put 0 where nothing is graded, but 0 is a token; -100 is the label that the loss leaves out.":
-                lambda ids, mask: [token * graded for token, graded in zip(ids, mask)],
-            "You leave out the tokens that are not graded, so that labels and ids no longer stand side by side.":
-                lambda ids, mask: [token for token, graded in zip(ids, mask) if graded],
+            "You grade what the student was given and leave out what it wrote.": lambda ids, mask: my_labels(
+                ids, [1 - v for v in mask]
+            ),
+            "You put 0 where nothing is graded, but 0 is a token; -100 is the label that the loss leaves out.": lambda ids, mask: [
+                token * graded for token, graded in zip(ids, mask)
+            ],
+            "You leave out the tokens that are not graded, so that labels and ids no longer stand side by side.": lambda ids, mask: [
+                token for token, graded in zip(ids, mask) if graded
+            ],
             "You shift the labels; the model does that by itself.": _shifted,
             "You grade the last answer only; every answer is graded.": _last_answer,
             "You leave out step 0; every answer is graded.": _but_step_0,
@@ -148,20 +151,27 @@ EXERCISES = (
         solution=my_lora,
         inputs=_layer,
         mistakes={
-            "You leave out the frozen layer; the adapter is added to it.":
-                lambda x, W, A, B, alpha, rank: alpha / rank * (x @ A.T @ B.T),
-            "You do not scale the adapter; it counts alpha / rank times.":
-                lambda x, W, A, B, alpha, rank: x @ W.T + x @ A.T @ B.T,
-            "You scale the adapter by alpha and do not divide by the rank.":
-                lambda x, W, A, B, alpha, rank: x @ W.T + alpha * (x @ A.T @ B.T),
-            "You scale the adapter by rank / alpha; it is alpha / rank.":
-                lambda x, W, A, B, alpha, rank: x @ W.T + rank / alpha * (x @ A.T @ B.T),
-            "You scale the frozen layer as well; only the adapter is scaled.":
-                lambda x, W, A, B, alpha, rank: alpha / rank * (x @ W.T + x @ A.T @ B.T),
-            "You do not transpose W: its shape is (d_out, d_in).":
-                lambda x, W, A, B, alpha, rank: x @ W + alpha / rank * (x @ A.T @ B.T),
-            "You multiply by A and B without transposing them.":
-                lambda x, W, A, B, alpha, rank: x @ W.T + alpha / rank * (x @ A @ B),
+            "You leave out the frozen layer; the adapter is added to it.": lambda x, W, A, B, alpha, rank: (
+                alpha / rank * (x @ A.T @ B.T)
+            ),
+            "You do not scale the adapter; it counts alpha / rank times.": lambda x, W, A, B, alpha, rank: (
+                x @ W.T + x @ A.T @ B.T
+            ),
+            "You scale the adapter by alpha and do not divide by the rank.": lambda x, W, A, B, alpha, rank: (
+                x @ W.T + alpha * (x @ A.T @ B.T)
+            ),
+            "You scale the adapter by rank / alpha; it is alpha / rank.": lambda x, W, A, B, alpha, rank: (
+                x @ W.T + rank / alpha * (x @ A.T @ B.T)
+            ),
+            "You scale the frozen layer as well; only the adapter is scaled.": lambda x, W, A, B, alpha, rank: (
+                alpha / rank * (x @ W.T + x @ A.T @ B.T)
+            ),
+            "You do not transpose W: its shape is (d_out, d_in).": lambda x, W, A, B, alpha, rank: (
+                x @ W + alpha / rank * (x @ A.T @ B.T)
+            ),
+            "You multiply by A and B without transposing them.": lambda x, W, A, B, alpha, rank: (
+                x @ W.T + alpha / rank * (x @ A @ B)
+            ),
         },
     ),
     Exercise(
@@ -181,20 +191,22 @@ EXERCISES = (
         solution=my_degradation,
         inputs=_steps,
         mistakes={
-            "You divide by the number of answers; T + 1 answers are T refinements.":
-                lambda ious: (ious[0] - ious[-1]) / len(ious),
-            "You drop the sign; a gain is below 0.":
-                lambda ious: abs(ious[0] - ious[-1]) / (len(ious) - 1),
-            "You have the sign the wrong way round; a loss of IoU is above 0.":
-                lambda ious: (ious[-1] - ious[0]) / (len(ious) - 1),
+            "You divide by the number of answers; T + 1 answers are T refinements.": lambda ious: (
+                (ious[0] - ious[-1]) / len(ious)
+            ),
+            "You drop the sign; a gain is below 0.": lambda ious: abs(ious[0] - ious[-1]) / (len(ious) - 1),
+            "You have the sign the wrong way round; a loss of IoU is above 0.": lambda ious: (
+                (ious[-1] - ious[0]) / (len(ious) - 1)
+            ),
             "You do not divide by the number of refinements.": lambda ious: ious[0] - ious[-1],
-            "You take the best step for the final one: an oracle, chosen with the ground truth.":
-                lambda ious: (ious[0] - max(ious)) / (len(ious) - 1),
-            "You start from the best step, not from step 0.":
-                lambda ious: (max(ious) - ious[-1]) / (len(ious) - 1),
+            "You take the best step for the final one: an oracle, chosen with the ground truth.": lambda ious: (
+                (ious[0] - max(ious)) / (len(ious) - 1)
+            ),
+            "You start from the best step, not from step 0.": lambda ious: (max(ious) - ious[-1]) / (len(ious) - 1),
             "You add up the losses between the steps and leave out the gains.": _drops,
-            "You divide the last IoU only; put the difference in brackets.":
-                lambda ious: ious[0] - ious[-1] / (len(ious) - 1),
+            "You divide the last IoU only; put the difference in brackets.": lambda ious: (
+                ious[0] - ious[-1] / (len(ious) - 1)
+            ),
         },
     ),
     Exercise(
@@ -217,22 +229,37 @@ EXERCISES = (
         solution=my_oracle,
         inputs=_matrix,
         mistakes={
-            "You leave out an IoU that is exactly the threshold; it counts as right.":
-                lambda ious, limit: ((ious[:, -1] > limit).mean(), (ious.max(1) > limit).mean()),
-            "You leave step 0 out; the oracle may choose it as well.":
-                lambda ious, limit: ((ious[:, -1] >= limit).mean(), (ious[:, 1:].max(1) >= limit).mean()),
-            "You take step 0, the first column, for the final step.":
-                lambda ious, limit: ((ious[:, 0] >= limit).mean(), (ious.max(1) >= limit).mean()),
-            "You take the best sample of each step (`axis=0`); the oracle takes the best step of each sample.":
-                lambda ious, limit: ((ious[:, -1] >= limit).mean(), (ious.max(0) >= limit).mean()),
-            "Your oracle takes one step for all samples; it chooses for each sample anew.":
-                lambda ious, limit: ((ious[:, -1] >= limit).mean(), (ious >= limit).mean(0).max()),
-            "You return the oracle first; the order is (final, oracle).":
-                lambda ious, limit: my_oracle(ious, limit)[::-1],
-            "You count the right samples; divide by the number of samples.":
-                lambda ious, limit: ((ious[:, -1] >= limit).sum(), (ious.max(1) >= limit).sum()),
-            "You return mean IoUs; an accuracy is the share of samples that reach the threshold.":
-                lambda ious, limit: (ious[:, -1].mean(), ious.max(1).mean()),
+            "You leave out an IoU that is exactly the threshold; it counts as right.": lambda ious, limit: (
+                (ious[:, -1] > limit).mean(),
+                (ious.max(1) > limit).mean(),
+            ),
+            "You leave step 0 out; the oracle may choose it as well.": lambda ious, limit: (
+                (ious[:, -1] >= limit).mean(),
+                (ious[:, 1:].max(1) >= limit).mean(),
+            ),
+            "You take step 0, the first column, for the final step.": lambda ious, limit: (
+                (ious[:, 0] >= limit).mean(),
+                (ious.max(1) >= limit).mean(),
+            ),
+            "You take the best sample of each step (`axis=0`); the oracle takes the best step of each sample.": lambda ious, limit: (
+                (ious[:, -1] >= limit).mean(),
+                (ious.max(0) >= limit).mean(),
+            ),
+            "Your oracle takes one step for all samples; it chooses for each sample anew.": lambda ious, limit: (
+                (ious[:, -1] >= limit).mean(),
+                (ious >= limit).mean(0).max(),
+            ),
+            "You return the oracle first; the order is (final, oracle).": lambda ious, limit: my_oracle(ious, limit)[
+                ::-1
+            ],
+            "You count the right samples; divide by the number of samples.": lambda ious, limit: (
+                (ious[:, -1] >= limit).sum(),
+                (ious.max(1) >= limit).sum(),
+            ),
+            "You return mean IoUs; an accuracy is the share of samples that reach the threshold.": lambda ious, limit: (
+                ious[:, -1].mean(),
+                ious.max(1).mean(),
+            ),
         },
     ),
-)  # fmt: skip
+)

@@ -30,11 +30,16 @@ def sample_split(split: str, size: int, seed: int) -> list[dict]:
         buffer = io.BytesIO()
         scenes.draw_scene(scene).save(buffer, "JPEG", quality=85)
         for k, (expression, target) in enumerate(pairs[:room]):
-            records.append({
-                "id": f"{image_id}-{k}", "image_id": image_id,
-                "image": {"bytes": buffer.getvalue(), "path": f"{image_id}.jpg"},
-                "expression": expression, "bbox": [round(v, 2) for v in scene.things[target].box], "subset": subset,
-            })  # fmt: skip
+            records.append(
+                {
+                    "id": f"{image_id}-{k}",
+                    "image_id": image_id,
+                    "image": {"bytes": buffer.getvalue(), "path": f"{image_id}.jpg"},
+                    "expression": expression,
+                    "bbox": [round(v, 2) for v in scene.things[target].box],
+                    "subset": subset,
+                }
+            )
     return records
 
 

@@ -82,9 +82,15 @@ def label_cells(scene: scenes.Scene, side: int) -> list[list[float]]:
             x, y = (column + 0.5) * 1000 / side, (row + 0.5) * 1000 / side
             under = [t for t in scene.things if t.box[0] <= x <= t.box[2] and t.box[1] <= y <= t.box[3]]
             top = under[-1] if under else None
-            cells.append([0, 0, 0, 0, 0, 0] if top is None else [
-                list(scenes.COLORS).index(top.color) + 1, scenes.SHAPES.index(top.shape) + 1,
-                *(v / 1000 for v in top.box)])  # fmt: skip
+            cells.append(
+                [0, 0, 0, 0, 0, 0]
+                if top is None
+                else [
+                    list(scenes.COLORS).index(top.color) + 1,
+                    scenes.SHAPES.index(top.shape) + 1,
+                    *(v / 1000 for v in top.box),
+                ]
+            )
     return cells
 
 

@@ -8,8 +8,15 @@ from ivt_utils.profiles import STUDENT_RECIPE, StudentRecipe, get_profile
 from ivt_utils.student import install_protocol
 
 GRID = get_profile("micro").grid  # the micro student's coordinates are multiples of this
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
-           "<|video_pad|>")  # fmt: skip
+SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
 
 
 def vocabulary(words: list[str]) -> list[str]:
@@ -27,8 +34,15 @@ def follow_up_words() -> list[str]:
 
 def expression_words() -> list[str]:
     """Return every word that a synthetic expression can hold, with its leading space (and "the" without)."""
-    phrases = [*scenes.SHAPES, *scenes.COLORS, *scenes.SIDES, *scenes.RELATIONS, *scenes.SUPERLATIVES,
-               *scenes.HALVES, "the object second from that is not a and"]  # fmt: skip
+    phrases = [
+        *scenes.SHAPES,
+        *scenes.COLORS,
+        *scenes.SIDES,
+        *scenes.RELATIONS,
+        *scenes.SUPERLATIVES,
+        *scenes.HALVES,
+        "the object second from that is not a and",
+    ]
     words = sorted({word for phrase in phrases for word in phrase.split()})
     return ["the", *[f" {word}" for word in words]]
 
@@ -46,11 +60,19 @@ def build_processor(words: list[str], image_side: int, patch: int):
     core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
     core.add_tokens([AddedToken(part, normalized=False) for part in protocol.PROMPT])
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, unk_token="<unk>", pad_token="<|endoftext|>", eos_token="<|im_end|>",
-        clean_up_tokenization_spaces=False, padding_side="left",
-        extra_special_tokens={"image_token": "<|image_pad|>", "video_token": "<|video_pad|>",
-                              "vision_start_token": "<|vision_start|>", "vision_end_token": "<|vision_end|>"},
-    )  # fmt: skip
+        tokenizer_object=core,
+        unk_token="<unk>",
+        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+        extra_special_tokens={
+            "image_token": "<|image_pad|>",
+            "video_token": "<|video_pad|>",
+            "vision_start_token": "<|vision_start|>",
+            "vision_end_token": "<|vision_end|>",
+        },
+    )
     area = image_side * image_side
     size = {"shortest_edge": area, "longest_edge": area}
     half = [0.5, 0.5, 0.5]
@@ -72,29 +94,50 @@ def build_micro(processor, seed: int, recipe: StudentRecipe = STUDENT_RECIPE):
 
     torch.manual_seed(seed)
     tokenizer = processor.tokenizer
-    ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in
-           ("image_pad", "video_pad", "vision_start", "vision_end", "endoftext", "im_end")}  # fmt: skip
+    ids = {
+        name: tokenizer.convert_tokens_to_ids(f"<|{name}|>")
+        for name in ("image_pad", "video_pad", "vision_start", "vision_end", "endoftext", "im_end")
+    }
     side = recipe.image_side // recipe.patch
     config = Qwen3VLConfig(
         text_config=dict(
-            vocab_size=len(tokenizer), hidden_size=recipe.text_width, intermediate_size=recipe.text_width * 3,
-            num_hidden_layers=recipe.text_layers, num_attention_heads=4, num_key_value_heads=4,
+            vocab_size=len(tokenizer),
+            hidden_size=recipe.text_width,
+            intermediate_size=recipe.text_width * 3,
+            num_hidden_layers=recipe.text_layers,
+            num_attention_heads=4,
+            num_key_value_heads=4,
             head_dim=recipe.text_width // 4,
-            max_position_embeddings=4096, initializer_range=0.05, pad_token_id=ids["endoftext"],
-            rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_interleaved": True,
-                             "mrope_section": _mrope_section(recipe.text_width // 8)},
+            max_position_embeddings=4096,
+            initializer_range=0.05,
+            pad_token_id=ids["endoftext"],
+            rope_parameters={
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_interleaved": True,
+                "mrope_section": _mrope_section(recipe.text_width // 8),
+            },
             tie_word_embeddings=True,
         ),
         vision_config=dict(
-            depth=recipe.vision_layers, hidden_size=recipe.vision_width, intermediate_size=recipe.vision_width * 4,
-            num_heads=4, patch_size=recipe.patch, temporal_patch_size=2, spatial_merge_size=2,
-            out_hidden_size=recipe.text_width, num_position_embeddings=side * side,
-            deepstack_visual_indexes=[], initializer_range=0.05,
+            depth=recipe.vision_layers,
+            hidden_size=recipe.vision_width,
+            intermediate_size=recipe.vision_width * 4,
+            num_heads=4,
+            patch_size=recipe.patch,
+            temporal_patch_size=2,
+            spatial_merge_size=2,
+            out_hidden_size=recipe.text_width,
+            num_position_embeddings=side * side,
+            deepstack_visual_indexes=[],
+            initializer_range=0.05,
         ),
-        image_token_id=ids["image_pad"], video_token_id=ids["video_pad"],
-        vision_start_token_id=ids["vision_start"], vision_end_token_id=ids["vision_end"],
+        image_token_id=ids["image_pad"],
+        video_token_id=ids["video_pad"],
+        vision_start_token_id=ids["vision_start"],
+        vision_end_token_id=ids["vision_end"],
         tie_word_embeddings=True,
-    )  # fmt: skip
+    )
     model = Qwen3VLForConditionalGeneration(config)
     _initialise(model, tokenizer, side, recipe, torch.Generator().manual_seed(seed))
     model.generation_config.eos_token_id = ids["im_end"]

@@ -20,8 +20,19 @@ from ivt_utils.micro.chats import answer_mask, answer_tokens, make_batch
 from ivt_utils.profiles import STUDENT_RECIPE
 from ivt_utils.runtime.store import note_files, replace_folder, write_text
 
-CURVE = ["step", "things", "seconds", "nats_per_coordinate", "binding", "said", "shown", "copying", "nats_of_copies",
-         "naming", "framing"]  # fmt: skip
+CURVE = [
+    "step",
+    "things",
+    "seconds",
+    "nats_per_coordinate",
+    "binding",
+    "said",
+    "shown",
+    "copying",
+    "nats_of_copies",
+    "naming",
+    "framing",
+]
 AHEAD = 3  # batches made ahead of use; the curriculum's level is fixed when a batch is ordered
 
 
@@ -194,8 +205,7 @@ def _ship(out: Path, model, processor, state: dict, seed: int) -> None:
     with replace_folder(out) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
-        curve = {"columns": CURVE, "rows": state["curve"],
-                 "seed": seed, "seconds": state["seconds"]}  # fmt: skip
+        curve = {"columns": CURVE, "rows": state["curve"], "seed": seed, "seconds": state["seconds"]}
         write_text(folder / "learning_curve.json", json.dumps(curve))
         write_text(folder / "README.md", _card(model, state, seed))
         note_files(folder, student.FILES)

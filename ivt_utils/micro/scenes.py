@@ -14,9 +14,13 @@ from PIL import Image, ImageDraw
 
 SUBSETS = ("attributes", "distractors", "compositional")
 COLORS = {
-    "red": (214, 48, 49), "orange": (240, 140, 40), "yellow": (245, 208, 60),
-    "green": (46, 160, 82), "blue": (52, 110, 214), "purple": (140, 72, 190),
-}  # fmt: skip
+    "red": (214, 48, 49),
+    "orange": (240, 140, 40),
+    "yellow": (245, 208, 60),
+    "green": (46, 160, 82),
+    "blue": (52, 110, 214),
+    "purple": (140, 72, 190),
+}
 SHAPES = ("circle", "square", "triangle", "star", "cross")
 SIDES = {"small": (105, 150), "medium": (180, 235), "large": (290, 400)}  # side of the box, 0..1000
 WIDE_SIDES = {"small": (75, 130), "medium": (170, 240), "large": (300, 480)}  # the compositional subset
@@ -144,9 +148,21 @@ _OUTLINES = {
     "square": [(0, 0), (1, 0), (1, 1), (0, 1)],
     "triangle": [(0.5, 0), (1, 1), (0, 1)],
     "star": _star(),
-    "cross": [(_A, 0), (_B, 0), (_B, _A), (1, _A), (1, _B), (_B, _B), (_B, 1), (_A, 1), (_A, _B), (0, _B), (0, _A),
-              (_A, _A)],
-}  # fmt: skip
+    "cross": [
+        (_A, 0),
+        (_B, 0),
+        (_B, _A),
+        (1, _A),
+        (1, _B),
+        (_B, _B),
+        (_B, 1),
+        (_A, 1),
+        (_A, _B),
+        (0, _B),
+        (0, _A),
+        (_A, _A),
+    ],
+}
 
 
 def _draw_background(draw: ImageDraw.ImageDraw, wide: int, background: tuple) -> None:
@@ -219,6 +235,7 @@ def _placed(thing: Thing, place: str, margin: float) -> bool:
 
 def _extreme(scene: Scene, fit: list[int], superlative: str, margin: float) -> list[int]:
     """Return the most extreme thing of `fit`; under the strict reading, only when it leads by the margin."""
+
     def score(i):
         (x, y), side = scene.things[i].center, scene.things[i].side
         return {"leftmost": -x, "rightmost": x, "highest": -y, "lowest": y, "largest": side, "smallest": -side}[
@@ -304,9 +321,13 @@ def _propose(rng: random.Random, scene: Scene, target: int, subset: str) -> Form
         if kind == "place":
             return replace(base, place=rng.choice(HALVES))
         return replace(base, size=size)
-    return replace(named, size=size, color=rng.choice((thing.color, thing.color, None)),
-                   place=rng.choice((None, None, *HALVES)),
-                   relations=_landmarks(rng, scene, target, rng.choice((1, 1, 2))))  # fmt: skip
+    return replace(
+        named,
+        size=size,
+        color=rng.choice((thing.color, thing.color, None)),
+        place=rng.choice((None, None, *HALVES)),
+        relations=_landmarks(rng, scene, target, rng.choice((1, 1, 2))),
+    )
 
 
 def _landmarks(rng: random.Random, scene: Scene, target: int, count: int) -> tuple:

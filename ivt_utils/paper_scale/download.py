@@ -34,8 +34,10 @@ def fetch(repo: str, patterns: tuple, revision: str | None, folder: Path | None 
     for pattern in patterns:
         found = sorted(name for name in held if fnmatch.fnmatchcase(name, pattern))
         if not found:
-            raise ArtefactError(f"{repo} has no file {pattern} at revision {info.sha}, only {', '.join(sorted(held))}; "
-                                f"note another revision of it in {REVISIONS} and run again.")  # fmt: skip
+            raise ArtefactError(
+                f"{repo} has no file {pattern} at revision {info.sha}, only {', '.join(sorted(held))}; "
+                f"note another revision of it in {REVISIONS} and run again."
+            )
         names += found
     entry = sources().get(repo, {})
     known = entry.get("files", {}) if entry.get("revision") == info.sha else {}
@@ -45,8 +47,10 @@ def fetch(repo: str, patterns: tuple, revision: str | None, folder: Path | None 
         declared = held[name].lfs.sha256 if held[name].lfs else None
         noted = known.get(name, {}).get("sha256")
         if noted and declared and noted != declared:
-            raise ArtefactError(f"The Hub declares another checksum for {name} of {repo} than {REVISIONS} notes; "
-                                "do not use it, and tell the authors of this course.")  # fmt: skip
+            raise ArtefactError(
+                f"The Hub declares another checksum for {name} of {repo} than {REVISIONS} notes; "
+                "do not use it, and tell the authors of this course."
+            )
         path = download(repo, name, info.sha, place / name, held[name].size, declared or noted)
         files.append({"name": name, "path": path, "size": path.stat().st_size, "sha256": declared or checksum(path)})
     return info.sha, files
@@ -67,13 +71,21 @@ def download(repo: str, name: str, commit: str, path: Path, size: int, expected:
         if partial.exists() and partial.stat().st_size > size:
             partial.unlink()
         with hub_errors(repo, commit), open(partial, "ab") as file:
-            http_get(hf_hub_url(repo, name, repo_type="dataset", revision=commit), file, resume_size=file.tell(),
-                     headers=build_hf_headers(token=False), expected_size=size, displayed_filename=name)  # fmt: skip
+            http_get(
+                hf_hub_url(repo, name, repo_type="dataset", revision=commit),
+                file,
+                resume_size=file.tell(),
+                headers=build_hf_headers(token=False),
+                expected_size=size,
+                displayed_filename=name,
+            )
         os.replace(partial, path)
     if path.stat().st_size != size or (expected and checksum(path) != expected):
         path.unlink()
-        raise ArtefactError(f"{name} of {repo} arrived damaged (its checksum is not the one that the Hub declares) and "
-                            "was deleted; run the same command again.")  # fmt: skip
+        raise ArtefactError(
+            f"{name} of {repo} arrived damaged (its checksum is not the one that the Hub declares) and "
+            "was deleted; run the same command again."
+        )
     return path
 
 
@@ -87,16 +99,21 @@ def hub_errors(repo: str, revision: str | None):
     except errors.OfflineModeIsEnabled:
         raise ArtefactError(f"HF_HUB_OFFLINE is set, so {repo} cannot be downloaded; unset it and {AGAIN}.") from None
     except errors.RevisionNotFoundError:
-        raise ArtefactError(f"The Hub has no revision {revision} of {repo}; write null for it in {REVISIONS} to take "
-                            "the newest one, and run again.") from None  # fmt: skip
+        raise ArtefactError(
+            f"The Hub has no revision {revision} of {repo}; write null for it in {REVISIONS} to take "
+            "the newest one, and run again."
+        ) from None
     except errors.RepositoryNotFoundError:
-        raise ArtefactError(f"The Hub has no data set {repo} that is open to everyone; it was moved or withdrawn, so "
-                            "tell the authors of this course.") from None  # fmt: skip
+        raise ArtefactError(
+            f"The Hub has no data set {repo} that is open to everyone; it was moved or withdrawn, so "
+            "tell the authors of this course."
+        ) from None
     except (errors.HTTPError, OSError) as error:  # HTTPError: that of the HTTP library which the Hub's client uses
         if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):
             raise
-        raise ArtefactError(f"The download of {repo} broke off ({type(error).__name__}); check the network connection "
-                            f"and {AGAIN}.") from None  # fmt: skip
+        raise ArtefactError(
+            f"The download of {repo} broke off ({type(error).__name__}); check the network connection and {AGAIN}."
+        ) from None
 
 
 def sources() -> dict[str, dict]:

@@ -32,8 +32,10 @@ FILES = {
 
 def prepare_fixture(profile) -> Path:
     """Return the folder of a dry run's data, prepared from small made-up sets as `ivt data` prepares the real ones."""
-    print(f"{profile.name}: samples made up in the schemas of the Hub's sets, the micro student, and the settings of "
-          f"{profile.name.partition('-')[0]}. Its numbers mean nothing.")  # fmt: skip
+    print(
+        f"{profile.name}: samples made up in the schemas of the Hub's sets, the micro student, and the settings of "
+        f"{profile.name.partition('-')[0]}. Its numbers mean nothing."
+    )
     shutil.rmtree(records.HUB / profile.name, ignore_errors=True)  # made anew by the present code
     with TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):  # it would speak of the real sizes
         return hub.prepare(profile, fetch=write_hub(Path(folder), 3 * SHARED))
@@ -58,9 +60,8 @@ def write_hub(folder: Path, rows: int, seed: int = 0):
     def fetch(repo: str, patterns: tuple, revision: str | None) -> tuple[str, list[dict]]:
         paths = [(name, folder / repo / name) for name in FILES[repo]]
         return revision or f"{seed:040x}", [
-            {"name": name, "path": path, "size": path.stat().st_size,
-             "sha256": checksum(path)} for name, path in paths
-        ]  # fmt: skip
+            {"name": name, "path": path, "size": path.stat().st_size, "sha256": checksum(path)} for name, path in paths
+        ]
 
     return fetch
 
@@ -79,8 +80,11 @@ def sample_picture(rng: random.Random, kind: str) -> dict:
 
 def file_name(picture: dict, style: str = "") -> str:
     """Return the name that a set gives to a picture's file; `style` is what stands before a COCO number."""
-    names = {"coco": f"{style}{picture['number']:012d}.jpg", "open": f"{picture['number']:015x}f.jpg",
-             "objects": f"objects365_v2_{picture['number']:08d}.jpg"}  # fmt: skip
+    names = {
+        "coco": f"{style}{picture['number']:012d}.jpg",
+        "open": f"{picture['number']:015x}f.jpg",
+        "objects": f"objects365_v2_{picture['number']:08d}.jpg",
+    }
     return names[picture["kind"]]
 
 
@@ -101,20 +105,33 @@ def write_refcocog(folder: Path, pictures: list[dict]) -> None:
     """Write the files of RefCOCOg: splits val and test, boxes xywh, expressions in a list, images in the table."""
     from datasets import Features, Image, List, Value
 
-    features = Features({
-        "question_id": Value("string"), "image": Image(), "question": Value("string"), "answer": List(Value("string")),
-        "segmentation": List(Value("float32")), "bbox": List(Value("float32")), "iscrowd": Value("int8"),
-        "file_name": Value("string"),
-    })  # fmt: skip
+    features = Features(
+        {
+            "question_id": Value("string"),
+            "image": Image(),
+            "question": Value("string"),
+            "answer": List(Value("string")),
+            "segmentation": List(Value("float32")),
+            "bbox": List(Value("float32")),
+            "iscrowd": Value("int8"),
+            "file_name": Value("string"),
+        }
+    )
     rows = []
     for number, picture, text, (x1, y1, x2, y2) in questions(pictures, 0):
         name = file_name(picture, "COCO_train2014_").replace(".jpg", f"_{number}.jpg")
-        rows.append({
-            "question_id": str(number), "image": {"bytes": picture["jpeg"], "path": name},
-            "question": "Please describe the marked region.", "answer": [text, text],
-            "segmentation": [x1, y1, x2, y1, x2, y2, x1, y2], "bbox": [x1, y1, x2 - x1, y2 - y1], "iscrowd": 0,
-            "file_name": name,
-        })  # fmt: skip
+        rows.append(
+            {
+                "question_id": str(number),
+                "image": {"bytes": picture["jpeg"], "path": name},
+                "question": "Please describe the marked region.",
+                "answer": [text, text],
+                "segmentation": [x1, y1, x2, y1, x2, y2, x1, y2],
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "iscrowd": 0,
+                "file_name": name,
+            }
+        )
     write_table(folder / FILES["lmms-lab/RefCOCOg"][0], rows[::2], features)
     write_table(folder / FILES["lmms-lab/RefCOCOg"][1], rows[1::2], features)
 
@@ -123,18 +140,37 @@ def write_ref_adv_s(folder: Path, pictures: list[dict]) -> None:
     """Write the file of Ref-Adv-s: one split train, boxes xyxy, images of COCO and OpenImages in the table."""
     from datasets import Features, Image, List, Value
 
-    features = Features({
-        "row_idx": Value("int64"), "image": Image(), "file_name": Value("string"), "normal_caption": Value("string"),
-        "solution": List(Value("float64")), "width": Value("int64"), "height": Value("int64"),
-        "distractors": Value("int64"), "image_source": Value("string"), "human_authored": Value("bool"),
-        "use_negation": Value("bool"),
-    })  # fmt: skip
-    rows = [{
-        "row_idx": number, "image": {"bytes": picture["jpeg"], "path": file_name(picture)},
-        "file_name": file_name(picture), "normal_caption": text, "solution": list(box), "width": picture["size"][0],
-        "height": picture["size"][1], "distractors": 3, "human_authored": False, "use_negation": " not " in text,
-        "image_source": "coco_val2017" if picture["kind"] == "coco" else "openimages",
-    } for number, picture, text, box in questions(pictures, 1)]  # fmt: skip
+    features = Features(
+        {
+            "row_idx": Value("int64"),
+            "image": Image(),
+            "file_name": Value("string"),
+            "normal_caption": Value("string"),
+            "solution": List(Value("float64")),
+            "width": Value("int64"),
+            "height": Value("int64"),
+            "distractors": Value("int64"),
+            "image_source": Value("string"),
+            "human_authored": Value("bool"),
+            "use_negation": Value("bool"),
+        }
+    )
+    rows = [
+        {
+            "row_idx": number,
+            "image": {"bytes": picture["jpeg"], "path": file_name(picture)},
+            "file_name": file_name(picture),
+            "normal_caption": text,
+            "solution": list(box),
+            "width": picture["size"][0],
+            "height": picture["size"][1],
+            "distractors": 3,
+            "human_authored": False,
+            "use_negation": " not " in text,
+            "image_source": "coco_val2017" if picture["kind"] == "coco" else "openimages",
+        }
+        for number, picture, text, box in questions(pictures, 1)
+    ]
     write_table(folder / FILES["dddraxxx/ref-adv-s"][0], rows, features)
 
 
@@ -142,21 +178,41 @@ def write_ref_l4(folder: Path, pictures: list[dict]) -> None:
     """Write the files of Ref-L4: splits val and test, boxes xywh, and a tar with the images and some others."""
     from datasets import Features, List, Value
 
-    features = Features({
-        "id": Value("int64"), "caption": Value("string"), "bbox": List(Value("float64")), "bbox_area": Value("float64"),
-        "bbox_id": Value("string"), "ori_category_id": Value("string"), "image_id": Value("string"),
-        "height": Value("int64"), "width": Value("int64"), "file_name": Value("string"), "is_rewrite": Value("bool"),
-        "split": Value("string"),
-    })  # fmt: skip
+    features = Features(
+        {
+            "id": Value("int64"),
+            "caption": Value("string"),
+            "bbox": List(Value("float64")),
+            "bbox_area": Value("float64"),
+            "bbox_id": Value("string"),
+            "ori_category_id": Value("string"),
+            "image_id": Value("string"),
+            "height": Value("int64"),
+            "width": Value("int64"),
+            "file_name": Value("string"),
+            "is_rewrite": Value("bool"),
+            "split": Value("string"),
+        }
+    )
     parts: dict[str, list] = {"val": [], "test": []}
     for number, picture, text, (x1, y1, x2, y2) in questions(pictures, 2):
         split, origin = ("val", "test")[number % 2], "coco" if picture["kind"] == "coco" else "o365"
-        parts[split].append({
-            "id": number, "caption": text, "bbox": [x1, y1, x2 - x1, y2 - y1], "bbox_area": (x2 - x1) * (y2 - y1),
-            "bbox_id": f"{origin}_{number}", "ori_category_id": f"{origin}_1",
-            "image_id": f"{origin}_{picture['number']}", "height": picture["size"][1], "width": picture["size"][0],
-            "file_name": file_name(picture, "COCO_train2014_"), "is_rewrite": False, "split": split,
-        })  # fmt: skip
+        parts[split].append(
+            {
+                "id": number,
+                "caption": text,
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "bbox_area": (x2 - x1) * (y2 - y1),
+                "bbox_id": f"{origin}_{number}",
+                "ori_category_id": f"{origin}_1",
+                "image_id": f"{origin}_{picture['number']}",
+                "height": picture["size"][1],
+                "width": picture["size"][0],
+                "file_name": file_name(picture, "COCO_train2014_"),
+                "is_rewrite": False,
+                "split": split,
+            }
+        )
     for split, rows in parts.items():
         write_table(folder / f"ref-l4-{split}.parquet", rows, features)
     with tarfile.open(folder / "images.tar.gz", "w:gz", compresslevel=1) as tar:

@@ -54,9 +54,17 @@ class Source:
 SOURCES = (
     Source("refcocog", "lmms-lab/RefCOCOg", ("data/val-*.parquet", "data/test-*.parquet"), "answer", "bbox", "xywh"),
     Source("ref_adv_s", "dddraxxx/ref-adv-s", ("*.parquet",), "normal_caption", "solution", "xyxy", sized=True),
-    Source("ref_l4", "JierunChen/Ref-L4", ("ref-l4-val.parquet", "ref-l4-test.parquet"), "caption", "bbox", "xywh",
-           sized=True, archive="images.tar.gz"),
-)  # fmt: skip
+    Source(
+        "ref_l4",
+        "JierunChen/Ref-L4",
+        ("ref-l4-val.parquet", "ref-l4-test.parquet"),
+        "caption",
+        "bbox",
+        "xywh",
+        sized=True,
+        archive="images.tar.gz",
+    ),
+)
 
 
 # ---------------------------------------------------------------------------------------------- preparation
@@ -64,12 +72,15 @@ def announce(profile: Profile, folder: Path | None = None) -> str:
     """Return what `prepare` is about to do: the sets with their sizes and licences, and where the data will lie."""
     noted = {source.repo: sources()[source.repo] for source in SOURCES}
     counts = ", ".join(f"{count:,} {split}" for split, count in records.sizes(profile).items())
-    return "\n".join([
-        f"The profile {profile.name} draws its records ({counts}) from three sets of the Hub:",
-        *(f"- {repo}: {entry['bytes'] / 1e9:.2f} GB; {entry['license']}" for repo, entry in noted.items()),
-        f"To download: {sum(entry['bytes'] for entry in noted.values()) / 1e9:.1f} GB, to {DOWNLOADS}, which may be "
-        "deleted afterwards.", f"The prepared data: {folder or records.HUB / profile.name}.",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            f"The profile {profile.name} draws its records ({counts}) from three sets of the Hub:",
+            *(f"- {repo}: {entry['bytes'] / 1e9:.2f} GB; {entry['license']}" for repo, entry in noted.items()),
+            f"To download: {sum(entry['bytes'] for entry in noted.values()) / 1e9:.1f} GB, to {DOWNLOADS}, "
+            "which may be deleted afterwards.",
+            f"The prepared data: {folder or records.HUB / profile.name}.",
+        ]
+    )
 
 
 def prepare(profile: Profile, folder: Path | None = None, fetch=None) -> Path:
@@ -96,8 +107,15 @@ def prepare(profile: Profile, folder: Path | None = None, fetch=None) -> Path:
         if left_out:
             print(f"{source.repo}: {left_out} boxes that leave their image or are empty were left out.")
         listed = [{key: file[key] for key in ("name", "size", "sha256")} for file in files]
-        used.append({"repo": source.repo, "revision": commit, "license": noted[source.repo]["license"],
-                     "left_out": left_out, "files": listed})  # fmt: skip
+        used.append(
+            {
+                "repo": source.repo,
+                "revision": commit,
+                "license": noted[source.repo]["license"],
+                "left_out": left_out,
+                "files": listed,
+            }
+        )
     manifest = {"data_seed": profile.data_seed, "sizes": records.sizes(profile), "files": {}, "sources": used}
     with replace_folder(folder) as fresh:
         pictures, unusable = fresh / "pictures", {"none yet"}
@@ -107,8 +125,11 @@ def prepare(profile: Profile, folder: Path | None = None, fetch=None) -> Path:
             rows = [row for row in rows if row["id"] not in unusable]
             chosen = choose(rows, records.sizes(profile), profile.data_seed)
             drawn = [row for part in chosen.values() for row in part]
-            unusable = {name for source in SOURCES for name in read_pictures(
-                source, [row for row in drawn if row["source"] == source], pictures)}  # fmt: skip
+            unusable = {
+                name
+                for source in SOURCES
+                for name in read_pictures(source, [row for row in drawn if row["source"] == source], pictures)
+            }
         for split, part in chosen.items():
             path = fresh / f"{split}.parquet"
             manifest["files"][path.name] = records.write_split(path, map(record, part))
@@ -118,8 +139,7 @@ def prepare(profile: Profile, folder: Path | None = None, fetch=None) -> Path:
 
 
 def earlier_revision(repo: str) -> str | None:
-    """Return the commit of a set that data prepared here before came from, so that profiles agree; None: there is none.
-    """
+    """Return the commit of a set that data prepared here before came from, so that profiles agree; None without any."""
     for note in sorted(records.HUB.glob("*/manifest.json")):
         for used in read_json(note).get("sources", []):
             if used["repo"] == repo and "dry-run" not in note.parent.name:
@@ -146,10 +166,13 @@ def is_prepared(profile: Profile, folder: Path) -> bool:
 def record(row: dict) -> dict:
     """Return the record of a chosen row whose picture has been read."""
     return {
-        "id": row["id"], "image_id": row["image_id"], "expression": row["expression"], "bbox": row["bbox"],
+        "id": row["id"],
+        "image_id": row["image_id"],
+        "expression": row["expression"],
+        "bbox": row["bbox"],
         "image": {"bytes": row["picture"].read_bytes(), "path": f"{row['image_id']}.jpg"},
         "subset": row["source"].subset,
-    }  # fmt: skip
+    }
 
 
 # ---------------------------------------------------------------------------------------------- annotations
@@ -178,11 +201,20 @@ def read_rows(source: Source, files: list[dict]) -> tuple[list[dict], int]:
             except ArtefactError as error:
                 wrong.append(error)
                 continue
-            rows.append({
-                "source": source, "id": f"{source.subset}-{part}-{number}", "image_id": image_id(values["file_name"]),
-                "expression": " ".join(text.split()), "box": values[source.box], "size": size, "where": where,
-                "name": PurePosixPath(values["file_name"]).name, "path": file["path"], "number": number,
-            })  # fmt: skip
+            rows.append(
+                {
+                    "source": source,
+                    "id": f"{source.subset}-{part}-{number}",
+                    "image_id": image_id(values["file_name"]),
+                    "expression": " ".join(text.split()),
+                    "box": values[source.box],
+                    "size": size,
+                    "where": where,
+                    "name": PurePosixPath(values["file_name"]).name,
+                    "path": file["path"],
+                    "number": number,
+                }
+            )
     if len(wrong) > SLIPS * total:
         raise wrong[0]
     return rows, len(wrong)
@@ -197,8 +229,10 @@ def read_columns(source: Source, file: dict, columns: list[str], groups: list[in
         with parquet.ParquetFile(file["path"]) as table:
             missing = [column for column in columns if column not in table.schema_arrow.names]
             if missing:
-                raise ArtefactError(f"{source.repo} has no column {' and '.join(missing)} in {file['name']}, only "
-                                    f"{', '.join(table.schema_arrow.names)}; {REMEDY}.")  # fmt: skip
+                raise ArtefactError(
+                    f"{source.repo} has no column {' and '.join(missing)} in {file['name']}, only "
+                    f"{', '.join(table.schema_arrow.names)}; {REMEDY}."
+                )
             for batch in table.iter_batches(batch_size=64, columns=columns, row_groups=groups):
                 yield from batch.to_pylist()
     except (pyarrow.ArrowInvalid, OSError) as error:
@@ -230,8 +264,10 @@ def to_xyxy(source: Source, box, size: tuple | None, where: str) -> tuple[float,
     inside = min(x1, y1) >= -OVERHANG and x2 <= width + OVERHANG and y2 <= height + OVERHANG
     if not (inside and x1 < x2 and y1 < y2):
         within = f" within {width} x {height} pixels" if size else ""
-        raise ArtefactError(f"{where}: {source.box} {box} is not a box{within} by the convention {source.convention} "
-                            f"that is expected of this set; {REMEDY}.")  # fmt: skip
+        raise ArtefactError(
+            f"{where}: {source.box} {box} is not a box{within} by the convention {source.convention} "
+            f"that is expected of this set; {REMEDY}."
+        )
     return x1, y1, x2, y2
 
 

@@ -18,8 +18,14 @@ from ivt_utils.runtime.text import aligned
 
 CONFIGURATIONS = {"Qwen/Qwen3-VL-2B-Instruct": "2b.json", "Qwen/Qwen3-VL-4B-Instruct": "4b.json"}  # in data/qwen3vl
 # Makers' figures: memory (GB), dense 16-bit matrix TFLOP/s
-CARDS = {"T4": (16, 65), "L4": (24, 121), "A10G": (24, 70), "A100 40 GB": (40, 312), "A100 80 GB": (80, 312),
-         "H100 80 GB": (80, 989)}  # fmt: skip
+CARDS = {
+    "T4": (16, 65),
+    "L4": (24, 121),
+    "A10G": (24, 70),
+    "A100 40 GB": (40, 312),
+    "A100 80 GB": (80, 312),
+    "H100 80 GB": (80, 989),
+}
 REACHED = 0.2  # the share of a card's FLOP/s that is reached
 TOKEN_SECONDS = 0.06  # a batch's next token takes so long, whatever the card: many small kernels have to be launched
 USABLE = 0.9  # of a card's memory; the rest is lost between blocks
@@ -28,9 +34,12 @@ QUESTION, FEEDBACK, ANSWER = 65, 35, 45  # tokens of text, with the marks of a c
 PHOTO = 300  # tokens of a typical image: 640 x 480 pixels, as in COCO
 KEPT = 934 / 2400  # the share of answers that the harvest keeps: the paper's
 TRAININGS = {"SFT": 2, "GRPO": 3, "ablations": 2}  # adapters that notebooks 3, 4 and 5 train
-SETTINGS = {"evaluation, harvest": "batch_size or max_pixels", "SFT": "sft_device_batch or max_pixels",
-            "GRPO, rollouts": "grpo_device_batch, generations or max_pixels",
-            "GRPO, learning": "grpo_device_batch or max_pixels"}  # fmt: skip
+SETTINGS = {
+    "evaluation, harvest": "batch_size or max_pixels",
+    "SFT": "sft_device_batch or max_pixels",
+    "GRPO, rollouts": "grpo_device_batch, generations or max_pixels",
+    "GRPO, learning": "grpo_device_batch or max_pixels",
+}
 
 
 ASSUMED = f"""\
@@ -49,8 +58,10 @@ def configuration(profile) -> dict:
     ArtefactError for one that is not known here.
     """
     if profile.student not in CONFIGURATIONS:
-        raise ArtefactError(f"There is no configuration of {profile.student} to plan with; known are "
-                            f"{', '.join(CONFIGURATIONS)} (data/qwen3vl).")  # fmt: skip
+        raise ArtefactError(
+            f"There is no configuration of {profile.student} to plan with; known are "
+            f"{', '.join(CONFIGURATIONS)} (data/qwen3vl)."
+        )
     return read_json(intact(DATA / "qwen3vl" / CONFIGURATIONS[profile.student]))
 
 
@@ -154,9 +165,12 @@ def hours(profile, tflops: float) -> dict[str, float]:
         if "rollouts" not in stage:
             spoken["05" if notebook == "05" else "else"] += generating(samples, profile.batch_size, each)
     sft = profile.sft_epochs * KEPT * profile.train * 3 * read(loop)
-    found = {"evaluation, harvest": spoken["else"], "SFT": TRAININGS["SFT"] * sft,
-             "GRPO": (TRAININGS["GRPO"] - 1) * grpo(profile.grpo_turns + 1) + grpo(1),
-             "ablations": spoken["05"] + TRAININGS["ablations"] * sft}  # fmt: skip
+    found = {
+        "evaluation, harvest": spoken["else"],
+        "SFT": TRAININGS["SFT"] * sft,
+        "GRPO": (TRAININGS["GRPO"] - 1) * grpo(profile.grpo_turns + 1) + grpo(1),
+        "ablations": spoken["05"] + TRAININGS["ablations"] * sft,
+    }
     return {name: seconds / 3600 for name, seconds in found.items()}
 
 
@@ -182,9 +196,12 @@ def memory(profile) -> dict[str, dict[str, float]]:
 
     def stage(adapters, chats, turns, work):
         text = QUESTION + turns * FEEDBACK + (turns + 1) * profile.max_new_tokens
-        return {"weights": weight_bytes(config, profile.load_in_4bit), "adapter": adapters * adapter,
-                "batch": chats * ((turns + 1) * most * (each[work] + pixels) + text * each[work]),
-                "overhead": OVERHEAD}  # fmt: skip
+        return {
+            "weights": weight_bytes(config, profile.load_in_4bit),
+            "adapter": adapters * adapter,
+            "batch": chats * ((turns + 1) * most * (each[work] + pixels) + text * each[work]),
+            "overhead": OVERHEAD,
+        }
 
     return {  # adapters: its weights, its gradients, the optimiser's two moments, and GRPO's reference policy
         "evaluation, harvest": stage(1, profile.batch_size, longest, "generating"),
@@ -204,9 +221,12 @@ def disk(profile) -> dict[str, int]:
     """Return the bytes to download and to keep, by item; the samples drawn from the data sets are not known before."""
     config, trained = configuration(profile), sum(TRAININGS.values())
     adapter = 4 * lora_parameters(config, profile.lora_rank)
-    return {f"download: {profile.student}": weight_bytes(config, False),
-            **{f"download: {name}": noted["bytes"] for name, noted in sources().items()},
-            f"{trained} adapters": trained * adapter, "two checkpoints of a training": 2 * 3 * adapter}  # fmt: skip
+    return {
+        f"download: {profile.student}": weight_bytes(config, False),
+        **{f"download: {name}": noted["bytes"] for name, noted in sources().items()},
+        f"{trained} adapters": trained * adapter,
+        "two checkpoints of a training": 2 * 3 * adapter,
+    }
 
 
 def this_machine() -> dict:
@@ -233,8 +253,10 @@ def warnings(profile, machine: dict) -> list[str]:
     for stage, parts in memory(profile).items():
         size, room = sum(parts.values()), machine["gpu_bytes"]
         if room is not None and size > room * USABLE:
-            said.append(f"{stage} may take {_gb(size)} GB, {machine['gpu']} has {_gb(room)} GB: lower "
-                        f"{SETTINGS[stage]} in ivt_utils/profiles.py.")  # fmt: skip
+            said.append(
+                f"{stage} may take {_gb(size)} GB, {machine['gpu']} has {_gb(room)} GB: lower "
+                f"{SETTINGS[stage]} in ivt_utils/profiles.py."
+            )
     weights, kept = weight_bytes(configuration(profile), False), sum(disk(profile).values())
     for kind, doing, size in (("ram", "memory: loading the weights", weights), ("disk", "disk: the run", kept)):
         free = machine[f"{kind}_bytes"]
@@ -252,8 +274,11 @@ def plan_text(profile, machine: dict | None = None, warn: bool = True) -> str:
     counts.append(("", "total", sum(n for *_, n in counts)))
     tokens = profile.max_new_tokens, min(ANSWER, profile.max_new_tokens)
     rows = [[book, stage, f"{n:,}", *(f"{n * each / 1e6:.2f}" for each in tokens)] for book, stage, n in counts]
-    said = [f"Plan for the profile {profile.name}: {profile.student}", "Answers and tokens to generate",
-            aligned([["notebook", "", "answers", "million tokens, at most", "typical"], *rows])]  # fmt: skip
+    said = [
+        f"Plan for the profile {profile.name}: {profile.student}",
+        "Answers and tokens to generate",
+        aligned([["notebook", "", "answers", "million tokens, at most", "typical"], *rows]),
+    ]
     if not profile.hub_student:
         parts = pace.section_seconds(profile.name).items()
         told = ", ".join(f"{stem[:2]} {pace.clock(sum(seconds.values()))}" for stem, seconds in parts)
@@ -269,10 +294,13 @@ def plan_text(profile, machine: dict | None = None, warn: bool = True) -> str:
     parts = [[stage, *map(_gb, (*sizes.values(), sum(sizes.values())))] for stage, sizes in needs.items()]
     kept["all, without the samples drawn"] = sum(kept.values())
     said += [
-        "Hours, roughly, on one card", aligned([["card", "it fits", *spent, "all"], *lines]),
-        "Memory in GB, at most, on one card", aligned([["", *needs["SFT"], "all"], *parts]),
-        "Disk in GB", aligned([["", "GB"], *([item, _gb(size)] for item, size in kept.items())]),
-    ]  # fmt: skip
+        "Hours, roughly, on one card",
+        aligned([["card", "it fits", *spent, "all"], *lines]),
+        "Memory in GB, at most, on one card",
+        aligned([["", *needs["SFT"], "all"], *parts]),
+        "Disk in GB",
+        aligned([["", "GB"], *([item, _gb(size)] for item, size in kept.items())]),
+    ]
     if warn:
         said += [f"warning: {sentence}" for sentence in warnings(profile, machine or this_machine())]
     return "\n\n".join([*said, ASSUMED])

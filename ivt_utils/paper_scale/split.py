@@ -35,8 +35,10 @@ def choose(rows: list[dict], sizes: dict[str, int], seed: int) -> dict[str, list
             sides |= {row["image_id"]: split for row in part}
     for split, parts in chosen.items():
         if sum(map(len, parts)) != sizes[split]:
-            raise ArtefactError(f"The sets give {sum(map(len, parts))} of the {sizes[split]} records of the split "
-                                f"{split!r} when no image may be on two sides; ask for fewer.")  # fmt: skip
+            raise ArtefactError(
+                f"The sets give {sum(map(len, parts))} of the {sizes[split]} records of the split "
+                f"{split!r} when no image may be on two sides; ask for fewer."
+            )
     for parts in chosen.values():
         for part in parts:
             rng.shuffle(part)

@@ -14,13 +14,19 @@ from ivt_utils.teacher import problems
 
 # What an answer may claim: word -> the problems of `protocol.PROBLEMS`, one of which the box must then have.
 ERRORS = {problem.split()[-1]: (problem,) for problem in protocol.PROBLEMS} | {
-    "up": ("too high",), "down": ("too low",), "small": ("too narrow", "too short"),
-    "large": ("too wide", "too tall"), "big": ("too wide", "too tall"),
-}  # fmt: skip
+    "up": ("too high",),
+    "down": ("too low",),
+    "small": ("too narrow", "too short"),
+    "large": ("too wide", "too tall"),
+    "big": ("too wide", "too tall"),
+}
 CHANGES = {advice.split()[-1]: (problem,) for problem, advice in protocol.PROBLEMS.items()} | {
-    "upwards?": ("too low",), "downwards?": ("too high",), "larger": ("too narrow", "too short"),
-    "bigger": ("too narrow", "too short"), "smaller": ("too wide", "too tall"),
-}  # fmt: skip
+    "upwards?": ("too low",),
+    "downwards?": ("too high",),
+    "larger": ("too narrow", "too short"),
+    "bigger": ("too narrow", "too short"),
+    "smaller": ("too wide", "too tall"),
+}
 FILLERS = (
     "it|the|red|box|whole|a|bit|little|lot|slightly|somewhat|much|far|further|farther|more|over|to|towards?|and|both"
 )
@@ -52,7 +58,7 @@ MISFITS = re.compile(r"(?:\bnot|n't|\bhardly|\bnever|\bbadly|\bpoorly)\b.{0,15}\
 
 def tidy(answer: str) -> str:
     """Return an answer on one line, without the quotation marks around it."""
-    return " ".join(answer.split()).strip("\"“” ")
+    return " ".join(answer.split()).strip('"“” ')
 
 
 def claims(text: str) -> tuple[list[tuple[str, tuple]], str]:
@@ -120,11 +126,21 @@ def traces_told(rollouts: list[dict], *, seed: int, n_resamples: int) -> dict[st
     in turn, which is the share that words without regard to their box would reach. ValueError where no two steps in a
     row have a box.
     """
-    images, named, wrong, moved, fits = zip(*(
-        (rollout["image_id"], re.findall("|".join(protocol.PROBLEMS), step["text"]),
-         ways(shown["box"], rollout["truth"]), ways(shown["box"], step["box"]), protocol.TRACE_FITS in step["text"])
-        for rollout in rollouts for shown, step in pairwise(rollout["steps"]) if shown["box"] and step["box"]
-    ), strict=True)  # fmt: skip
+    images, named, wrong, moved, fits = zip(
+        *(
+            (
+                rollout["image_id"],
+                re.findall("|".join(protocol.PROBLEMS), step["text"]),
+                ways(shown["box"], rollout["truth"]),
+                ways(shown["box"], step["box"]),
+                protocol.TRACE_FITS in step["text"],
+            )
+            for rollout in rollouts
+            for shown, step in pairwise(rollout["steps"])
+            if shown["box"] and step["box"]
+        ),
+        strict=True,
+    )
     names, stays = np.array([bool(words) for words in named]), np.array([not found for found in moved])
     scores = {"twice": [len({*words}) < len(words) for words in named], "unmoved": stays, "kept": stays}
     share = names / max(1, names.sum())

@@ -131,17 +131,21 @@ class VlmTeacher:
         parts.append({"type": "text", "text": text})
         try:
             completion = self.client.chat.completions.create(
-                model=self.model, messages=[{"role": "user", "content": parts}],
-                max_completion_tokens=self.profile.teacher_tokens, temperature=self.profile.teacher_temperature,
-            )  # fmt: skip
+                model=self.model,
+                messages=[{"role": "user", "content": parts}],
+                max_completion_tokens=self.profile.teacher_tokens,
+                temperature=self.profile.teacher_temperature,
+            )
         except json.JSONDecodeError:
             return None
         except openai.OpenAIError as error:
             # A hosted filter dislikes this image or text, or the server has no room for it: true of every try.
             if str(getattr(error, "code", "")).startswith(("content_", "context_length")):
                 return ""
-            raise ArtefactError(f"The teacher at {self.base_url} {self._complaint(error)}; what is finished is kept "
-                                f"in {self.cache}, and the same command goes on.") from error  # fmt: skip
+            raise ArtefactError(
+                f"The teacher at {self.base_url} {self._complaint(error)}; what is finished is kept "
+                f"in {self.cache}, and the same command goes on."
+            ) from error
         try:
             answer = completion.choices[0].message.content
         except (AttributeError, IndexError, TypeError, KeyError):
@@ -153,8 +157,10 @@ class VlmTeacher:
         import openai
 
         if isinstance(error, openai.APITimeoutError):
-            return (f"gave no answer within {self.profile.teacher_timeout:g} seconds, {RETRIES + 1} times: raise "
-                    "teacher_timeout, or lower teacher_workers")  # fmt: skip
+            return (
+                f"gave no answer within {self.profile.teacher_timeout:g} seconds, {RETRIES + 1} times: raise "
+                "teacher_timeout, or lower teacher_workers"
+            )
         if isinstance(error, openai.APIConnectionError):
             return "cannot be reached: start it, or correct its address"
         if isinstance(error, (openai.AuthenticationError, openai.PermissionDeniedError)):
@@ -211,8 +217,10 @@ def teach(
             made = future.result()
             good += made["stood_in"] < len(made["steps"]) - 1
             if number == FIRST and not good:
-                raise ArtefactError(f"Not one answer about the first {FIRST} rollouts stood up to the check; look at "
-                                    f"them in {cache}, take another model, or raise teacher_tokens.")  # fmt: skip
+                raise ArtefactError(
+                    f"Not one answer about the first {FIRST} rollouts stood up to the check; look at "
+                    f"them in {cache}, take another model, or raise teacher_tokens."
+                )
         return [future.result() for future in futures]
     finally:  # requests that are under way are waited for, and their answers kept
         teacher.stopped.set()
@@ -241,5 +249,7 @@ def budget(rollouts: list[dict], records, profile, model: str, cache: Path) -> s
             if left:
                 tokens += 2 * image.width * image.height // 1024 + len(asked[-1]) // 4 + profile.teacher_tokens
     each = round(tokens / fewest) if fewest else 0
-    return (f"{traces} traces for {len(rollouts)} rollouts, {known} of them in the cache: {fewest} to {most} requests "
-            f"to {model}, of about {each} tokens, {fewest * each:,} to {most * each:,} in all.")  # fmt: skip
+    return (
+        f"{traces} traces for {len(rollouts)} rollouts, {known} of them in the cache: {fewest} to {most} requests "
+        f"to {model}, of about {each} tokens, {fewest * each:,} to {most * each:,} in all."
+    )

@@ -90,8 +90,10 @@ def batch_share(batch: int, device_batch: int = 0, group: int = 0) -> dict:
     """
     own, left = divmod(batch, size())
     if left or not own:
-        raise ValueError(f"A batch of {batch} cannot be shared equally by {size()} processes; launch a number of them "
-                         f"that divides {batch}.")  # fmt: skip
+        raise ValueError(
+            f"A batch of {batch} cannot be shared equally by {size()} processes; launch a number of them "
+            f"that divides {batch}."
+        )
     most = min(device_batch or own, own)
     held = max(n for n in range(1, most + 1) if own % n == 0)
     settings = {"per_device_train_batch_size": held, "gradient_accumulation_steps": own // held}

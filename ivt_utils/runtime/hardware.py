@@ -88,8 +88,10 @@ def memory_advice(doing: str, cost: str, recipe: str):
             raise
         again = f"{cost} (down to 1; the same command then goes on from the last stage or checkpoint), or "
         again *= bool(cost)
-        raise ArtefactError(f"Out of memory while {doing}: in ivt_utils/profiles.py, lower {again}{recipe} (in a new "
-                            "--run-dir, for that changes the experiment).") from error  # fmt: skip
+        raise ArtefactError(
+            f"Out of memory while {doing}: in ivt_utils/profiles.py, lower {again}{recipe} (in a new "
+            "--run-dir, for that changes the experiment)."
+        ) from error
 
 
 def _out_of_memory(message: str) -> bool:

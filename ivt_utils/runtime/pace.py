@@ -107,6 +107,9 @@ class Pace:
             ran = worked
         base = sum(self.expected[section] for section in ran)
         ratio = sum(ran.values()) / base if base >= ENOUGH else 1.0
-        rest = sum(value for section, value in self.expected.items()
-                   if section not in self.here and section != self.section and section[0] not in self.done)  # fmt: skip
+        rest = sum(
+            value
+            for section, value in self.expected.items()
+            if section not in self.here and section != self.section and section[0] not in self.done
+        )
         return ratio * rest + max(0.0, ratio * usual - so_far)

@@ -24,8 +24,20 @@ MANIFEST = "manifest.json"  # in a folder of data: the SHA-256 of its files
 SEEDS = "seeds"  # in the folder of a run: the runs of other seeds (`stages.seeds`)
 COUNTED = ("ablation_", "closer_", "confidence_", "control_", "sampled_", "second_")  # of them boxes count
 PROBE = "probe.json"  # in the folder of an adapter: its learning curve (`grpo.read_probe`)
-LIBRARIES = ("torch", "torchvision", "transformers", "trl", "peft", "datasets", "accelerate", "numpy", "scipy",
-             "pillow", "matplotlib", "papermill")  # fmt: skip
+LIBRARIES = (
+    "torch",
+    "torchvision",
+    "transformers",
+    "trl",
+    "peft",
+    "datasets",
+    "accelerate",
+    "numpy",
+    "scipy",
+    "pillow",
+    "matplotlib",
+    "papermill",
+)
 FULL = (errno.ENOSPC, errno.EDQUOT)
 CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -128,8 +140,9 @@ def intact(path: Path, remedy: str | None = None) -> Path:
         raise ArtefactError(f"{note} is missing, so {path.name} cannot be checked; {remedy or restoring(note)}")
     manifest = read_json(note, remedy or restoring(note))
     if not matches(manifest.get("files") if isinstance(manifest, dict) else None, path.name, path):
-        raise ArtefactError(f"{path} is missing or damaged (its checksum is not the one in {MANIFEST}); "
-                            f"{remedy or restoring(path)}")  # fmt: skip
+        raise ArtefactError(
+            f"{path} is missing or damaged (its checksum is not the one in {MANIFEST}); {remedy or restoring(path)}"
+        )
     return path
 
 
@@ -207,8 +220,10 @@ class Run:
             noted = read_json(note)
             same = noted.keys() == values.keys() and all(noted[key] == values[key] for key in ("profile", "seed"))
             if not same or profile.changed(noted["values"]):
-                raise ArtefactError(f"{self.root} holds a run with another profile, seed or values; choose another "
-                                    "RUN_DIR, or delete that folder.")  # fmt: skip
+                raise ArtefactError(
+                    f"{self.root} holds a run with another profile, seed or values; choose another "
+                    "RUN_DIR, or delete that folder."
+                )
         elif distributed.rank() == 0:
             write_text(note, json.dumps(values, indent=1))
         distributed.wait()
@@ -298,8 +313,9 @@ def find_reference(relative: str) -> Path:
     path = REFERENCE / relative
     note = REFERENCE / "stages.json"
     if not matches(read_json(note, restoring(note)), stage_key(relative), path):
-        raise ArtefactError(f"{path} is missing or damaged (its checksum is not the one in stages.json); "
-                            f"{restoring(path)}")  # fmt: skip
+        raise ArtefactError(
+            f"{path} is missing or damaged (its checksum is not the one in stages.json); {restoring(path)}"
+        )
     return path
 
 
@@ -366,8 +382,11 @@ def ship_reference(root: Path, adapters) -> Path:
     """
     names = ["results.json", "run.json", "figures", "tables", *(f"adapters/{name}" for name in adapters)]
     names += [f"rollouts/{path.name}" for path in sorted((root / "rollouts").glob("*.jsonl"))]
-    of_seeds = [path.relative_to(root).as_posix() for kind in ("*_long", "grpo_single", "sampled_*")
-                for path in sorted((root / SEEDS).glob(f"*/rollouts/{kind}.jsonl"))]  # fmt: skip
+    of_seeds = [
+        path.relative_to(root).as_posix()
+        for kind in ("*_long", "grpo_single", "sampled_*")
+        for path in sorted((root / SEEDS).glob(f"*/rollouts/{kind}.jsonl"))
+    ]
     names += of_seeds
     with replace_folder(REFERENCE) as folder:
         notes = {}

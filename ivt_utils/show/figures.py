@@ -108,8 +108,10 @@ def log_figure(log: list[dict], turns: int, window: int = 15):
             ax.plot([row["step"] for row in log], thick, color=color, label=label)
         ax.set(ylabel=ylabel, xlabel="GRPO step" if ax in axes[1] else None)
         ax.legend(frameon=False, fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
-    figure.set_label("Four panels over GRPO steps: reward, IoU per step; failed rollouts and groups without variance; "
-                     "KL and entropy.")  # fmt: skip
+    figure.set_label(
+        "Four panels over GRPO steps: reward, IoU per step; failed rollouts and groups without variance; "
+        "KL and entropy."
+    )
     return figure
 
 

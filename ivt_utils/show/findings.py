@@ -62,16 +62,25 @@ def after_sft(gains: dict[str, dict], variant: dict[str, dict], loss: dict, long
     return _text(
         f"**At IoU 0.5 the final step {place[change[0]]} step 0; on the way {iou[change[1]]}.**",
         change == ("open", "below") and frame,
-        price[found["step 0 - single shot"]], user[found["final - single shot"]],
-        best[found["oracle best step - single shot"]], long_loss and long[side(long_loss)],
+        price[found["step 0 - single shot"]],
+        user[found["final - single shot"]],
+        best[found["oracle best step - single shot"]],
+        long_loss and long[side(long_loss)],
         f"The final step of the student that keeps what fits {place[kept['final - step 0']]} its own step 0 and "
         f"{place[kept['final - single shot']]} the single shot.",
-    )  # fmt: skip
+    )
 
 
 def after_grpo(
-    loss: dict, final: dict, long_change: dict | None, keep_change: dict | None, rise: dict, gain: dict, loop: dict,
-    acts: dict, keep_acts: dict,
+    loss: dict,
+    final: dict,
+    long_change: dict | None,
+    keep_change: dict | None,
+    rise: dict,
+    gain: dict,
+    loop: dict,
+    acts: dict,
+    keep_acts: dict,
 ) -> str:
     """Return what GRPO did to the student of the straight line, and to the one that keeps what fits.
 
@@ -126,12 +135,18 @@ def after_grpo(
         said = "At its last step this student hardly ever says that its box fits, even where it keeps it."
     settled = all(side(keep_acts[what], 1 - RARE) == "above" for what in ("says", "does"))
     return _text(
-        mend[side(loss)], ends[side(final)], shot[side(gain)], needed[side(loop)], said,
-        long_change and long[side(long_change)], keep_change and keeps[side(keep_change)],
-        settled and "After GRPO the student that keeps what fits nearly always says at the last step that its box "
-                    "fits, and leaves it there: so its loop changes little, for better or worse.",
+        mend[side(loss)],
+        ends[side(final)],
+        shot[side(gain)],
+        needed[side(loop)],
+        said,
+        long_change and long[side(long_change)],
+        keep_change and keeps[side(keep_change)],
+        settled
+        and "After GRPO the student that keeps what fits nearly always says at the last step that its box "
+        "fits, and leaves it there: so its loop changes little, for better or worse.",
         curve[side(rise)],
-    )  # fmt: skip
+    )
 
 
 def of_ablations(where: dict[str, str]) -> str:
@@ -139,8 +154,11 @@ def of_ablations(where: dict[str, str]) -> str:
 
     `where`: by the row's name "above", "below" or "open", the last also where Holm's correction leaves no finding.
     """
-    parts = {"training: errors that are distorted truths": "its own errors", "training: no traces": "the traces",
-             "loop: no box is drawn": "the drawn box"}  # fmt: skip
+    parts = {
+        "training: errors that are distorted truths": "its own errors",
+        "training: no traces": "the traces",
+        "loop: no box is drawn": "the drawn box",
+    }
     rest = [row for row, found in where.items() if found != "open" and row not in parts]
     shown = [part for row, part in parts.items() if where[row] != "open"]
     shown += ["the number of steps"] * any(row.startswith("loop: T") for row in rest)
@@ -149,14 +167,16 @@ def of_ablations(where: dict[str, str]) -> str:
     return _text(
         missing and f"Nothing shows that this student owes anything to {_listed(missing, 'or')}.",
         shown and f"**A difference is shown for {_listed(shown, 'and')}.**",
-    )  # fmt: skip
+    )
 
 
 def of_threshold(val: dict, test: dict) -> str:
     """Return what a threshold is worth, from its gain over step 0 on validation, where it was chosen, and on test."""
     if side(val) == "above" and side(test) == "open":
-        return ("The gain on the samples that chose the threshold does not show on others. That is why the test set is "
-                "scored once, at the end.")  # fmt: skip
+        return (
+            "The gain on the samples that chose the threshold does not show on others. That is why the test set is "
+            "scored once, at the end."
+        )
     if side(val) == side(test) == "above":
         return "The gain is there on samples that had no say in the choice as well."
     return "Only the second number counts, for the first is that of the samples that chose the threshold."
@@ -205,11 +225,11 @@ def of_closer(gains: dict[str, dict], iou_gains: dict[str, dict]) -> str:
     }
     credit = {
         "above": "It also lies above a student that was trained as long on the truth and answers once, so the second "
-                 "look adds something.",
+        "look adds something.",
         "below": "A student that was trained as long on the truth does better with a single answer.",
         "open": "It cannot be told from a student that was trained as long on the truth and answers once, so the gain "
-                "may be the training's, and we do not credit the second look with it.",
-    }  # fmt: skip
+        "may be the training's, and we do not credit the second look with it.",
+    }
     return " ".join((shot[over], credit[rival], *_controls_of_closer(gains, iou_gains)))
 
 
@@ -217,20 +237,21 @@ def _controls_of_closer(gains: dict[str, dict], iou_gains: dict[str, dict]):
     """Yield what the controls say of new pixels, of a part by itself, of all pixels at once; nothing without them."""
     if f"{CLOSER} - {SEEN}" not in gains:
         return
-    pixels, part, whole = (side(gains[name]) for name in (
-        f"{CLOSER} - {SEEN}", f"{SEEN} - {FIRST}", f"{CLOSER} - {WHOLE}"))  # fmt: skip
+    pixels, part, whole = (
+        side(gains[name]) for name in (f"{CLOSER} - {SEEN}", f"{SEEN} - {FIRST}", f"{CLOSER} - {WHOLE}")
+    )
     yield {
         "above": "Part of its gain is detail: cut out of the image as the student saw it, the look gives fewer right "
-                 "answers.",
+        "answers.",
         "below": "New pixels do harm: cut out of the image as the student saw it, the look gives more right answers.",
-        "open": "That new pixels give more right answers is not shown: this is compared with the look that is cut out "
-                "of the image as the student saw it.",
+        "open": "That new pixels give more right answers is not shown: its rival here is the look that is cut out of "
+        "the image as the student saw it.",
     }[pixels]
     yield {
-        "above": "They make the boxes a little more exact, for mean IoU is higher with them.",
-        "below": "They make the boxes less exact, for mean IoU is lower with them.",
+        "above": "New pixels make the boxes more exact, for mean IoU is higher with them.",
+        "below": "New pixels make the boxes less exact, for mean IoU is lower with them.",
         "open": "Mean IoU shows no difference, either.",
-    }[side(iou_gains[f"{CLOSER} - {SEEN}"])]  # fmt: skip
+    }[side(iou_gains[f"{CLOSER} - {SEEN}"])]
     yield {
         "above": "Even without them the look lies above the first answer: detail is not the main thing that it brings.",
         "below": "Without them it lies below the first answer.",
@@ -240,12 +261,12 @@ def _controls_of_closer(gains: dict[str, dict], iou_gains: dict[str, dict]):
         yield "Around the true box, where only an oracle can look, it would do better: its first answers still cost it."
     yield {
         "above": "A student that learns the truth from the whole image with all its pixels, and answers once, gives "
-                 "fewer right answers, but with eyes that were made for one size of image.",
+        "fewer right answers, but with eyes that were made for one size of image.",
         "below": "A student that learns the truth from the whole image with all its pixels, and answers once, gives "
-                 "more right answers: who can pay for so many image tokens needs no second look.",
+        "more right answers: who can pay for so many image tokens needs no second look.",
         "open": "It cannot be told from a student that learns the truth from the whole image with all its pixels, and "
-                "answers once.",
-    }[whole]  # fmt: skip
+        "answers once.",
+    }[whole]
 
 
 def of_regimes(rows: dict[str, dict], turns: int, long_turns: int) -> str:
@@ -253,21 +274,27 @@ def of_regimes(rows: dict[str, dict], turns: int, long_turns: int) -> str:
     place = {"above": "lies above", "below": "lies below", "open": "cannot be told from"}
     short, long = "sft_ivt", "sft_ivt_long"
     found = {name: side(row) for name, row in rows.items()}
-    final, oracle = ({name: found[f"{name} {step} - {name} step 0"] for name in (short, long)}
-                     for step in ("final", "oracle best step"))  # fmt: skip
+    final, oracle = (
+        {name: found[f"{name} {step} - {name} step 0"] for name in (short, long)}
+        for step in ("final", "oracle best step")
+    )
     sampled = found[f"{short} final - consensus of as many sampled answers"]
     rule = {name: found[f"{name} {CONSENSUS} - {name} step 0"] for name in (short, long)}
     told = [f"The final step of {turns} refinements {place[sampled]} the consensus of as many sampled answers."]
     for name, count in ((short, turns), (long, long_turns)):
-        told.append(f"In the loop of {count} the final step {place[final[name]]} step 0, and the consensus of its "
-                    f"steps {place[rule[name]]} it.")  # fmt: skip
+        told.append(
+            f"In the loop of {count} the final step {place[final[name]]} step 0, and the consensus of its "
+            f"steps {place[rule[name]]} it."
+        )
         if oracle[name] != "above":
             told.append("There is no mirage in it, for not even an oracle is shown to gain from choosing a step.")
         elif "above" in (final[name], rule[name]):
             told.append("So a part of what an oracle gains there can be shipped.")
         else:
-            told.append("**Here the mirage shows**: the best step, which only an oracle can choose, lies above step 0, "
-                        "and neither of these does.")  # fmt: skip
+            told.append(
+                "**Here the mirage shows**: the best step, which only an oracle can choose, lies above step 0, "
+                "and neither of these does."
+            )
     return " ".join(told)
 
 

@@ -30,9 +30,17 @@ from ivt_utils.show.tables import (
 )
 
 __all__ = [
-    "build_results", "iou_per_step", "paper_and_ours", "paper_results", "report_from", "summary",
-    "table", "targets", "to_markdown", "to_text",
-]  # fmt: skip
+    "build_results",
+    "iou_per_step",
+    "paper_and_ours",
+    "paper_results",
+    "report_from",
+    "summary",
+    "table",
+    "targets",
+    "to_markdown",
+    "to_text",
+]
 
 
 def summary(results: dict, paper: dict) -> str:
@@ -96,8 +104,10 @@ def _compared(root: Path, results: dict) -> str:
 def write_table(readme: Path, results: dict, paper: dict) -> None:
     """Put the tables of `results` and its targets between the two table marks of a README."""
     head, *goals = _goals(results)
-    content = "".join(f"**{title}**\n\n{markdown_table(grid[0], grid[1:])}\n\n"
-                      for title, grid in seeds_tables(results["seeds"]).items())  # fmt: skip
+    content = "".join(
+        f"**{title}**\n\n{markdown_table(grid[0], grid[1:])}\n\n"
+        for title, grid in seeds_tables(results["seeds"]).items()
+    )
     content += f"{to_markdown(table(results, paper))}\n**Targets of the course**\n\n{markdown_table(head, goals)}\n"
     head, *turns = second_turn_table(results.get("second_turn", []))
     content += f"\n**{SECOND_TURN_TITLE}**\n\n{markdown_table(head, turns)}\n"

@@ -25,7 +25,7 @@ from ivt_utils.runtime.store import (
     finished_stages,
     read_json,
     read_jsonl,
-)  # fmt: skip
+)
 
 COMPARISONS = (  # (a, its step, b, its step): a - b, paired
     ("base_ivt", "final", "base_single", "final"),
@@ -48,9 +48,11 @@ COMPARISONS = (  # (a, its step, b, its step): a - b, paired
     ("sft_keep_grpo_ivt", "final", "sft_keep_grpo_ivt", "step0"),
 )
 MENDED = (  # (after GRPO, before it): what a step of the loop loses
-    ("sft_grpo_ivt", "sft_ivt"), ("sft_grpo_ivt_long", "sft_ivt_long"), ("sft_keep_grpo_ivt", "sft_keep_ivt"),
+    ("sft_grpo_ivt", "sft_ivt"),
+    ("sft_grpo_ivt_long", "sft_ivt_long"),
+    ("sft_keep_grpo_ivt", "sft_keep_ivt"),
     ("sft_keep_grpo_ivt_long", "sft_keep_ivt_long"),
-)  # fmt: skip
+)
 CURVES = ("grpo", "grpo_keep")  # the adapters whose learning curve is told
 CONSENSUS = "consensus of its steps"
 ROW = ("name", "a", "b", "metric")  # what tells a row of `seed_rows` from the others
@@ -59,9 +61,21 @@ STEP_NAMES = {"step0": "step 0", "final": "final", "oracle": "oracle best step"}
 
 
 def build_results(
-    rollouts_by_method, *, profile_name, seed, n_resamples, wall_seconds, versions, commit, ablations=(), mirage=None,
-    looks=(), second_turn=(), curves=None, seeds=None,
-) -> dict:  # fmt: skip
+    rollouts_by_method,
+    *,
+    profile_name,
+    seed,
+    n_resamples,
+    wall_seconds,
+    versions,
+    commit,
+    ablations=(),
+    mirage=None,
+    looks=(),
+    second_turn=(),
+    curves=None,
+    seeds=None,
+) -> dict:
     """Return the content of results.json from the rollouts of each method, all about the same samples.
 
     Without "base_single", step 0 of "base_ivt" takes its place: the same greedy decoding. Equal input
@@ -239,9 +253,11 @@ def _rules(found: dict[str, list[dict]], ious: dict[str, np.ndarray], ious_of):
 
 def _levels(ious) -> dict[str, np.ndarray]:
     asked: dict[str, tuple[str | int, str]] = {
-        "step0_acc50": ("step0", "acc50"), "acc50": ("final", "acc50"), "miou": ("final", "miou"),
+        "step0_acc50": ("step0", "acc50"),
+        "acc50": ("final", "acc50"),
+        "miou": ("final", "miou"),
         **{f"step{t}_miou": (t, "miou") for t in range(ious.shape[1])},
-    }  # fmt: skip
+    }
     levels = {name: metrics.step_score(*which)(ious) for name, which in asked.items()}
     if ious.shape[1] > 1:
         levels["oracle_acc50"] = metrics.step_score("oracle", "acc50")(ious)
@@ -303,13 +319,23 @@ def targets(results: dict) -> list[dict]:
     def target(key, claim, unit, cell, *limits, **strict):
         shown = {name: cell[name] if cell else None for name in ("value", "low", "high", "n")}
         trainings = len(cell["seeds"]) if cell and "seeds" in cell else None
-        return {"key": key, "claim": claim, "unit": unit, **shown, "trainings": trainings,
-                "verdict": verdict(cell, *limits, **strict)}  # fmt: skip
+        return {
+            "key": key,
+            "claim": claim,
+            "unit": unit,
+            **shown,
+            "trainings": trainings,
+            "verdict": verdict(cell, *limits, **strict),
+        }
 
     fall = difference("base_ivt worst step - base_ivt step 0")
     worst = f"worst step (step {fall['step']}, chosen with the truth)" if fall else "worst step"
-    parsed = [step["parsed"] for name in ("base_ivt", "base_ivt_long") if name in methods
-              for step in methods[name]["per_step"]]  # fmt: skip
+    parsed = [
+        step["parsed"]
+        for name in ("base_ivt", "base_ivt_long")
+        if name in methods
+        for step in methods[name]["per_step"]
+    ]
     order = ("not reached", "open", "reached")
     least = min(parsed, key=lambda cell: (order.index(verdict(cell, 0.99)), cell["value"]), default=None)
     part = " degradation - a fifth of "
@@ -325,37 +351,109 @@ def targets(results: dict) -> list[dict]:
     each = {verdict(cell, 0, strict=True) for cell in gains}
     look = next((found for found in order if found in each), None)
     return [
-        target("a", f"base + IVT at its {worst}: Acc@0.5 at least 20 points below step 0", "difference", fall,
-               -math.inf, -0.2),
-        target("b", "of that fall, the loop with the bare image loses less than a quarter", "ratio",
-               difference("base_ivt_bare loss / base_ivt loss at its worst step", "acc50_loss_ratio"),
-               -math.inf, 0.25, strict=True),
-        target("c", "the untrained loop, every step of the short and of the long one: at least 99 % of the answers "
-               "parse; shown: the step for which this holds least", "share", least, 0.99),
-        target("d", "base, single shot: Acc@0.5 from 75 to 88 %", "share",
-               methods.get("base_single", {}).get("final", {}).get("acc50"), 0.75, 0.88),
-        target("e", "SFT + IVT, oracle best step: Acc@0.5 at least 2.4 points above single shot", "difference",
-               difference("sft_ivt oracle best step - base_single", "oracle_acc50"), 0.024),
-        target("f", "SFT + IVT, step 0: Acc@0.5 not below single shot", "difference",
-               difference("sft_ivt step 0 - base_single"), 0),
+        target(
+            "a",
+            f"base + IVT at its {worst}: Acc@0.5 at least 20 points below step 0",
+            "difference",
+            fall,
+            -math.inf,
+            -0.2,
+        ),
+        target(
+            "b",
+            "of that fall, the loop with the bare image loses less than a quarter",
+            "ratio",
+            difference("base_ivt_bare loss / base_ivt loss at its worst step", "acc50_loss_ratio"),
+            -math.inf,
+            0.25,
+            strict=True,
+        ),
+        target(
+            "c",
+            "the untrained loop, every step of the short and of the long one: at least 99 % of the answers "
+            "parse; shown: the step for which this holds least",
+            "share",
+            least,
+            0.99,
+        ),
+        target(
+            "d",
+            "base, single shot: Acc@0.5 from 75 to 88 %",
+            "share",
+            methods.get("base_single", {}).get("final", {}).get("acc50"),
+            0.75,
+            0.88,
+        ),
+        target(
+            "e",
+            "SFT + IVT, oracle best step: Acc@0.5 at least 2.4 points above single shot",
+            "difference",
+            difference("sft_ivt oracle best step - base_single", "oracle_acc50"),
+            0.024,
+        ),
+        target(
+            "f",
+            "SFT + IVT, step 0: Acc@0.5 not below single shot",
+            "difference",
+            difference("sft_ivt step 0 - base_single"),
+            0,
+        ),
         target("g", fifth, "IoU", mended, -math.inf, 0),
-        target("h", "IoU lost a step in the long loop: SFT + GRPO less than SFT", "IoU",
-               difference("sft_grpo_ivt_long degradation - sft_ivt_long degradation", "degradation_per_step"),
-               -math.inf, 0, strict=True),
-        target("i", "SFT + GRPO + IVT: at least 50 % of the samples end with the IoU of step 0 (the paper: 64 %)",
-               "share", level("sft_grpo_ivt", "share_stay"), 0.5),
-        target("j", "learning curve of GRPO: mean IoU of the final answers in its last quarter above that in its first",
-               "IoU", curve.get("difference"), 0, strict=True),
-        target("k", "SFT + GRPO + IVT, final: Acc@0.5 at most one point below single shot", "difference",
-               difference("sft_grpo_ivt final - base_single"), -0.01),
-        target("l", "a closer look (ours): last answer above single shot and above its own first one; shown: the "
-               "smaller of the two", "difference", smaller) | {"verdict": look},
-        target("m", "IoU lost a step in the long loop, GRPO from SFT that keeps what fits: minus a fifth of SFT's, at "
-               "most 0", "IoU", difference(f"sft_keep_grpo_ivt_long{part}sft_keep_ivt_long degradation",
-                                           "degradation_per_step"), -math.inf, 0),
-        target("n", "the same student: at least 50 % of the samples end the long loop with the IoU of step 0", "share",
-               level("sft_keep_grpo_ivt_long", "share_stay"), 0.5),
-    ]  # fmt: skip
+        target(
+            "h",
+            "IoU lost a step in the long loop: SFT + GRPO less than SFT",
+            "IoU",
+            difference("sft_grpo_ivt_long degradation - sft_ivt_long degradation", "degradation_per_step"),
+            -math.inf,
+            0,
+            strict=True,
+        ),
+        target(
+            "i",
+            "SFT + GRPO + IVT: at least 50 % of the samples end with the IoU of step 0 (the paper: 64 %)",
+            "share",
+            level("sft_grpo_ivt", "share_stay"),
+            0.5,
+        ),
+        target(
+            "j",
+            "learning curve of GRPO: mean IoU of the final answers in its last quarter above that in its first",
+            "IoU",
+            curve.get("difference"),
+            0,
+            strict=True,
+        ),
+        target(
+            "k",
+            "SFT + GRPO + IVT, final: Acc@0.5 at most one point below single shot",
+            "difference",
+            difference("sft_grpo_ivt final - base_single"),
+            -0.01,
+        ),
+        target(
+            "l",
+            "a closer look (ours): last answer above single shot and above its own first one; shown: the "
+            "smaller of the two",
+            "difference",
+            smaller,
+        )
+        | {"verdict": look},
+        target(
+            "m",
+            "IoU lost a step in the long loop, GRPO from SFT that keeps what fits: minus a fifth of SFT's, at most 0",
+            "IoU",
+            difference(f"sft_keep_grpo_ivt_long{part}sft_keep_ivt_long degradation", "degradation_per_step"),
+            -math.inf,
+            0,
+        ),
+        target(
+            "n",
+            "the same student: at least 50 % of the samples end the long loop with the IoU of step 0",
+            "share",
+            level("sft_keep_grpo_ivt_long", "share_stay"),
+            0.5,
+        ),
+    ]
 
 
 def _answers(rollouts) -> list:
@@ -424,8 +522,10 @@ def seeds_from(root: Path, known: dict[str, list[dict]], seed: int) -> dict[int,
     folders = {path.name: path for path in (root / SEEDS).glob("*") if path.is_dir()}
     odd = [path for name, path in folders.items() if name == str(seed) or not name.isdigit() or name != str(int(name))]
     if odd:
-        raise ArtefactError(f"{odd[0]} is not the folder of another seed: its name must be a number that no other has, "
-                            f"such as {seed + 1}; rename or remove it.")  # fmt: skip
+        raise ArtefactError(
+            f"{odd[0]} is not the folder of another seed: its name must be a number that no other has, "
+            f"such as {seed + 1}; rename or remove it."
+        )
     for name in sorted(folders, key=int):
         folder = folders[name]
         found[int(name)] = rollouts = {}
@@ -437,8 +537,10 @@ def seeds_from(root: Path, known: dict[str, list[dict]], seed: int) -> dict[int,
                 continue
             same = all({r["id"] for r in answers} == {r["id"] for r in items} for items in known.values())
             if not same or name in known and len(answers[0]["steps"]) != len(known[name][0]["steps"]):
-                raise ArtefactError(f"{folder} has answers to other samples than {root}, or in loops of another length "
-                                    f"({name}); delete it and run ivt seeds again.")  # fmt: skip
+                raise ArtefactError(
+                    f"{folder} has answers to other samples than {root}, or in loops of another length "
+                    f"({name}); delete it and run ivt seeds again."
+                )
             rollouts[name] = answers
     for number, rollouts in found.items():
         if taught := read_stage(root, closer.stage("test", "first", number)):
@@ -517,8 +619,16 @@ def results_from(root: Path, *, versions, commit, names=tuple(METHODS)) -> dict:
     if not isinstance(ablations, list) or not all(isinstance(row, dict) for row in ablations):
         raise ArtefactError(f"{table} is not a list of rows; delete it and run notebook 05 again.")
     results = build_results(
-        found, **chance, wall_seconds=seconds, versions=versions, commit=commit, ablations=ablations, mirage=mirage,
-        looks=closer_from(root, **limits), second_turn=second_turn_from(root, found.get("base_ivt", []), **limits),
-        curves=curves_from(root, **limits), seeds=seeds_from(root, found, chance["seed"]),
-    )  # fmt: skip
+        found,
+        **chance,
+        wall_seconds=seconds,
+        versions=versions,
+        commit=commit,
+        ablations=ablations,
+        mirage=mirage,
+        looks=closer_from(root, **limits),
+        second_turn=second_turn_from(root, found.get("base_ivt", []), **limits),
+        curves=curves_from(root, **limits),
+        seeds=seeds_from(root, found, chance["seed"]),
+    )
     return results | {"machine": machine(run.get("values", {}).get("student"))}

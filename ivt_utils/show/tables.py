@@ -15,15 +15,19 @@ PAPER = store.DATA / "paper_results.json"
 SCALE = store.ROOT / "runs" / "paper" / "results.json"
 SCALE_TITLE = "The paper's own scale: profile `paper`, Qwen3-VL-4B on the real sets"
 RESULT_COLUMNS = (
-    ("acc50", "Acc@0.5 %", 100, 1), ("acc70", "Acc@0.7 %", 100, 1), ("acc90", "Acc@0.9 %", 100, 1),
+    ("acc50", "Acc@0.5 %", 100, 1),
+    ("acc70", "Acc@0.7 %", 100, 1),
+    ("acc90", "Acc@0.9 %", 100, 1),
     ("miou", "mean IoU", 1, 3),
-)  # fmt: skip
+)
 LOOP_COLUMNS = (
-    ("step0", "step 0 Acc@0.5 %", 100, 1), ("best_rule_acc50", "best rule Acc@0.5 %", 100, 1),
+    ("step0", "step 0 Acc@0.5 %", 100, 1),
+    ("best_rule_acc50", "best rule Acc@0.5 %", 100, 1),
     ("oracle_acc50", "oracle Acc@0.5 %", 100, 1),
-    ("degradation_per_step", "IoU lost per step", 1, 3), ("share_degrade", "degrade %", 100, 1),
+    ("degradation_per_step", "IoU lost per step", 1, 3),
+    ("share_degrade", "degrade %", 100, 1),
     ("share_stay", "IoU kept %", 100, 1),
-)  # fmt: skip
+)
 STEP_COLUMNS = tuple((f"step{t}", f"step {t}", 100, 1) for t in range(6))
 TABLES = (
     ("Result: the final step", RESULT_COLUMNS),
@@ -31,8 +35,11 @@ TABLES = (
     ("Acc@0.5 % at each step", STEP_COLUMNS),
 )
 UNITS = {
-    "share": (100, 1, " %"), "difference": (100, 1, " points"), "ratio": (1, 3, ""), "IoU": (1, 3, " IoU"),
-}  # fmt: skip
+    "share": (100, 1, " %"),
+    "difference": (100, 1, " points"),
+    "ratio": (1, 3, ""),
+    "IoU": (1, 3, " IoU"),
+}
 NOT_RUN = {"value": None}
 SECOND_TURN_TITLE = "The second turn of the untrained student: what its words cost, and what the drawn box costs"
 STYLES = {"none": "bare image", "outline": "box outlined", "filled": "box filled"}
@@ -44,10 +51,13 @@ CLOSER_NOTE = (
 SEEDS_TITLE = "Several trainings: mean [95% interval for new images and new trainings], lowest to highest seed"
 SEEDS_DIFFERENCES = "The same trainings: differences, a - b, paired by image and by seed"
 SEEDS_COLUMNS = (
-    ("step0_acc50", "step 0 Acc@0.5 %", 100, 1), ("acc50", "final Acc@0.5 %", 100, 1),
-    ("oracle_acc50", "oracle Acc@0.5 %", 100, 1), ("miou", "final mean IoU", 1, 3),
-    ("degradation_per_step", "IoU lost per step", 1, 3), ("share_stay", "IoU kept %", 100, 1),
-)  # fmt: skip
+    ("step0_acc50", "step 0 Acc@0.5 %", 100, 1),
+    ("acc50", "final Acc@0.5 %", 100, 1),
+    ("oracle_acc50", "oracle Acc@0.5 %", 100, 1),
+    ("miou", "final mean IoU", 1, 3),
+    ("degradation_per_step", "IoU lost per step", 1, 3),
+    ("share_stay", "IoU kept %", 100, 1),
+)
 NOTES = (
     "[low, high]: 95% bootstrap interval, resampled by image. -: does not apply.",
     "(keep): SFT on trajectories in which a box that fits stays, not the paper's line. Long: five refinements.",
@@ -88,8 +98,12 @@ def _listed(methods: dict) -> list[str]:
 
 def _our_row(name: str, methods: dict) -> dict:
     ours = methods.get(name)
-    return {"source": "ours", "run": ours is not None, "answers": ours and ours["answers_per_sample"],
-            "cells": _our_cells(name, ours) if ours else {}}  # fmt: skip
+    return {
+        "source": "ours",
+        "run": ours is not None,
+        "answers": ours and ours["answers_per_sample"],
+        "cells": _our_cells(name, ours) if ours else {},
+    }
 
 
 def scale_table(path: Path = SCALE) -> list[list[str]]:
@@ -157,35 +171,76 @@ def mirage_tables(method: dict) -> list[list[list[str]]]:
     if not method.get("rules"):
         return []
     rest = [[f"{name} (%)", number(cell, 100, 1), cell["n"]] for name, cell in method["refinement"].items()]
-    grids = (rules_table(method["rules"]), controls_table(method["controls"]),
-             calibration_table(method["calibration"]), [["measure", "value", "n"], *rest])  # fmt: skip
+    grids = (
+        rules_table(method["rules"]),
+        controls_table(method["controls"]),
+        calibration_table(method["calibration"]),
+        [["measure", "value", "n"], *rest],
+    )
     return [[[str(v) for v in line] for line in grid] for grid in grids]
 
 
 def rules_table(rows: list[dict]) -> list[list]:
     """Return `selection.rule_rows` as a grid, its head first."""
     head = ["rule", "threshold (val)", "answers", "Acc@0.5 (%)", "minus step 0 (points)", "won, lost", "p"]
-    return [head, *([r["rule"], r["threshold"] or "-", r["answers"], number(r["acc50"], 100, 1),
-                     number(r["difference"], 100, 1), f"+{r['gained']} -{r['lost']}",
-                     "-" if r["rule"] == ORACLE else f"{r['p']:.3f}".replace("0.000", "< 0.001")] for r in rows)]
+    return [
+        head,
+        *(
+            [
+                r["rule"],
+                r["threshold"] or "-",
+                r["answers"],
+                number(r["acc50"], 100, 1),
+                number(r["difference"], 100, 1),
+                f"+{r['gained']} -{r['lost']}",
+                "-" if r["rule"] == ORACLE else f"{r['p']:.3f}".replace("0.000", "< 0.001"),
+            ]
+            for r in rows
+        ),
+    ]
 
 
 def calibration_table(rows: list[dict]) -> list[list]:
     """Return `confidence.calibration` as a grid, its head first: one row a step."""
     signals = {"fits": "verification", "likelihood": "likelihood"}
     head = ["step", "right (%)", *(f"{said}: {name}" for said in signals.values() for name in ("AUROC", "r"))]
-    return [head, *([row["step"], number(row["right"], 100, 1),
-                     *(number(row[signal][name], 1, 3) for signal in signals for name in ("auroc", "r"))]
-                    for row in rows)]  # fmt: skip
+    return [
+        head,
+        *(
+            [
+                row["step"],
+                number(row["right"], 100, 1),
+                *(number(row[signal][name], 1, 3) for signal in signals for name in ("auroc", "r")),
+            ]
+            for row in rows
+        ),
+    ]
 
 
 def controls_table(rows: list[dict]) -> list[list]:
     """Return `controls.control_rows` as a grid, its head first."""
-    head = ["box shown", "its IoU with the truth", "next answer: Acc@0.5 (%)", "minus own box (points)", "mean IoU",
-            "IoU of next answer and box shown"]  # fmt: skip
-    return [head, *([r["control"], number(r["shown"], 1, 3), number(r["acc50"], 100, 1),
-                     number(r["difference"], 100, 1), number(r["miou"], 1, 3), number(r["follow"], 1, 3)]
-                    for r in rows)]  # fmt: skip
+    head = [
+        "box shown",
+        "its IoU with the truth",
+        "next answer: Acc@0.5 (%)",
+        "minus own box (points)",
+        "mean IoU",
+        "IoU of next answer and box shown",
+    ]
+    return [
+        head,
+        *(
+            [
+                r["control"],
+                number(r["shown"], 1, 3),
+                number(r["acc50"], 100, 1),
+                number(r["difference"], 100, 1),
+                number(r["miou"], 1, 3),
+                number(r["follow"], 1, 3),
+            ]
+            for r in rows
+        ),
+    ]
 
 
 def second_turn_table(rows: list[dict]) -> list[list[str]]:

@@ -4,7 +4,6 @@ Each `..._view` returns (figure, alt text, caption); a figure of None has nothin
 Figures are 700 pixels wide at most, and never tell two things apart by colour alone.
 """
 
-
 from textwrap import fill
 
 import numpy as np
@@ -94,16 +93,31 @@ def trajectory_view(records, methods: dict, method: str, kind: str, sample: int,
     right.plot(ious, color=COLOURS[0], marker="o")
     right.plot(step, ious[step], "s", ms=13, mfc="none", mec=COLORS["answer"], mew=2)
     for t, value in enumerate(ious):
-        right.annotate(f"{value:.2f}", (t, value), (0, 9 if value < 0.85 else -17), textcoords="offset points",
-                       ha="center", fontsize=9)  # fmt: skip
-    right.set(xlabel="step (square: the one on the left)", ylabel="IoU with the truth (0 to 1)", ylim=(-0.05, 1.05),
-              xlim=(-0.3, len(ious) - 0.7), xticks=range(len(ious)))  # fmt: skip
+        right.annotate(
+            f"{value:.2f}",
+            (t, value),
+            (0, 9 if value < 0.85 else -17),
+            textcoords="offset points",
+            ha="center",
+            fontsize=9,
+        )
+    right.set(
+        xlabel="step (square: the one on the left)",
+        ylabel="IoU with the truth (0 to 1)",
+        ylim=(-0.05, 1.05),
+        xlim=(-0.3, len(ious) - 0.7),
+        xticks=range(len(ious)),
+    )
     right.grid(axis="y", alpha=0.3)
-    alt = (f"{method}, {kind}{how}, sample {min(sample, len(order))} of {len(order)}: “{rollout['expression']}”. "
-           f"At step {step}: {_state(answer, ious[step])}. IoU over the steps: "
-           f"{', '.join(f'{value:.2f}' for value in ious)}.")  # fmt: skip
-    caption = (f"“{rollout['expression']}”, sample {min(sample, len(order))} of {len(order)}{how}. "
-               f"The student at step {step}: {answer['text'] or '(nothing)'}")  # fmt: skip
+    alt = (
+        f"{method}, {kind}{how}, sample {min(sample, len(order))} of {len(order)}: “{rollout['expression']}”. "
+        f"At step {step}: {_state(answer, ious[step])}. IoU over the steps: "
+        f"{', '.join(f'{value:.2f}' for value in ious)}."
+    )
+    caption = (
+        f"“{rollout['expression']}”, sample {min(sample, len(order))} of {len(order)}{how}. "
+        f"The student at step {step}: {answer['text'] or '(nothing)'}"
+    )
     return figure, alt, caption
 
 
@@ -128,20 +142,33 @@ def group_view(records, groups, format_bonus: float, number: int, spread: str):
         values = np.where(metrics.parsed_matrix([rollout])[0], _ious(rollout), np.nan)
         curve.plot(values, **look, ls=("-", "--", ":")[k % 3], label=str(k + 1), alpha=0.9)
         bars.bar(k, gain[k], color=look["color"], edgecolor="black", hatch="" if gain[k] >= 0 else "///", width=0.6)
-        bars.annotate(f"{gain[k]:+.2f}", (k, gain[k]), (0, 4 if gain[k] >= 0 else -4), textcoords="offset points",
-                      ha="center", va="bottom" if gain[k] >= 0 else "top", fontsize=9)  # fmt: skip
+        bars.annotate(
+            f"{gain[k]:+.2f}",
+            (k, gain[k]),
+            (0, 4 if gain[k] >= 0 else -4),
+            textcoords="offset points",
+            ha="center",
+            va="bottom" if gain[k] >= 0 else "top",
+            fontsize=9,
+        )
     pictures.legend(handles=_keys("final answer"), loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-    curve.set(xlabel="step (a gap: no box)", ylabel="IoU (0 to 1)", ylim=(-0.05, 1.05),
-              xticks=range(len(group[0]["steps"])))  # fmt: skip
+    curve.set(
+        xlabel="step (a gap: no box)", ylabel="IoU (0 to 1)", ylim=(-0.05, 1.05), xticks=range(len(group[0]["steps"]))
+    )
     lines.legend(title="rollout", ncols=3, fontsize=8, title_fontsize=8, loc="outside upper center", frameon=False)
     bars.axhline(0, color="black", lw=0.8)
     bars.margins(y=0.22)
     bars.set_xticks(range(len(group)), [f"rollout {k + 1}\nreward {r:.2f}" for k, r in enumerate(reward)], fontsize=8)
     bars.set_ylabel("advantage")
-    by = {"none": "not divided", "group": "divided by the spread of the group",
-          "batch": f"divided by the spread of all {sum(map(len, groups))} rollouts"}[spread]  # fmt: skip
-    told = "; ".join(f"rollout {k + 1}: reward {r:.2f}, advantage {g:+.2f}"
-                     for k, (r, g) in enumerate(zip(reward, gain, strict=True)))  # fmt: skip
+    by = {
+        "none": "not divided",
+        "group": "divided by the spread of the group",
+        "batch": f"divided by the spread of all {sum(map(len, groups))} rollouts",
+    }[spread]
+    told = "; ".join(
+        f"rollout {k + 1}: reward {r:.2f}, advantage {g:+.2f}"
+        for k, (r, g) in enumerate(zip(reward, gain, strict=True))
+    )
     head = f"Group {number} of {len(groups)}, “{group[0]['expression']}”"
     caption = f"{head}. Reward: IoU of the final box, + {format_bonus:g} when every answer parses. Advantages: {by}."
     return figure, f"{head}. Advantages {by}. {told}.", caption
@@ -157,8 +184,11 @@ def rule_view(
     at = min(curve, key=lambda point: abs(point["threshold"] - threshold))
     score = metrics.step_score("final", "acc50")
     ious = metrics.iou_matrix(rollouts)
-    levels = {"step 0": (ious[:, 0], "-", "#444444"), "final step": (ious[:, -1], "--", COLOURS[1]),
-              f"oracle (best step, {WITH_TRUTH})": (ious.max(axis=1), "-.", COLOURS[5])}  # fmt: skip
+    levels = {
+        "step 0": (ious[:, 0], "-", "#444444"),
+        "final step": (ious[:, -1], "--", COLOURS[1]),
+        f"oracle (best step, {WITH_TRUTH})": (ious.max(axis=1), "-.", COLOURS[5]),
+    }
     chosen = selection.choose(rollouts, selection.STOPS[name](at["threshold"]))
     gain = metrics.paired_difference(chosen, metrics.first_steps(rollouts), score, seed=seed, n_resamples=n_resamples)
     figure = _figure(7, 3.6)
@@ -167,18 +197,33 @@ def rule_view(
     for label, (values, line, colour) in levels.items():
         accuracy[label] = 100 * float(metrics.is_right(values).mean())
         left.axhline(accuracy[label], ls=line, color=colour, label=f"{label}: {accuracy[label]:.1f}")
-    left.plot([p["threshold"] for p in curve], [100 * p["acc50"] for p in curve], color=COLOURS[0], marker=".",
-              label="the rule")  # fmt: skip
-    left.plot(at["threshold"], 100 * at["acc50"], "D", ms=10, mfc="none", mec="black", mew=2,
-              label=f"at {at['threshold']:.2f}: {100 * at['acc50']:.1f}")  # fmt: skip
+    left.plot(
+        [p["threshold"] for p in curve],
+        [100 * p["acc50"] for p in curve],
+        color=COLOURS[0],
+        marker=".",
+        label="the rule",
+    )
+    left.plot(
+        at["threshold"],
+        100 * at["acc50"],
+        "D",
+        ms=10,
+        mfc="none",
+        mec="black",
+        mew=2,
+        label=f"at {at['threshold']:.2f}: {100 * at['acc50']:.1f}",
+    )
     left.set(xlabel="threshold (0 to 1)", ylabel=f"Acc@0.5 (%), {split}" if split else "Acc@0.5 (%)")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     bars = right.bar(range(len(at["answers"])), at["answers"], color=COLOURS[0], edgecolor="black")
     right.bar_label(bars)
     right.margins(y=0.15)
     right.set(xlabel="step that is answered with", ylabel="samples", xticks=range(len(at["answers"])))
-    caption = (f"“{name}” at {at['threshold']:.2f}: Acc@0.5 {100 * at['acc50']:.1f} %, "
-               f"{cell_text(gain, 100)} points over step 0 (paired, 95 % interval).")  # fmt: skip
+    caption = (
+        f"“{name}” at {at['threshold']:.2f}: Acc@0.5 {100 * at['acc50']:.1f} %, "
+        f"{cell_text(gain, 100)} points over step 0 (paired, 95 % interval)."
+    )
     levels_told = "; ".join(f"{label} {value:.1f} %" for label, value in accuracy.items())
     stops = ", ".join(f"step {t}: {count}" for t, count in enumerate(at["answers"]))
     return figure, f"{caption} {levels_told}. Samples answered with {stops}.", caption
@@ -218,8 +263,10 @@ def _figure(width: float, height: float):
 def _keys(answer: str = "answer") -> list:
     from matplotlib.patches import Patch
 
-    return [Patch(fill=False, edgecolor=COLORS["truth"], ls="--", lw=2, label="ground truth"),
-            Patch(fill=False, edgecolor=COLORS["answer"], lw=2, label=answer)]  # fmt: skip
+    return [
+        Patch(fill=False, edgecolor=COLORS["truth"], ls="--", lw=2, label="ground truth"),
+        Patch(fill=False, edgecolor=COLORS["answer"], lw=2, label=answer),
+    ]
 
 
 def _ious(rollout: dict) -> list[float]:

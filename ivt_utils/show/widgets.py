@@ -35,8 +35,11 @@ def be_the_model(student, records, profile, *, path: Path, box=None, number: int
     else:
         rollout, first = loop.answers_from(student, record, box, profile), "the given box"
     view = views.model_view(load_image(record["image"]), rollout, first, profile.style)
-    present(view, path, does="answer with a box of your own, drawn by mouse, finger or keyboard, and see what the "
-                             "student makes of it")  # fmt: skip
+    present(
+        view,
+        path,
+        does="answer with a box of your own, drawn by mouse, finger or keyboard, and see what the student makes of it",
+    )
 
 
 def trajectory_explorer(records, methods: dict[str, list[dict]], *, path: Path, kind: str = "most improved") -> None:
@@ -50,8 +53,12 @@ def trajectory_explorer(records, methods: dict[str, list[dict]], *, path: Path, 
     kind = kind if views.ordered(methods[first], kind) else "all"
     last = len(methods[first][0]["steps"]) - 1
     view = views.trajectory_view(records, methods, first, kind, 1, last)
-    present(view, path, _trajectory_panel(records, methods, kind, last) if live() else None,
-            does="choose the method, the sample (the worst, the most improved, the most degraded) and the step")
+    present(
+        view,
+        path,
+        _trajectory_panel(records, methods, kind, last) if live() else None,
+        does="choose the method, the sample (the worst, the most improved, the most degraded) and the step",
+    )
 
 
 def group_viewer(records, groups: list[list[dict]], format_bonus: float, *, path: Path, spread: str = "batch") -> None:
@@ -62,8 +69,12 @@ def group_viewer(records, groups: list[list[dict]], format_bonus: float, *, path
     if not groups or not all(groups):
         raise ValueError("The viewer needs at least one group, and a rollout in each.")
     view = views.group_view(records, groups, format_bonus, 1, spread)
-    present(view, path, _group_panel(records, groups, format_bonus, spread) if live() else None,
-            does="look at each group, and divide the advantages by the spread of the batch, of the group or not at all")
+    present(
+        view,
+        path,
+        _group_panel(records, groups, format_bonus, spread) if live() else None,
+        does="look at each group, and divide the advantages by the spread of the batch, of the group or not at all",
+    )
 
 
 def stop_rule_slider(
@@ -77,13 +88,20 @@ def stop_rule_slider(
         raise ValueError("A stopping rule needs rollouts with confidence; `confidence.with_confidence` makes them.")
     curves = {name: selection.rule_curve(rollouts, stop, thresholds) for name, stop in selection.STOPS.items()}
     chance = {"seed": seed, "n_resamples": n_resamples, "split": split}
-    note = (f"These are {len(rollouts)} {split} samples. Thresholds are chosen on validation samples, "
-            "and the test samples are scored once.")  # fmt: skip
+    note = (
+        f"These are {len(rollouts)} {split} samples. Thresholds are chosen on validation samples, "
+        "and the test samples are scored once."
+    )
     first, curve = next(iter(curves.items()))
     start = max(curve, key=lambda point: point["acc50"])["threshold"]
     view = views.rule_view(rollouts, first, curve, start, **chance)
-    present(view, path, _rule_panel(rollouts, curves, start, note, chance) if live() else None, note=note,
-            does="choose the rule and move its threshold")  # fmt: skip
+    present(
+        view,
+        path,
+        _rule_panel(rollouts, curves, start, note, chance) if live() else None,
+        note=note,
+        does="choose the rule and move its threshold",
+    )
 
 
 # ------------------------------------------------------------------------------------------------ display
@@ -110,8 +128,9 @@ def present(view, path: Path, controls=None, *, does: str = "", note: str = "") 
     save_figure(figure, path)
     data = {  # as ipywidgets 8 does it; Colab has 7, which keeps this to itself
         WIDGET: {"version_major": 2, "version_minor": 0, "model_id": controls.model_id},
-        "text/plain": alt, "image/png": base64.b64encode(path.read_bytes()).decode(),
-    }  # fmt: skip
+        "text/plain": alt,
+        "image/png": base64.b64encode(path.read_bytes()).decode(),
+    }
     display(data, metadata={"image/png": {"alt": alt, "width": 700}}, raw=True)
 
 
@@ -156,9 +175,11 @@ def _trajectory_panel(records, methods, kind: str, last: int):
 
     method = ipywidgets.Dropdown(options=list(methods), description="Method")
     filtered = ipywidgets.Dropdown(
-        options=[(k if k == "all" else f"{k} ({views.WITH_TRUTH})", k) for k in views.FILTERS], value=kind,
-        description="Filter", layout={"width": "min(100%, 420px)"},
-    )  # fmt: skip
+        options=[(k if k == "all" else f"{k} ({views.WITH_TRUTH})", k) for k in views.FILTERS],
+        value=kind,
+        description="Filter",
+        layout={"width": "min(100%, 420px)"},
+    )
     sample, step = _slider("Sample", 1, 1, 1), _slider("Step", 0, last, last)
 
     def bounds(_=None):
@@ -177,11 +198,14 @@ def _group_panel(records, groups, format_bonus: float, spread: str):
     import ipywidgets
 
     divide = ipywidgets.Dropdown(
-        options=[("of the batch", "batch"), ("of its group", "group"), ("not divided", "none")], value=spread,
+        options=[("of the batch", "batch"), ("of its group", "group"), ("not divided", "none")],
+        value=spread,
         description="Spread",
-    )  # fmt: skip
-    return _panel([_slider("Group", 1, len(groups), 1), divide],
-                  lambda *state: views.group_view(records, groups, format_bonus, *state))  # fmt: skip
+    )
+    return _panel(
+        [_slider("Group", 1, len(groups), 1), divide],
+        lambda *state: views.group_view(records, groups, format_bonus, *state),
+    )
 
 
 def _rule_panel(rollouts, curves: dict, start: float, note: str, chance: dict):
@@ -218,8 +242,10 @@ def _model_panel(student, records, profile, number: int):
             canvas.box, canvas.truth = list(rollout["steps"][0]["box"]), [round(v) for v in record["bbox"]]
             answers.value = _strip_html(load_image(record["image"]), rollout, profile.style)
             theirs = "; ".join(views.step_texts(rollout, "your box")[1:])
-            canvas.status = (f"Your box: {', '.join(map(str, canvas.box))}. IoU {value:.2f} with the truth (dashed). "
-                             f"The student: {theirs}.")  # fmt: skip
+            canvas.status = (
+                f"Your box: {', '.join(map(str, canvas.box))}. IoU {value:.2f} with the truth (dashed). "
+                f"The student: {theirs}."
+            )
         except Exception as error:
             canvas.status = f"The student could not answer: {error}"
         finally:
@@ -241,5 +267,7 @@ def _strip_html(image, rollout: dict, style: str) -> str:
         words = "" if number == 0 else f"<br>“{escape(step['text'])}”"
         cells.append(f'<div style="flex:1 1 170px;max-width:220px;line-height:1.4">{picture}<b>{told}</b>{words}</div>')
     lead = "Red: each answer as it is drawn for the student, yours first; dashed: the truth."
-    return (f'<p style="line-height:1.4;margin:8px 0">{lead}</p>'
-            f'<div class="ivt-strip" style="display:flex;flex-wrap:wrap;gap:12px">{"".join(cells)}</div>')  # fmt: skip
+    return (
+        f'<p style="line-height:1.4;margin:8px 0">{lead}</p>'
+        f'<div class="ivt-strip" style="display:flex;flex-wrap:wrap;gap:12px">{"".join(cells)}</div>'
+    )
