@@ -128,6 +128,7 @@ def test_a_release_that_begins_at_a_later_patch_is_found():
     assert misfits(lock, wants.get, ("3.11.2",))[0].startswith("soupsieve ==4.1.2 wants Python >=3.11.5, which 3.11.2")
 
 
+@pytest.mark.slow
 def test_a_resolver_finds_the_lock_whole_for_every_python():
     """The index is asked about the releases that no Python here has installed, too."""
     if not (uv := shutil.which("uv")):
