@@ -19,10 +19,11 @@ from ivt_utils.runtime.store import ROOT, ArtefactError, Run
 BOX = (100, 200, 300, 400)
 TEXT = protocol.answer_text(BOX, "It is too high and too narrow: move down and make it wider.")
 
-# On an H200, with torch 2.11, transformers 5.17 and peft 0.21: the students of the Hub with random weights in 16 bits,
-# LoRA of rank 64 in 32 bits, PyTorch's own attention. A row: chats in the batch, images in each, tokens of an image and
-# of a chat; GB beyond weights and inputs at the peak of generating 128 tokens, and of a forward and backward pass with
-# checkpointing, without the output head; seconds of generating 1 and 128 tokens, and of that pass.
+# By tests/measure_plan.py, on an H200 with torch 2.11, transformers 5.17 and peft 0.21: the students of the Hub with
+# random weights in 16 bits, LoRA of rank 64 in 32 bits, PyTorch's own attention. A row: chats in the batch, images in
+# each, tokens of an image and of a chat; GB beyond weights and inputs at the peak of generating 128 tokens, and of a
+# forward and backward pass with checkpointing, without the output head; seconds of generating 1 and 128 tokens, and of
+# that pass.
 MEASURED = {
     "paper": [
         (8, 3, 512, 1926, 4.969, 7.200, 0.74, 8.70, 1.62),
