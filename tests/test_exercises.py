@@ -88,6 +88,7 @@ def test_a_right_answer_is_kept_and_a_wrong_one_replaced(found, capsys):
     assert capsys.readouterr().out.startswith(f"[{WRONG}] {found.name}: {next(iter(found.mistakes))}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("found", "sentence"),
     [pytest.param(found, s, id=f"{found.name}-{n}") for found in EVERY for n, s in enumerate(found.mistakes, 1)],
@@ -129,6 +130,7 @@ def test_a_verdict_is_the_same_every_time(found):
         assert check(found, function) == verdict
 
 
+@pytest.mark.slow
 @each
 def test_a_check_takes_less_than_two_seconds(found):
     for function in (found.solution, lambda *call: "something else"):

@@ -233,6 +233,7 @@ def test_the_second_turn_has_the_words_and_the_picture_that_were_asked_for(
         assert rollout["steps"] == [first["steps"][0], answered]
 
 
+@pytest.mark.slow
 def test_the_short_loop_is_the_beginning_of_the_long_one(tiny_student, records, tiny_profile, tmp_path):
     long, alone = (Run(replace(tiny_profile, long_turns=turns), 0, tmp_path / str(turns)) for turns in (3, 2))
     short, same = (loop.both_lengths(run, "base_ivt", lambda: tiny_student, records) for run in (long, alone))
