@@ -27,7 +27,7 @@ CARDS = {
     "H100 80 GB": (80, 989),
 }
 REACHED = 0.2  # the share of a card's FLOP/s that is reached
-TOKEN_SECONDS = 0.06  # a batch's next token takes so long, whatever the card: many small kernels have to be launched
+TOKEN_SECONDS = 0.05  # a batch's next token takes so long, whatever the card: many small kernels have to be launched
 USABLE = 0.9  # of a card's memory; the rest is lost between blocks
 OVERHEAD = 1.5e9  # bytes: CUDA's context, and the output head's logits, which TRL makes in tiles
 QUESTION, FEEDBACK, ANSWER = 65, 35, 45  # tokens of text, with the marks of a chat
@@ -43,8 +43,8 @@ SETTINGS = {
 
 
 ASSUMED = f"""\
-measured on an H200 with random weights in 16 bits: the memory of a batch is 4 % above to 15 % below what stands here; \
-11 to 29 % of the FLOP/s are reached, here {REACHED:.0%}; a batch's next token takes 48 to 79 ms, here \
+measured on an H200 with random weights in 16 bits: the memory of a batch is 8 % above to 14 % below what stands here; \
+12 to 29 % of the FLOP/s are reached, here {REACHED:.0%}; a batch's next token takes 41 to 58 ms, here \
 {1000 * TOKEN_SECONDS:.0f}
 assumed: {QUESTION} tokens a question, {FEEDBACK} a feedback, {ANSWER} a typical answer, {PHOTO} a typical image; the \
 harvest keeps {KEPT:.0%} of the answers, as the paper's does

@@ -350,10 +350,13 @@ def damaged_line(path: Path, number: int, why) -> ArtefactError:
     return ArtefactError(f"{path} is damaged in line {number}; delete the file and run its stage again: {why}.")
 
 
-def check_stage(root: Path, made: Path) -> Path:
-    """Return `made`, a file or folder of a run; an ArtefactError where the run's stages.json notes another checksum."""
+def check_stage(root: Path, made: Path, noted_only: bool = False) -> Path:
+    """Return `made`, a file or folder of a run; an ArtefactError where the run's stages.json notes another checksum.
+
+    `noted_only`: also where it notes others and not this one.
+    """
     noted, key = finished_stages(root), stage_key(made.relative_to(root).as_posix())
-    if "sha256" in noted.get(key, {}) and not matches(noted, key, made):
+    if ("sha256" in noted.get(key, {}) or noted_only and noted) and not matches(noted, key, made):
         remedy = "delete it and run its stage again" if root != REFERENCE else restoring(made)
         raise ArtefactError(f"{made} is damaged (its checksum is not the one in stages.json); {remedy}.")
     return made

@@ -473,10 +473,10 @@ def read_rollouts(path: Path) -> list[dict]:
     return rollouts
 
 
-def read_stage(root: Path, name: str) -> list[dict] | None:
-    """Return the rollouts of a stage of a run, None where it was not run; an ArtefactError for a damaged file."""
+def read_stage(root: Path, name: str, noted_only: bool = False) -> list[dict] | None:
+    """Return the rollouts of a stage of a run, None where it was not run; an ArtefactError as in `check_stage`."""
     path = root / "rollouts" / f"{name}.jsonl"
-    return read_rollouts(check_stage(root, path)) if path.exists() else None
+    return read_rollouts(check_stage(root, path, noted_only)) if path.exists() else None
 
 
 def curves_from(root: Path, *, seed: int, n_resamples: int) -> dict[str, dict]:
@@ -530,7 +530,7 @@ def seeds_from(root: Path, known: dict[str, list[dict]], seed: int) -> dict[int,
         folder = folders[name]
         found[int(name)] = rollouts = {}
         for name in (*TRAINED, SAMPLED):
-            answers, long = read_stage(folder, name), read_stage(folder, longer(name))
+            answers, long = (read_stage(folder, stage, noted_only=True) for stage in (name, longer(name)))
             if answers is None and long is not None and name in known:
                 answers = metrics.first_steps(long, len(known[name][0]["steps"]))
             if answers is None:
