@@ -50,17 +50,17 @@ function render({ model, el }) {
     const pen = canvas.getContext("2d");
     pen.scale(ratio, ratio);
     if (picture.naturalWidth) pen.drawImage(picture, 0, 0, width, height);
-    const outline = (coordinates, colour, dashes) => {
+    const outline = (coordinates, color, dashes) => {
       if (!coordinates.length) return;
       const [x1, y1, x2, y2] = coordinates.map((v, i) => (v * (i % 2 ? height : width)) / 1000);
-      for (const [ink, thick, dash] of [["#ffffff", 5, []], [colour, 3, dashes]]) { // white below: seen on any picture
+      for (const [ink, thick, dash] of [["#ffffff", 5, []], [color, 3, dashes]]) { // white below: seen on any picture
         [pen.strokeStyle, pen.lineWidth] = [ink, thick];
         pen.setLineDash(dash);
         pen.strokeRect(x1, y1, x2 - x1, y2 - y1);
       }
     };
-    outline(model.get("truth"), model.get("truth_colour"), [8, 5]);
-    outline(box(), model.get("box_colour"), []);
+    outline(model.get("truth"), model.get("truth_color"), [8, 5]);
+    outline(box(), model.get("box_color"), []);
     submit.disabled = !box().length || model.get("busy");
     canvas.setAttribute("aria-label", `Picture for “${model.get("label")}”. ${told()}`);
   }

@@ -50,8 +50,8 @@ def canvas_class():
         submits = traitlets.Int(0).tag(sync=True)
         busy = traitlets.Bool(False).tag(sync=True)  # no drawing while the student answers
         status = traitlets.Unicode().tag(sync=True)  # read out to a screen reader
-        box_colour = traitlets.Unicode(COLORS["answer"]).tag(sync=True)
-        truth_colour = traitlets.Unicode(COLORS["truth"]).tag(sync=True)
+        box_color = traitlets.Unicode(COLORS["answer"]).tag(sync=True)
+        truth_color = traitlets.Unicode(COLORS["truth"]).tag(sync=True)
 
     return BoxCanvas
 

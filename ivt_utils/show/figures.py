@@ -13,7 +13,8 @@ from ivt_utils.runtime.text import markdown_table, number
 from ivt_utils.show.results import by_name
 from ivt_utils.show.tables import table
 
-COLOURS = ("#0072B2", "#D55E00", "#999999", "#E69F00", "#009E73", "#CC79A7", "#56B4E9")  # Okabe and Ito
+BLUE, ORANGE, GREY, AMBER, GREEN = "#0072B2", "#D55E00", "#999999", "#E69F00", "#009E73"
+PALETTE = (BLUE, ORANGE, GREY, AMBER, GREEN, "#CC79A7", "#56B4E9")  # Okabe and Ito
 
 __all__ = ["cell_text", "curves_figure", "lines_figure", "log_figure", "markdown_table", "show"]
 
@@ -41,7 +42,7 @@ def lines_figure(lines: dict[str, list[dict]], xlabel: str, ylabel: str, scale: 
 
     figure, ax = plt.subplots(figsize=(6.5, 3.4), layout="constrained")
     told = []
-    for (name, cells), color, marker in zip(lines.items(), COLOURS, MARKERS, strict=False):
+    for (name, cells), color, marker in zip(lines.items(), PALETTE, MARKERS, strict=False):
         at = range(len(cells))
         values, low, high = (scale * np.array([c[key] for c in cells], float) for key in ("value", "low", "high"))
         ax.plot(at, values, color=color, marker=marker, label=name)
@@ -63,7 +64,7 @@ def curves_figure(curves: dict[str, dict], *, seed: int, n_resamples: int):
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, len(curves), figsize=(8, 3), sharey=True, squeeze=False, layout="constrained")
-    looks, told = {"first answer": (0, COLOURS[2], "s"), "final answer": (-1, COLOURS[0], "o")}, []
+    looks, told = {"first answer": (0, GREY, "s"), "final answer": (-1, BLUE, "o")}, []
     for ax, (name, curve) in zip(axes[0], curves.items(), strict=True):
         at = [row["step"] for row in curve["rows"]]
         for label, (answer, color, marker) in looks.items():
@@ -101,7 +102,7 @@ def log_figure(log: list[dict], turns: int, window: int = 15):
     }
     figure, axes = plt.subplots(2, 2, figsize=(9, 5), layout="constrained", sharex=True)
     for ax, (ylabel, lines) in zip(axes.flat, panels.items(), strict=True):
-        for (key, label), color in zip(lines.items(), COLOURS, strict=False):
+        for (key, label), color in zip(lines.items(), PALETTE, strict=False):
             values = np.array([row[key] for row in log], dtype=float)
             ax.plot([row["step"] for row in log], values, color=color, alpha=0.3, lw=0.7)
             thick = uniform_filter1d(values, window, mode="nearest")
@@ -176,17 +177,17 @@ def iou_per_step(results: dict):
     methods, seeded, told = results["methods"], by_name(results["seeds"]), []
     shown = ("base_ivt", "sft_ivt", "sft_grpo_ivt")
     names = [longer(name) if longer(name) in methods else name for name in shown]
-    for name, colour, marker in zip(names, (COLOURS[0], COLOURS[1], COLOURS[4]), "os^", strict=True):
+    for name, color, marker in zip(names, (BLUE, ORANGE, GREEN), "os^", strict=True):
         if name not in methods:
             continue
         per_step = enumerate(methods[name]["metrics"]["per_step"])
         cells = [seeded.get((name, f"step{t}_miou"), step["miou"]) for t, step in per_step]
         values, steps = [cell["value"] for cell in cells], range(len(cells))
         told.append(f"{method_label(name)} " + ", ".join(f"{value:.3f}" for value in values))
-        look = {"color": colour, "label": method_label(name)}
+        look = {"color": color, "label": method_label(name)}
         axes.plot(steps, values, marker=marker, **look)
         for step, cell in enumerate(cells):
-            _dots(axes, step, cell, 1, colour)
+            _dots(axes, step, cell, 1, color)
         if all(cell["low"] is not None for cell in cells):
             low, high = ([cell[limit] for cell in cells] for limit in ("low", "high"))
             axes.fill_between(steps, low, high, color=look["color"], alpha=0.2, linewidth=0)
@@ -225,7 +226,7 @@ def paper_and_ours(results: dict, paper: dict):
                 axes.plot(place, value, "D", color="black", markerfacecolor="white", label="oracle best step")
                 continue
             vague = cell.get("step") == "not stated"
-            look = {"color": COLOURS[0 if ours else 6], "edgecolor": "black", "hatch": "//" * vague}
+            look = {"color": PALETTE[0 if ours else 6], "edgecolor": "black", "hatch": "//" * vague}
             axes.bar(place, value, 0.38, label=row["source"] + ", step not stated" * vague, **look)
             if cell.get("low") is not None:
                 limits = [100 * cell["low"], 100 * cell["high"]]
@@ -238,10 +239,10 @@ def paper_and_ours(results: dict, paper: dict):
     return figure
 
 
-def _dots(axes, place: float, cell: dict, scale: float, colour: str) -> None:
+def _dots(axes, place: float, cell: dict, scale: float, color: str) -> None:
     """Draw each seed of a cell over several trainings as a dot."""
     for value in cell.get("seeds", {}).values():
-        axes.plot(place, scale * value, "o", color=colour, markersize=3, markerfacecolor="white", label="one training")
+        axes.plot(place, scale * value, "o", color=color, markersize=3, markerfacecolor="white", label="one training")
 
 
 def _legend(figure, axes) -> None:

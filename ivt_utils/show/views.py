@@ -13,10 +13,10 @@ from ivt_utils.boxes import to_pixels
 from ivt_utils.grpo import advantages, group_rewards
 from ivt_utils.overlay import COLORS, draw_box, load_image
 from ivt_utils.records import numbered
-from ivt_utils.show.figures import COLOURS, MARKERS, cell_text
+from ivt_utils.show.figures import MARKERS, PALETTE, cell_text
 
 FILTERS = ("all", "most improved", "most degraded", "worst at the end")
-SHADES = tuple(colour for colour in COLOURS if colour != COLORS["truth"])
+SHADES = tuple(color for color in PALETTE if color != COLORS["truth"])
 WITH_TRUTH = "chosen with the ground truth"
 
 
@@ -90,7 +90,7 @@ def trajectory_view(records, methods: dict, method: str, kind: str, sample: int,
     draw_answer(left, image_of(records, rollout), answer["box"], rollout["truth"])
     left.set_title(f"step {step}: {_state(answer, ious[step])}", fontsize=10)
     left.legend(handles=_keys(), loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2, frameon=False, fontsize=9)
-    right.plot(ious, color=COLOURS[0], marker="o")
+    right.plot(ious, color=PALETTE[0], marker="o")
     right.plot(step, ious[step], "s", ms=13, mfc="none", mec=COLORS["answer"], mew=2)
     for t, value in enumerate(ious):
         right.annotate(
@@ -186,21 +186,21 @@ def rule_view(
     ious = metrics.iou_matrix(rollouts)
     levels = {
         "step 0": (ious[:, 0], "-", "#444444"),
-        "final step": (ious[:, -1], "--", COLOURS[1]),
-        f"oracle (best step, {WITH_TRUTH})": (ious.max(axis=1), "-.", COLOURS[5]),
+        "final step": (ious[:, -1], "--", PALETTE[1]),
+        f"oracle (best step, {WITH_TRUTH})": (ious.max(axis=1), "-.", PALETTE[5]),
     }
     chosen = selection.choose(rollouts, selection.STOPS[name](at["threshold"]))
     gain = metrics.paired_difference(chosen, metrics.first_steps(rollouts), score, seed=seed, n_resamples=n_resamples)
     figure = _figure(7, 3.6)
     left, right = figure.subplots(1, 2, width_ratios=(1.7, 1))
     accuracy = {}
-    for label, (values, line, colour) in levels.items():
+    for label, (values, line, color) in levels.items():
         accuracy[label] = 100 * float(metrics.is_right(values).mean())
-        left.axhline(accuracy[label], ls=line, color=colour, label=f"{label}: {accuracy[label]:.1f}")
+        left.axhline(accuracy[label], ls=line, color=color, label=f"{label}: {accuracy[label]:.1f}")
     left.plot(
         [p["threshold"] for p in curve],
         [100 * p["acc50"] for p in curve],
-        color=COLOURS[0],
+        color=PALETTE[0],
         marker=".",
         label="the rule",
     )
@@ -216,7 +216,7 @@ def rule_view(
     )
     left.set(xlabel="threshold (0 to 1)", ylabel=f"Acc@0.5 (%), {split}" if split else "Acc@0.5 (%)")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-    bars = right.bar(range(len(at["answers"])), at["answers"], color=COLOURS[0], edgecolor="black")
+    bars = right.bar(range(len(at["answers"])), at["answers"], color=PALETTE[0], edgecolor="black")
     right.bar_label(bars)
     right.margins(y=0.15)
     right.set(xlabel="step that is answered with", ylabel="samples", xticks=range(len(at["answers"])))
