@@ -21,7 +21,7 @@ SIGNALS = ("fits", "likelihood")
 
 
 def with_confidence(
-    student: Student, records, rollouts: list[dict], *, style: str = "filled", batch_size: int = 64, progress: str = ""
+    student: Student, records, rollouts: list[dict], *, style: str, batch_size: int, progress: str = ""
 ) -> list[dict]:
     """Return the rollouts with two numbers more at each step, None where the step has no box.
 

@@ -9,7 +9,7 @@ from ivt_utils.boxes import iou, snap
 from ivt_utils.teacher import fits, geometric_trace
 
 
-def keep_errors(rollouts: list[dict], max_iou: float = 0.85) -> list[dict]:
+def keep_errors(rollouts: list[dict], max_iou: float) -> list[dict]:
     """Return the rollouts whose step-0 box has an IoU in [0, `max_iou`]; an answer without a box cannot start one."""
     first = ((rollout, rollout["steps"][0]["box"]) for rollout in rollouts)
     return [rollout for rollout, box in first if box is not None and iou(box, rollout["truth"]) <= max_iou]

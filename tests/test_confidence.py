@@ -49,7 +49,7 @@ def one_by_one(student, record, steps, turn):
 
 
 def test_a_batch_gives_the_numbers_of_each_chat_alone(tiny_student, records, rollouts):
-    found = confidence.with_confidence(tiny_student, records, rollouts, batch_size=4)
+    found = confidence.with_confidence(tiny_student, records, rollouts, style="filled", batch_size=4)
     assert [{**r, "steps": None} for r in found] == [{**r, "steps": None} for r in rollouts]
     for i, record in enumerate(records):
         for turn in range(2):

@@ -137,7 +137,7 @@ def test_a_trajectory_without_reasons_and_one_of_another_teacher():
 def test_harvesting_leaves_the_rollouts_as_they_were():
     own = rollout((500, 500, 600, 600))
     before = repr(own)
-    harvest.keep_errors([own])
+    harvest.keep_errors([own], 0.85)
     harvest.trajectory(own, 2)
     harvest.perturbed(own, 0)
     assert repr(own) == before

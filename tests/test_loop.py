@@ -13,6 +13,7 @@ from ivt_utils.records import load_split
 from ivt_utils.runtime.store import REFERENCE, Run
 from ivt_utils.student import load_student
 
+MICRO = get_profile("micro")
 BOXES = [(100, 200, 300, 400), (110, 220, 330, 440), (120, 240, 360, 480), (0, 0, 1000, 1000)]
 
 
@@ -29,7 +30,7 @@ def play(monkeypatch, records):
             return [script(turn, i) for i in range(len(chats))]
 
         monkeypatch.setattr(loop, "generate", generate)
-        return loop.run_loop("no student", rows, **options), shown
+        return loop.evaluate("no student", rows, MICRO, **options), shown
 
     return run
 
@@ -164,15 +165,15 @@ def test_the_profiles_values_and_changes_to_them(monkeypatch):
 
 
 def test_a_real_model_runs_and_gives_the_same_twice(tiny_student, records):
-    first, second = (loop.run_loop(tiny_student, records[:2], turns=2, max_new_tokens=8) for _ in range(2))
+    first, second = (loop.evaluate(tiny_student, records[:2], MICRO, turns=2, max_new_tokens=8) for _ in range(2))
     assert first == second and [len(rollout["steps"]) for rollout in first] == [3, 3]
     assert all("<|" not in step["text"] for rollout in first for step in rollout["steps"])
 
 
 def test_sampling_depends_on_its_seed_alone(tiny_student, records):
     def texts(seed):
-        rollouts = loop.run_loop(
-            tiny_student, records[:2], turns=1, max_new_tokens=6, temperature=1.0, seed=seed, progress="sampling"
+        rollouts = loop.evaluate(
+            tiny_student, records[:2], MICRO, turns=1, max_new_tokens=6, temperature=1.0, seed=seed, progress="sampling"
         )
         return [step["text"] for rollout in rollouts for step in rollout["steps"]]
 
@@ -289,10 +290,10 @@ def shipped():
 @pytest.mark.parametrize("options", [{}, {"style": "none"}, {"temperature": 0.7}, {"batch_size": 5}])
 def test_a_chat_that_goes_on_gets_the_answers_of_one_that_is_read_anew(shipped, options, monkeypatch):
     student, records = shipped
-    continued = loop.run_loop(student, records, turns=3, **options)
+    continued = loop.evaluate(student, records, MICRO, turns=3, **options)
     generate = loop.generate
     monkeypatch.setattr(loop, "generate", lambda *inputs: generate(*inputs[:5]))
-    assert continued == loop.run_loop(student, records, turns=3, **options)
+    assert continued == loop.evaluate(student, records, MICRO, turns=3, **options)
     assert all(step["box"] for rollout in continued for step in rollout["steps"]) or options
 
 
@@ -307,7 +308,7 @@ def test_each_image_of_a_chat_is_encoded_once(shipped, monkeypatch):
         return whole(pixels, grid_thw, **options)
 
     monkeypatch.setattr(visual, "forward", forward)
-    loop.run_loop(student, records, turns=3)
+    loop.evaluate(student, records, MICRO, turns=3)
     assert encoded == [12] * 4
 
 

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from ivt_utils import grpo, protocol, sft
 from ivt_utils.boxes import parse_answer
-from ivt_utils.loop import run_loop
+from ivt_utils.loop import evaluate
 from ivt_utils.micro import chats, scenes
 from ivt_utils.micro import model as micro
 from ivt_utils.overlay import draw_box
-from ivt_utils.profiles import STUDENT_RECIPE
+from ivt_utils.profiles import STUDENT_RECIPE, get_profile
 
 BOXES = [(100, 200, 300, 400), (110, 220, 330, 440), (120, 240, 360, 480)]
 TRACES = ["", "It is too high and too narrow: move down and make it wider.", "It fits: keep it."]
@@ -267,7 +267,7 @@ def collated(processor, records):
 
 def test_the_loop_shows_the_ids_and_pixels_that_sft_trains_on(collated, scripted, records):
     model = scripted(lambda turn, _: TEXTS[turn])
-    rollout = run_loop(model, records[:1], turns=2)[0]
+    rollout = evaluate(model, records[:1], get_profile("micro"), turns=2)[0]
     assert [step["box"] for step in rollout["steps"]] == BOXES
     ids, tokenizer = collated["input_ids"][0].tolist(), model.processor.tokenizer
     for turn, text in enumerate(TEXTS):
@@ -351,7 +351,7 @@ def test_pretraining_asks_with_the_ids_of_the_loop(step, level, scripted, monkey
         for i, (image, text) in enumerate(asked)
     ]
     model = scripted(lambda turn, i: drawn[i][1]["content"][0]["text"])
-    rollouts = run_loop(model, records, turns=0)
+    rollouts = evaluate(model, records, get_profile("micro"), turns=0)
     assert all(rollout["steps"][0]["box"] for rollout in rollouts) and len(records) == len(batch["input_ids"])
     patches = 0
     for i, chat in enumerate(drawn):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ivt_utils import protocol, student
-from ivt_utils.loop import run_loop
+from ivt_utils.loop import evaluate
 from ivt_utils.micro import model as micro
 from ivt_utils.profiles import STUDENT_RECIPE, get_profile
 from ivt_utils.runtime.store import ArtefactError, note_files
@@ -91,7 +91,7 @@ def test_a_loaded_student_answers_as_it_did_when_it_was_saved(shipped, processor
     made = student.Student(micro.build_micro(processor, seed=3).eval(), processor, micro.GRID)
     loaded = student.load_student(shipped[1])
     assert loaded.grid == 10 and not loaded.model.training
-    a, b = (run_loop(s, records[:2], turns=1, max_new_tokens=6) for s in (made, loaded))
+    a, b = (evaluate(s, records[:2], get_profile("micro"), turns=1, max_new_tokens=6) for s in (made, loaded))
     assert a == b
     assert loaded.processor.tokenizer.response_template == protocol.RESPONSE_TEMPLATE
     assert loaded.processor.chat_template == protocol.chat_template()
