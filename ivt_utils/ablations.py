@@ -11,6 +11,7 @@ from ivt_utils.harvest import perturbed, trajectory
 from ivt_utils.loop import evaluate
 from ivt_utils.records import first
 from ivt_utils.runtime.store import read_jsonl
+from ivt_utils.schema import Rollout
 from ivt_utils.selection import sign_flip_p
 from ivt_utils.sft import train_sft, trajectories_dataset
 from ivt_utils.student import load_student
@@ -20,7 +21,7 @@ REFERENCE = "reference: the main SFT student"
 KEPT = "training: a box that fits is kept"  # notebook 3's variant, trained there
 
 
-def sft_variants(trajectories: list[dict], profile, seed: int) -> dict[str, list[dict]]:
+def sft_variants(trajectories: list[Rollout], profile, seed: int) -> dict[str, list[Rollout]]:
     """Return, by what is changed, the trajectories of each variant that is trained here, from those of the main run.
 
     The distorted truths have the geometric teacher's traces, whatever teacher wrote those of the main run.

@@ -25,6 +25,7 @@ from ivt_utils.controls import OWN, RANDOM, TRUTH, shown_boxes
 from ivt_utils.loop import Turn, evaluate, sampled_answers
 from ivt_utils.overlay import closer_look, load_image
 from ivt_utils.records import lazy_dataset, numbered
+from ivt_utils.schema import Rollout
 from ivt_utils.selection import choose, medoid
 from ivt_utils.sft import train_sft
 from ivt_utils.student import bound_images, load_student
@@ -46,7 +47,7 @@ COMPARISONS = (
 GAINS = tuple(f"{CLOSER} - {rival}" for rival in (BASE, FIRST))  # what the course claims
 
 
-def examples(answers: list[dict], zoom: float, grid: int = 1, least: int = LEAST_VIEW) -> list[dict]:
+def examples(answers: list[Rollout], zoom: float, grid: int = 1, least: int = LEAST_VIEW) -> list[dict]:
     """Return what to learn from the student's own first answers: {"id", "expression", "shown", "text"}.
 
     Each answer with a box gives itself at first sight ("shown" is None), so that first answers stay what they are; and
@@ -68,7 +69,7 @@ def examples(answers: list[dict], zoom: float, grid: int = 1, least: int = LEAST
     return rows
 
 
-def first_examples(answers: list[dict], grid: int = 1) -> list[dict]:
+def first_examples(answers: list[Rollout], grid: int = 1) -> list[dict]:
     """Return what a rival without a second look learns from the same samples: the truth, at first sight."""
     return [
         {
@@ -112,7 +113,7 @@ def closer_turn(zoom: float, least: int = LEAST_VIEW, as_seen_by=None) -> Turn:
     return Turn(ask, read)
 
 
-def look_at(student, records, rollouts, boxes, profile, *, as_seen: bool = False, progress: str = "") -> list[dict]:
+def look_at(student, records, rollouts, boxes, profile, *, as_seen: bool = False, progress: str = "") -> list[Rollout]:
     """Return the rollouts with two steps: their step 0, and the answer to a closer look around a given box.
 
     `boxes`: one (0..1000) a rollout; None: all of the image. `as_seen`: without new pixels. Greedy decoding.
@@ -192,7 +193,7 @@ def run_closer(run, seeds, train, records, split: str = "test") -> None:
             answered(stage(split, name, seed), records, rival, name, turns=0)
 
 
-def closer_rows(answers: dict[tuple[str, int | None], list[dict]], *, seed: int, n_resamples: int) -> list[dict]:
+def closer_rows(answers: dict[tuple[str, int | None], list[Rollout]], *, seed: int, n_resamples: int) -> list[dict]:
     """Return the table of what `run_closer` left: a row for each method and comparison, of each seed and of their mean.
 
     `answers`: its rollouts by name and seed: ("untrained", None), ("seed", 0), ("first", 0), ("sampled", 0) ... A row:

@@ -6,6 +6,7 @@ that was never trained with traces has not learnt what they mean.
 """
 
 from os.path import commonprefix
+from typing import Any
 
 import numpy as np
 
@@ -15,14 +16,15 @@ from ivt_utils.overlay import draw_box, load_image
 from ivt_utils.records import numbered
 from ivt_utils.runtime.distributed import each_batch
 from ivt_utils.runtime.hardware import memory_advice
+from ivt_utils.schema import Rollout
 from ivt_utils.student import Student
 
 SIGNALS = ("fits", "likelihood")
 
 
 def with_confidence(
-    student: Student, records, rollouts: list[dict], *, style: str, batch_size: int, progress: str = ""
-) -> list[dict]:
+    student: Student, records, rollouts: list[Rollout], *, style: str, batch_size: int, progress: str = ""
+) -> list[Rollout]:
     """Return the rollouts with two numbers more at each step, None where the step has no box.
 
     "likelihood": mean log-probability (nats a token) of the box that was answered there, without its trace, so that
@@ -38,7 +40,7 @@ def with_confidence(
     def ask(start, stop):
         batch = rollouts[start:stop]
         shown = [load_image(records[images[rollout["id"]]]["image"]) for rollout in batch]
-        steps = [[dict(step) for step in rollout["steps"]] for rollout in batch]
+        steps: list[list[Any]] = [[dict(step) for step in rollout["steps"]] for rollout in batch]
         earlier = {}
         for turn in range(len(steps[0])):
             chats = [

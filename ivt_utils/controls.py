@@ -11,6 +11,7 @@ import numpy as np
 
 from ivt_utils import metrics
 from ivt_utils.boxes import snap
+from ivt_utils.schema import Rollout
 
 OWN = "own box"  # what the loop shows
 RANDOM = "random box"
@@ -26,7 +27,7 @@ def second_turn_stage(words: str, style: str) -> str:
     return f"second_{words}_{style}"
 
 
-def second_turn_rows(answered: dict[tuple[str, str], list[dict]], *, seed: int, n_resamples: int) -> list[dict]:
+def second_turn_rows(answered: dict[tuple[str, str], list[Rollout]], *, seed: int, n_resamples: int) -> list[dict]:
     """Return one row for each of `SECOND_TURNS`, from rollouts of two steps: step 0 and the answer to that turn.
 
     A row: {"words", "style", and cells of `metrics`: "acc50", "miou" and "parsed" of the answer, "same" (the share
@@ -62,7 +63,7 @@ def stage(method: str, control: str) -> str:
     return f"control_{method}_" + "".join(c if c.isalnum() else "_" for c in control)
 
 
-def shown_boxes(rollouts: list[dict], shifts, seed: int, grid: int = 1) -> dict[str, list]:
+def shown_boxes(rollouts: list[Rollout], shifts, seed: int, grid: int = 1) -> dict[str, list]:
     """Return, for each control, the box (0..1000, or None for the bare image) to show after each rollout's step 0.
 
     `shifts`: by which shares of its width and height the own box is moved, each in a random direction. A random box
@@ -82,7 +83,7 @@ def shown_boxes(rollouts: list[dict], shifts, seed: int, grid: int = 1) -> dict[
     return dict(zip(names(shifts), boxes, strict=True))
 
 
-def control_rows(answered: dict[str, list[dict]], *, seed: int, n_resamples: int) -> list[dict]:
+def control_rows(answered: dict[str, list[Rollout]], *, seed: int, n_resamples: int) -> list[dict]:
     """Return one row a control from its rollouts (`loop.answer_again`): what was shown, and the answer after it.
 
     A row: {"control", and cells of `metrics`: "shown" (IoU of the shown box with the truth), "acc50" and "miou" of the

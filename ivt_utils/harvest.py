@@ -6,10 +6,11 @@ import numpy as np
 
 from ivt_utils import protocol
 from ivt_utils.boxes import iou, snap
+from ivt_utils.schema import Rollout
 from ivt_utils.teacher import fits, geometric_trace
 
 
-def keep_errors(rollouts: list[dict], max_iou: float) -> list[dict]:
+def keep_errors(rollouts: list[Rollout], max_iou: float) -> list[Rollout]:
     """Return the rollouts whose step-0 box has an IoU in [0, `max_iou`]; an answer without a box cannot start one."""
     first = ((rollout, rollout["steps"][0]["box"]) for rollout in rollouts)
     return [rollout for rollout, box in first if box is not None and iou(box, rollout["truth"]) <= max_iou]
@@ -21,7 +22,7 @@ def straight_line(start, truth, turns: int, grid: int = 1) -> list[tuple[int, in
     return [snap([a + (b - a) * share for a, b in zip(start, truth, strict=True)], grid) for share in shares]
 
 
-def trajectory(rollout: dict, turns: int, grid: int = 1, trace=geometric_trace, keep: bool = False) -> dict:
+def trajectory(rollout: Rollout, turns: int, grid: int = 1, trace=geometric_trace, keep: bool = False) -> Rollout:
     """Return the rollout with its steps replaced by: the student's own answer, then `turns` corrected answers.
 
     An own answer that writes its box in another form (as with a label behind it) is put into the protocol's, which is
@@ -32,7 +33,8 @@ def trajectory(rollout: dict, turns: int, grid: int = 1, trace=geometric_trace, 
     reasons out. Where the box stays, the reason is always `protocol.TRACE_FITS`, and nowhere else.
     """
     first, truth = rollout["steps"][0], _truth(rollout)
-    form = protocol.answer_text(tuple(first["box"]))
+    assert first["box"] is not None, "A trajectory starts from a box, as `keep_errors` sees to."
+    form = protocol.answer_text(first["box"])
     steps = [first if form in first["text"] else {**first, "text": form}]
     for box in straight_line(steps[0]["box"], truth, turns, grid):
         shown = steps[-1]["box"]
@@ -45,7 +47,7 @@ def trajectory(rollout: dict, turns: int, grid: int = 1, trace=geometric_trace, 
     return {**rollout, "steps": steps}
 
 
-def perturbed(rollout: dict, seed: int, grid: int = 1) -> dict:
+def perturbed(rollout: Rollout, seed: int, grid: int = 1) -> Rollout:
     """Return the rollout with step 0 replaced by a random distortion of the truth, of the same IoU (an ablation).
 
     The distortion shifts and scales the true box in a random direction, as far as the IoU of the student's own error.
@@ -63,6 +65,6 @@ def perturbed(rollout: dict, seed: int, grid: int = 1) -> dict:
     return {**rollout, "steps": [{"text": text, "box": box}, *rollout["steps"][1:]]}
 
 
-def _truth(rollout: dict) -> list[float]:
+def _truth(rollout: Rollout) -> list[float]:
     """Return the truth with all its 32 bits, of which a rollout notes the shortest decimals: near ties hang on them."""
     return np.array(rollout["truth"], dtype=np.float32).tolist()

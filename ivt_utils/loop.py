@@ -17,6 +17,7 @@ from ivt_utils.overlay import draw_box, load_image
 from ivt_utils.records import numbered
 from ivt_utils.runtime.distributed import each_batch
 from ivt_utils.runtime.hardware import memory_advice
+from ivt_utils.schema import Record, Rollout
 from ivt_utils.student import Student
 
 
@@ -59,9 +60,9 @@ def run_loop(
     temperature: float = 0.0,
     seed: int = 0,
     progress: str = "",
-    first: list[dict] | None = None,
+    first: list[Rollout] | None = None,
     shown: list | None = None,
-) -> list[dict]:
+) -> list[Rollout]:
     """Return one rollout a record: {"id", "image_id", "subset", "expression", "truth", "steps"}.
 
     `steps` holds `turns` + 1 dicts {"text", "box"}; a box is four integers 0..1000, or None. Decoding is greedy when
@@ -99,13 +100,13 @@ def run_loop(
     return each_batch(answer, len(places), batch_size, progress)
 
 
-def evaluate(student: Student, records, profile, seed: int = 0, progress: str = "", **changes) -> list[dict]:
+def evaluate(student: Student, records, profile, seed: int = 0, progress: str = "", **changes) -> list[Rollout]:
     """Return `run_loop` with the profile's values, save for `changes` (turns, style, temperature, ...)."""
     values = {name: getattr(profile, name) for name in ("turns", "style", "batch_size", "max_new_tokens")}
     return run_loop(student, records, seed=seed, progress=progress, **(values | changes))
 
 
-def both_lengths(run, name: str, student, records) -> list[dict]:
+def both_lengths(run, name: str, student, records) -> list[Rollout]:
     """Return the rollouts of the stage `name`, T = `profile.turns`: the first steps of the stage `<name>_long`.
 
     Decoding is greedy, so a loop of `profile.long_turns` refinements begins as the shorter one does. `student()` loads
@@ -122,7 +123,7 @@ def both_lengths(run, name: str, student, records) -> list[dict]:
     return run.rollouts(name, lambda: first_steps(long, profile.turns + 1))
 
 
-def sampled_answers(student: Student, records, profile, seed: int = 0, progress: str = "") -> list[dict]:
+def sampled_answers(student: Student, records, profile, seed: int = 0, progress: str = "") -> list[Rollout]:
     """Return rollouts whose steps are as many sampled first answers as the profile's loop gives: T + 1, no loop."""
     each = [
         evaluate(student, records, profile, seed + 1000 * k, progress, turns=0, temperature=profile.temperature)
@@ -134,14 +135,14 @@ def sampled_answers(student: Student, records, profile, seed: int = 0, progress:
 def answer_again(
     student: Student,
     records,
-    rollouts: list[dict],
+    rollouts: list[Rollout],
     shown: list,
     profile,
     *,
     style: str = "filled",
     words: str = "feedback",
     progress: str = "",
-) -> list[dict]:
+) -> list[Rollout]:
     """Return the rollouts with two steps: their step 0, and the answer to one turn that shows a given box.
 
     `shown`: one box (0..1000) a rollout, which is drawn on the image of that turn, or None for the bare image.
@@ -163,7 +164,7 @@ def answer_again(
     return answered
 
 
-def answers_from(student: Student, record: dict, box, profile) -> dict:
+def answers_from(student: Student, record: Record, box, profile) -> Rollout:
     """Return the rollout that goes on from a box (0..1000) that somebody else gave as the answer of step 0.
 
     The box is put on the student's grid. Then come `profile.turns` refinements by the student; greedy decoding.
@@ -271,8 +272,14 @@ def continued(student: Student, inputs, earlier: dict):
     }
 
 
-def _rollout(record: dict) -> dict:
+def _rollout(record: Record) -> Rollout:
     """Return the rollout of a record before its first step."""
-    kept = {key: record[key] for key in ("id", "image_id", "subset", "expression")}
     truth = [float(str(np.float32(v))) for v in record["bbox"]]  # as few decimals as tell its 32 bits from others
-    return {**kept, "truth": truth, "steps": []}
+    return {
+        "id": record["id"],
+        "image_id": record["image_id"],
+        "subset": record["subset"],
+        "expression": record["expression"],
+        "truth": truth,
+        "steps": [],
+    }

@@ -8,11 +8,14 @@ n in samples. The value is None for an empty slice; the limits are None where to
 """
 
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from scipy.stats import DegenerateDataWarning, binomtest, bootstrap, t
 
 from ivt_utils.boxes import valid
+from ivt_utils.schema import Cell, Rollout
 
 RIGHT = 0.5  # a box is right from this IoU on
 THRESHOLDS = {"acc50": RIGHT, "acc70": 0.7, "acc90": 0.9}
@@ -59,7 +62,7 @@ def check(rollouts) -> None:
         raise ValueError(f"The rollouts differ in their number of steps: {', '.join(map(str, counts))}.")
 
 
-def first_steps(rollouts, count: int = 1) -> list[dict]:
+def first_steps(rollouts: list[Rollout], count: int = 1) -> list[Rollout]:
     """Return the same rollouts cut after `count` steps (1: the single-shot answer alone)."""
     return [{**rollout, "steps": rollout["steps"][:count]} for rollout in rollouts]
 
@@ -128,7 +131,7 @@ def _ratio(sums, counts, axis=-1):
     return np.divide(total, weight, out=np.full(total.shape, np.nan), where=weight > 0)
 
 
-def intervals(numerators, denominators, image_ids, *, seed: int, n_resamples: int) -> list[dict]:
+def intervals(numerators, denominators, image_ids, *, seed: int, n_resamples: int) -> list[Cell]:
     """Return one cell per row k: sum(numerators[k]) / sum(denominators[k]), with its 95% bootstrap interval.
 
     Arrays of shape (K, n) over n samples. The unit of resampling is the image: all samples of an image are
@@ -186,7 +189,7 @@ def _plain(number) -> float | None:
     return None if np.isnan(number) else float(number)
 
 
-def side(cell: dict, level: float = 0.0) -> str:
+def side(cell: Mapping[str, Any], level: float = 0.0) -> str:
     """Return where the interval of a cell lies: "above" the level, "below" it, or "open" where it holds both.
 
     Whatever the project says of a number, in tables, sentences and verdicts, is decided here.
@@ -196,7 +199,7 @@ def side(cell: dict, level: float = 0.0) -> str:
     return "above" if cell["low"] > level else "below"
 
 
-def mean_interval(scores, image_ids, *, seed: int, n_resamples: int) -> dict:
+def mean_interval(scores, image_ids, *, seed: int, n_resamples: int) -> Cell:
     """Return the cell of the mean of one score a sample, resampled by image."""
     return intervals([scores], [np.ones(len(scores))], image_ids, seed=seed, n_resamples=n_resamples)[0]
 
@@ -216,7 +219,7 @@ def paired(rollouts_a, rollouts_b):
     return [a[name] for name in names], [b[name] for name in names]
 
 
-def paired_difference(rollouts_a, rollouts_b, score, score_b=None, *, seed: int, n_resamples: int) -> dict:
+def paired_difference(rollouts_a, rollouts_b, score, score_b=None, *, seed: int, n_resamples: int) -> Cell:
     """Return the cell of the mean of a's score minus b's, paired by id and resampled by image.
 
     `score` takes an IoU matrix (n, T + 1) to (n,), as `step_score` and `degradation` do; `score_b` when b is
@@ -227,7 +230,7 @@ def paired_difference(rollouts_a, rollouts_b, score, score_b=None, *, seed: int,
     return mean_interval(gains, [rollout["image_id"] for rollout in a], seed=seed, n_resamples=n_resamples)
 
 
-def over_seeds(scores, image_ids, share: bool = False) -> dict:
+def over_seeds(scores, image_ids, share: bool = False) -> Cell:
     """Return the cell of the mean score over several trainings, with an interval for new images and new trainings.
 
     `scores`: shape (S, n), one row a training, S > 1. A mixed model with two crossed random effects, the training and
@@ -243,9 +246,8 @@ def over_seeds(scores, image_ids, share: bool = False) -> dict:
         raise ValueError("An interval over seeds needs two trainings or more.")
     _, image = np.unique(np.asarray(image_ids), return_inverse=True)
     images, mean = int(image.max()) + 1, scores.mean()
-    cell = {"value": float(mean), "low": None, "high": None, "n": n}
     if images < 2:
-        return cell
+        return {"value": float(mean), "low": None, "high": None, "n": n}
     # What each image adds to the mean (the linear part of a ratio estimate, for images hold unequal numbers of samples)
     parts = np.array([np.bincount(image, row - mean, images) for row in scores]) * images / n
     rows, columns = parts.mean(axis=1, keepdims=True), parts.mean(axis=0, keepdims=True)
@@ -261,10 +263,10 @@ def over_seeds(scores, image_ids, share: bool = False) -> dict:
     low, high = mean - half, mean + half
     if share:
         low, high = exact_limits(mean, 1 - mean, images) if mean in (0, 1) else (max(low, 0), min(high, 1))
-    return cell | {"low": float(low), "high": float(high)}
+    return {"value": float(mean), "low": float(low), "high": float(high), "n": n}
 
 
-def paired_ratio(rollouts_a, rollouts_b, score, *, seed: int, n_resamples: int) -> dict:
+def paired_ratio(rollouts_a, rollouts_b, score, *, seed: int, n_resamples: int) -> Cell:
     """Return the cell of a's mean score over b's, paired as above; None where b's mean is not positive.
 
     The limits are None when b's mean is not positive in some resample: such a ratio has no bounded interval.

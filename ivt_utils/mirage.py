@@ -9,12 +9,13 @@ from ivt_utils.methods import METHODS
 from ivt_utils.metrics import first_steps
 from ivt_utils.records import first
 from ivt_utils.runtime.store import ArtefactError
+from ivt_utils.schema import Rollout
 from ivt_utils.student import load_student
 
 SAMPLED = "sampled_sft_ivt"  # the stage of notebook 6: as many sampled first answers as the loop of SFT gives
 
 
-def second_turns(run, student, test, base: list[dict], bare: list[dict]) -> dict[tuple[str, str], list[dict]]:
+def second_turns(run, student, test, base: list[Rollout], bare: list[Rollout]) -> dict[tuple[str, str], list[Rollout]]:
     """Notebook 1: return the base student's answers to each of `controls.SECOND_TURNS`, rollouts of two steps.
 
     `base`, `bare`: its loops with the box filled and with the bare image, which hold two of the six.
@@ -33,7 +34,7 @@ def second_turns(run, student, test, base: list[dict], bare: list[dict]) -> dict
     }
 
 
-def measure(run, name: str, rollouts: list[dict], test, val) -> dict:
+def measure(run, name: str, rollouts: list[Rollout], test, val) -> dict:
     """Return {"rules": rows of `selection.rule_rows`, "confident": the rollouts with confidence, "controls"}.
 
     `rollouts`: those of method `name` on `test`. "controls": for each control of `controls.shown_boxes` the rollouts of

@@ -13,6 +13,7 @@ from ivt_utils.methods import ASKED
 from ivt_utils.mirage import SAMPLED, measure, second_turns
 from ivt_utils.records import first, load_split
 from ivt_utils.runtime.store import SEEDS, ArtefactError, Run, finished_stages, read_jsonl
+from ivt_utils.schema import Rollout
 from ivt_utils.sft import read_log, train_sft, trajectories_dataset
 from ivt_utils.student import load_student
 from ivt_utils.teacher import geometric_trace
@@ -46,7 +47,7 @@ def first_look(student, records, profile) -> None:
         )
 
 
-def own_answers(run, train, student=None) -> list[dict]:
+def own_answers(run, train, student=None) -> list[Rollout]:
     """Notebook 2: return the base student's own step-0 answers on the training split."""
     return run.rollouts(
         "train_step0",
@@ -54,7 +55,7 @@ def own_answers(run, train, student=None) -> list[dict]:
     )
 
 
-def harvest(run, train, keep: bool = False) -> list[dict]:
+def harvest(run, train, keep: bool = False) -> list[Rollout]:
     """Notebook 2: return the trajectories that start from the student's own errors on the training split.
 
     `keep`: those of notebook 3's variant, in which a box that fits stays.

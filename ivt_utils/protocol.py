@@ -7,6 +7,7 @@ between training and evaluation costs a small model many points, so nobody else 
 from pathlib import Path
 
 from ivt_utils.boxes import Box, format_answer
+from ivt_utils.schema import Step
 
 PROMPT = (
     "Locate the object that the expression refers to. Expression: ",
@@ -122,7 +123,7 @@ def answer(text: str) -> dict:
     return {"role": "assistant", "content": [{"type": "text", "text": text}]}
 
 
-def transcript(image, expression: str, steps: list[dict], draw) -> list[dict]:
+def transcript(image, expression: str, steps: list[Step], draw) -> list[dict]:
     """Return the whole chat of a trajectory: question, then answer and feedback in turn, ending on an answer.
 
     `steps` are dicts with "text" and "box"; `draw(image, box)` returns the image shown as feedback to a box.

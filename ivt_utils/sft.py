@@ -8,12 +8,13 @@ from ivt_utils.overlay import draw_box, load_image
 from ivt_utils.records import lazy_dataset, numbered
 from ivt_utils.runtime import distributed, hardware
 from ivt_utils.runtime.store import ArtefactError, read_json, write_text
+from ivt_utils.schema import Rollout
 from ivt_utils.student import Student, lora
 
 LOG = "training_log.json"
 
 
-def trajectories_dataset(records, trajectories: list[dict], style: str = "filled"):
+def trajectories_dataset(records, trajectories: list[Rollout], style: str = "filled"):
     """Return a datasets.Dataset with `messages` and `images`, one row a trajectory, drawn when it is read."""
     numbers = numbered(records)
 

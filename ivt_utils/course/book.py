@@ -5,7 +5,9 @@ The rest of the book is Markdown in `docs/`, the notebooks and `docs/conf.py`.
 
 import base64
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ivt_utils.controls import TRUTH
 from ivt_utils.exercises import LESSONS
@@ -151,7 +153,7 @@ def claims(results: dict, paper: dict) -> list[list[str]]:
     return [HEAD, *([*row[:4], f"[{row[4]}](../notebooks/{folder[f'0{row[4]}']})"] for row in rows)]
 
 
-def _cell(cell: dict, kind: str) -> str:
+def _cell(cell: Mapping[str, Any], kind: str) -> str:
     scale, digits, unit = {"share": (100, 1, " %"), "points": (100, 1, " points")}.get(kind, (1, 3, ""))
     unit = f" {kind}" if kind == "IoU" else unit
     trainings = f" ({len(cell['seeds'])} trainings)" if "seeds" in cell else ""
@@ -162,7 +164,7 @@ def _way(cells: dict) -> str:
     return f"{_cell(cells['first'], 'IoU')} to {_cell(cells['final'], 'IoU')}"
 
 
-def _sign(cell: dict, sign: int = 1, zero: float = 0) -> str:
+def _sign(cell: Mapping[str, Any], sign: int = 1, zero: float = 0) -> str:
     """Return whether the interval lies on the claimed side of `zero`, on the other one, or on both (or is missing)."""
     return {"open": OPEN, "above" if sign > 0 else "below": SEEN}.get(side(cell, zero), NOT_SEEN)
 

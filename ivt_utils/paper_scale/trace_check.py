@@ -6,10 +6,12 @@ refused, for it could contradict the boxes unseen.
 
 import re
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
 from ivt_utils import metrics, protocol
+from ivt_utils.schema import Rollout
 from ivt_utils.teacher import problems
 
 # What an answer may claim: word -> the problems of `protocol.PROBLEMS`, one of which the box must then have.
@@ -119,7 +121,7 @@ TOLD = {
 }
 
 
-def traces_told(rollouts: list[dict], *, seed: int, n_resamples: int) -> dict[str, dict]:
+def traces_told(rollouts: list[Rollout], *, seed: int, n_resamples: int) -> dict[str, Any]:
     """Return how far the traces of a student's refinements hold: {key of `TOLD`: cell}, shares, n in traces.
 
     All but "kept" are shares of the traces that name a problem. Shuffled: every trace meets the box of every such trace
@@ -155,7 +157,7 @@ def traces_told(rollouts: list[dict], *, seed: int, n_resamples: int) -> dict[st
     return dict(zip(TOLD, metrics.intervals(counted, asked, images, seed=seed, n_resamples=n_resamples), strict=True))
 
 
-def says_and_does(rollouts: list[dict], *, seed: int, n_resamples: int) -> dict[str, dict]:
+def says_and_does(rollouts: list[Rollout], *, seed: int, n_resamples: int) -> dict[str, Any]:
     """Return cells of the last step: its trace "says" that the box fits; the box "does" stay; their "difference"."""
     boxes = [[step["box"] for step in rollout["steps"][-2:]] for rollout in rollouts]
     says = [protocol.TRACE_FITS in rollout["steps"][-1]["text"] for rollout in rollouts]

@@ -21,6 +21,7 @@ from ivt_utils.overlay import draw_box, load_image
 from ivt_utils.paper_scale.trace_check import objection, tidy
 from ivt_utils.records import numbered
 from ivt_utils.runtime.store import ArtefactError, write_text
+from ivt_utils.schema import Record, Rollout
 from ivt_utils.teacher import geometric_trace
 
 RETRIES = 5  # of a request that met a full, failing or silent server: after 0.5, 1, 2, ... s, or its Retry-After
@@ -92,7 +93,7 @@ class VlmTeacher:
         except Exception as error:  # the HTTP library's own, such as an invalid port
             raise ArtefactError(f"{base_url!r} is no address of a teacher ({error}); correct it.") from None
 
-    def trace_for(self, record: dict, stood_in: list | None = None):
+    def trace_for(self, record: Record, stood_in: list | None = None):
         """Return the teacher of one record, with the signature of `geometric_trace`.
 
         Where the VLM has no acceptable answer, the geometric teacher gives the trace, and the box goes to `stood_in`.
@@ -189,7 +190,7 @@ def data_url(image) -> str:
 
 
 def teach(
-    rollouts: list[dict], records, profile, *, base_url: str, model: str, cache: Path, progress: str = ""
+    rollouts: list[Rollout], records, profile, *, base_url: str, model: str, cache: Path, progress: str = ""
 ) -> list[dict]:
     """Return one trajectory a rollout, in order, with the model's name ("teacher") and the number of traces that the
     geometric teacher had to give ("stood_in").
@@ -228,7 +229,7 @@ def teach(
         teacher.client.close()
 
 
-def budget(rollouts: list[dict], records, profile, model: str, cache: Path) -> str:
+def budget(rollouts: list[Rollout], records, profile, model: str, cache: Path) -> str:
     """Return what `teach` is about to ask for, in one line: traces, requests and tokens, as far as can be told before.
 
     Tokens are estimated: one for 32 x 32 pixels of an image, one for four letters, and as many as an answer may have.

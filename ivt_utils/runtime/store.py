@@ -14,6 +14,7 @@ import time
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from ivt_utils.runtime import distributed
 
@@ -229,7 +230,7 @@ class Run:
         distributed.wait()
 
     # ------------------------------------------------------------------ stages
-    def rollouts(self, name: str, make) -> list[dict]:
+    def rollouts(self, name: str, make) -> list[Any]:
         """Return the rollouts of a stage: read when finished, else made by `make()` and written as JSONL."""
         path = self.root / "rollouts" / f"{name}.jsonl"
         self._stage(f"rollouts/{name}", path, make, lambda rows: write_text(path, _lines(rows)))
@@ -330,7 +331,7 @@ def read_json(path: Path, remedy: str | None = None):
         raise ArtefactError(f"{path} is not valid JSON; {remedy or 'delete it and run again.'}") from None
 
 
-def read_jsonl(path: Path) -> list[dict]:
+def read_jsonl(path: Path) -> list[Any]:
     """Return the rows of a JSONL file; a line that is not JSON raises an ArtefactError with its number."""
     try:
         lines = Path(path).read_bytes().removesuffix(b"\n").split(b"\n")

@@ -1,11 +1,13 @@
 """Numbers, tables and Markdown as text."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ivt_utils.runtime import store
 
 
-def number(cell: dict, scale: float, digits: int) -> str:
+def number(cell: Mapping[str, Any], scale: float, digits: int) -> str:
     """Return "value [low, high]" of a cell, times `scale`; "none" without a value, the value alone without limits."""
     if cell["value"] is None:
         return "none"

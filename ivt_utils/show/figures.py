@@ -10,6 +10,7 @@ from ivt_utils.methods import longer, method_label
 from ivt_utils.metrics import intervals
 from ivt_utils.overlay import COLORS, OVERLAY, draw_box
 from ivt_utils.runtime.text import markdown_table, number
+from ivt_utils.schema import Cell
 from ivt_utils.show.results import by_name
 from ivt_utils.show.tables import table
 
@@ -116,7 +117,7 @@ def log_figure(log: list[dict], turns: int, window: int = 15):
     return figure
 
 
-def cell_text(cell: dict, scale: float = 1) -> str:
+def cell_text(cell: Cell, scale: float = 1) -> str:
     """Return "value [low, high]" of a cell; shares are shown in percent with `scale` 100."""
     return number(cell, scale, 1 if scale == 100 else 3)
 
@@ -239,7 +240,7 @@ def paper_and_ours(results: dict, paper: dict):
     return figure
 
 
-def _dots(axes, place: float, cell: dict, scale: float, color: str) -> None:
+def _dots(axes, place: float, cell: Cell, scale: float, color: str) -> None:
     """Draw each seed of a cell over several trainings as a dot."""
     for value in cell.get("seeds", {}).values():
         axes.plot(place, scale * value, "o", color=color, markersize=3, markerfacecolor="white", label="one training")

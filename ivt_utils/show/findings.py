@@ -3,13 +3,14 @@
 from ivt_utils.closer import AROUND_TRUTH, BASE, CLOSER, FIRST, SEEN, TAUGHT, WHOLE
 from ivt_utils.controls import OWN, RANDOM, TRUTH
 from ivt_utils.metrics import side
+from ivt_utils.schema import Cell
 from ivt_utils.show.figures import cell_text
 from ivt_utils.show.results import CONSENSUS
 
 RARE = 0.1  # a share below it
 
 
-def of_traces(told: dict[str, dict]) -> str:
+def of_traces(told: dict[str, Cell]) -> str:
     """Return what the cells of `trace_check.traces_told` say of a student's words."""
     if not told["true"]["n"]:
         return "None of its traces names a problem."
@@ -27,7 +28,7 @@ def of_traces(told: dict[str, dict]) -> str:
     return f"**{true[side(told['true_more'])]}** {moves[side(told['followed_more'])]} {stays}"
 
 
-def after_sft(gains: dict[str, dict], variant: dict[str, dict], loss: dict, long_loss: dict | None) -> str:
+def after_sft(gains: dict[str, Cell], variant: dict[str, Cell], loss: Cell, long_loss: Cell | None) -> str:
     """Return what SFT did, from differences of Acc@0.5 and from the IoU lost a step, over the loop and the long one.
 
     `long_loss` is None where there is no longer loop.
@@ -72,15 +73,15 @@ def after_sft(gains: dict[str, dict], variant: dict[str, dict], loss: dict, long
 
 
 def after_grpo(
-    loss: dict,
-    final: dict,
-    long_change: dict | None,
-    keep_change: dict | None,
-    rise: dict,
-    gain: dict,
-    loop: dict,
-    acts: dict,
-    keep_acts: dict,
+    loss: Cell,
+    final: Cell,
+    long_change: Cell | None,
+    keep_change: Cell | None,
+    rise: Cell,
+    gain: Cell,
+    loop: Cell,
+    acts: dict[str, Cell],
+    keep_acts: dict[str, Cell],
 ) -> str:
     """Return what GRPO did to the student of the straight line, and to the one that keeps what fits.
 
@@ -170,7 +171,7 @@ def of_ablations(where: dict[str, str]) -> str:
     )
 
 
-def of_threshold(val: dict, test: dict) -> str:
+def of_threshold(val: Cell, test: Cell) -> str:
     """Return what a threshold is worth, from its gain over step 0 on validation, where it was chosen, and on test."""
     if side(val) == "above" and side(test) == "open":
         return (
@@ -210,7 +211,7 @@ def of_controls(rows: list[dict]) -> str:
     return " ".join((bare[presence], foreign[random], best[true], *[hardly] * (presence == true == "open")))
 
 
-def of_closer(gains: dict[str, dict], iou_gains: dict[str, dict]) -> str:
+def of_closer(gains: dict[str, Cell], iou_gains: dict[str, Cell]) -> str:
     """Return what the closer look is worth, from its gains of Acc@0.5 and of mean IoU in the mean of the seeds.
 
     "" without them.
@@ -233,7 +234,7 @@ def of_closer(gains: dict[str, dict], iou_gains: dict[str, dict]) -> str:
     return " ".join((shot[over], credit[rival], *_controls_of_closer(gains, iou_gains)))
 
 
-def _controls_of_closer(gains: dict[str, dict], iou_gains: dict[str, dict]):
+def _controls_of_closer(gains: dict[str, Cell], iou_gains: dict[str, Cell]):
     """Yield what the controls say of new pixels, of a part by itself, of all pixels at once; nothing without them."""
     if f"{CLOSER} - {SEEN}" not in gains:
         return
@@ -269,7 +270,7 @@ def _controls_of_closer(gains: dict[str, dict], iou_gains: dict[str, dict]):
     }[whole]
 
 
-def of_regimes(rows: dict[str, dict], turns: int, long_turns: int) -> str:
+def of_regimes(rows: dict[str, Cell], turns: int, long_turns: int) -> str:
     """Return in which loop the mirage shows after SFT, from differences of Acc@0.5 over several trainings, by name."""
     place = {"above": "lies above", "below": "lies below", "open": "cannot be told from"}
     short, long = "sft_ivt", "sft_ivt_long"

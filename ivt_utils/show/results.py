@@ -26,6 +26,7 @@ from ivt_utils.runtime.store import (
     read_json,
     read_jsonl,
 )
+from ivt_utils.schema import Cell, Rollout
 
 COMPARISONS = (  # (a, its step, b, its step): a - b, paired
     ("base_ivt", "final", "base_single", "final"),
@@ -84,7 +85,7 @@ def build_results(
     `closer.closer_rows`; `second_turn`: rows of `controls.second_turn_rows`; `curves`: what `curves_from` returns;
     `seeds`: {seed: {method: rollouts}} of other trainings of the methods in `TRAINED`.
     """
-    rollouts = dict(rollouts_by_method)
+    rollouts: dict[str, list[Rollout]] = dict(rollouts_by_method)
     if "base_single" not in rollouts and "base_ivt" in rollouts:
         rollouts["base_single"] = rollouts["base_ivt"]
     names = [name for name in METHODS if name in rollouts]
@@ -189,7 +190,7 @@ def _differences(rollouts, seed, n_resamples):
     yield from _worst_step(rollouts.get("base_ivt"), rollouts.get("base_ivt_bare"), chance)
 
 
-def seed_rows(trained: dict[int, dict[str, list[dict]]], untrained: dict[str, list[dict]]) -> list[dict]:
+def seed_rows(trained: dict[int, dict[str, list[Rollout]]], untrained: dict[str, list[Rollout]]) -> list[dict]:
     """Return what several trainings say together: a row for each score of a method and for each difference.
 
     `trained`: {seed: {method: rollouts}}; a method counts with the seeds that have it, [] where those are fewer than
@@ -230,7 +231,7 @@ def seed_rows(trained: dict[int, dict[str, list[dict]]], untrained: dict[str, li
     return rows
 
 
-def _rules(found: dict[str, list[dict]], ious: dict[str, np.ndarray], ious_of):
+def _rules(found: dict[str, list[Rollout]], ious: dict[str, np.ndarray], ious_of):
     """Yield the key and the gains of what can be shipped after SFT without a threshold, and of SFT over its rivals."""
     first, final = (metrics.step_score(step, "acc50") for step in ("step0", "final"))
     for name in ("sft_ivt", "sft_ivt_long"):
@@ -284,7 +285,7 @@ def _worst_step(filled, bare, chance):
         yield {"name": name, "a": "base_ivt_bare", "metric": "acc50_loss_ratio", **same, **cell}
 
 
-def verdict(cell: dict | None, least: float = -math.inf, most: float = math.inf, strict: bool = False) -> str | None:
+def verdict(cell: Cell | None, least: float = -math.inf, most: float = math.inf, strict: bool = False) -> str | None:
     """Return what the interval of a cell says of the claim that its value lies from `least` to `most`.
 
     "reached" where the whole interval lies inside the claim, "not reached" where all of it lies outside, "open" where
@@ -460,7 +461,7 @@ def _answers(rollouts) -> list:
     return [(rollout["id"], [step["box"] for step in rollout["steps"]]) for rollout in rollouts]
 
 
-def read_rollouts(path: Path) -> list[dict]:
+def read_rollouts(path: Path) -> list[Rollout]:
     """Return the rollouts of a JSONL file; an ArtefactError names file and line where one is damaged."""
     rollouts = read_jsonl(path)
     if not rollouts:
@@ -473,7 +474,7 @@ def read_rollouts(path: Path) -> list[dict]:
     return rollouts
 
 
-def read_stage(root: Path, name: str, noted_only: bool = False) -> list[dict] | None:
+def read_stage(root: Path, name: str, noted_only: bool = False) -> list[Rollout] | None:
     """Return the rollouts of a stage of a run, None where it was not run; an ArtefactError as in `check_stage`."""
     path = root / "rollouts" / f"{name}.jsonl"
     return read_rollouts(check_stage(root, path, noted_only)) if path.exists() else None
@@ -498,7 +499,7 @@ def curves_from(root: Path, *, seed: int, n_resamples: int) -> dict[str, dict]:
     return found
 
 
-def second_turn_from(root: Path, base: list[dict], *, seed: int, n_resamples: int) -> list[dict]:
+def second_turn_from(root: Path, base: list[Rollout], *, seed: int, n_resamples: int) -> list[dict]:
     """Return the rows of `controls.second_turn_rows` from the stages of notebook 1.
 
     [] where one of them was not run, or was after other first answers than those of `base`.
@@ -510,7 +511,7 @@ def second_turn_from(root: Path, base: list[dict], *, seed: int, n_resamples: in
     return controls.second_turn_rows(answered, seed=seed, n_resamples=n_resamples)
 
 
-def seeds_from(root: Path, known: dict[str, list[dict]], seed: int) -> dict[int, dict[str, list[dict]]]:
+def seeds_from(root: Path, known: dict[str, list[Rollout]], seed: int) -> dict[int, dict[str, list[Rollout]]]:
     """Return {seed: {method: rollouts}} of the runs that `stages.seeds` left in a run with the rollouts `known`.
 
     A short loop that is not there is taken from the long one. Of the run itself, whose seed is `seed`, there are the
@@ -555,7 +556,7 @@ def closer_from(root: Path, split: str = "test", *, seed: int, n_resamples: int)
     return closer.closer_rows(answers, seed=seed, n_resamples=n_resamples)
 
 
-def mirage_from(root: Path, name: str, rollouts: list[dict], values: dict, *, seed: int, n_resamples: int) -> dict:
+def mirage_from(root: Path, name: str, rollouts: list[Rollout], values: dict, *, seed: int, n_resamples: int) -> dict:
     """Return what notebook 6 tells of a method, from its stages: {"rules", "calibration", "refinement", "controls"}.
 
     Each as the function of that name in `selection`, `confidence`, `metrics` and `controls` gives it; {} where the

@@ -13,6 +13,7 @@ from ivt_utils.boxes import to_pixels
 from ivt_utils.grpo import advantages, group_rewards
 from ivt_utils.overlay import COLORS, draw_box, load_image
 from ivt_utils.records import numbered
+from ivt_utils.schema import Rollout, Step
 from ivt_utils.show.figures import MARKERS, PALETTE, cell_text
 
 FILTERS = ("all", "most improved", "most degraded", "worst at the end")
@@ -48,7 +49,7 @@ def question_view(image, expression: str):
     return figure, f"A picture and a referring expression: “{expression}”.", ""
 
 
-def model_view(image, rollout: dict, first: str, style: str):
+def model_view(image, rollout: Rollout, first: str, style: str):
     """Return the view of a rollout: one picture a step, as the student saw it, with the truth; `first` names step 0."""
     figure = _figure(2.33 * len(rollout["steps"]), 3.25)
     axes = figure.subplots(1, len(rollout["steps"]), squeeze=False)[0]
@@ -61,14 +62,14 @@ def model_view(image, rollout: dict, first: str, style: str):
     return figure, f"“{rollout['expression']}”: {'; '.join(told)}.", ""
 
 
-def step_texts(rollout: dict, first: str = "") -> list[str]:
+def step_texts(rollout: Rollout, first: str = "") -> list[str]:
     """Return what to say of each step: its number, whose answer it is, its IoU."""
     whose = [f" ({first})" if first else "", *[""] * (len(rollout["steps"]) - 1)]
     each = enumerate(zip(rollout["steps"], whose, _ious(rollout), strict=True))
     return [f"step {t}{who}, {_state(step, value)}" for t, (step, who, value) in each]
 
 
-def step_view(image, rollout: dict, number: int, style: str):
+def step_view(image, rollout: Rollout, number: int, style: str):
     """Return the view of one step as the student saw it, small, without words in it."""
     figure = _figure(2.1, 2.1)
     draw_answer(figure.subplots(), image, rollout["steps"][number]["box"], rollout["truth"], style)
@@ -229,7 +230,7 @@ def rule_view(
     return figure, f"{caption} {levels_told}. Samples answered with {stops}.", caption
 
 
-def image_of(records, rollout: dict):
+def image_of(records, rollout: Rollout):
     """Return the image that a rollout is about; ValueError when it is about none of the records."""
     number = numbered(records).get(rollout["id"])
     if number is None:
@@ -269,9 +270,9 @@ def _keys(answer: str = "answer") -> list:
     ]
 
 
-def _ious(rollout: dict) -> list[float]:
+def _ious(rollout: Rollout) -> list[float]:
     return metrics.iou_matrix([rollout])[0].tolist()
 
 
-def _state(step: dict, value: float) -> str:
+def _state(step: Step, value: float) -> str:
     return f"IoU {value:.2f}" if step["box"] else "no box in the answer"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ivt_utils import loop, metrics, selection
 from ivt_utils.overlay import load_image
+from ivt_utils.schema import Rollout
 from ivt_utils.show import views
 from ivt_utils.show.box_canvas import canvas_class, data_url, panel
 from ivt_utils.show.figures import save_figure
@@ -239,7 +240,7 @@ def _model_panel(student, records, profile, number: int):
         try:
             rollout = loop.answers_from(student, record, box, profile)
             value = metrics.iou_matrix([rollout])[0, 0]
-            canvas.box, canvas.truth = list(rollout["steps"][0]["box"]), [round(v) for v in record["bbox"]]
+            canvas.box, canvas.truth = list(rollout["steps"][0]["box"] or box), [round(v) for v in record["bbox"]]
             answers.value = _strip_html(load_image(record["image"]), rollout, profile.style)
             theirs = "; ".join(views.step_texts(rollout, "your box")[1:])
             canvas.status = (
@@ -259,7 +260,7 @@ def _model_panel(student, records, profile, number: int):
     return panel([row, question, canvas, answers])
 
 
-def _strip_html(image, rollout: dict, style: str) -> str:
+def _strip_html(image, rollout: Rollout, style: str) -> str:
     """Return the steps of a rollout side by side, below each other on a phone: picture, IoU and the answer's text."""
     cells = []
     for number, (step, told) in enumerate(zip(rollout["steps"], views.step_texts(rollout, "your box"), strict=True)):
