@@ -119,7 +119,7 @@ def look_at(student, records, rollouts, boxes, profile, *, as_seen: bool = False
     `boxes`: one (0..1000) a rollout; None: all of the image. `as_seen`: without new pixels. Greedy decoding.
     """
     turn = closer_turn(profile.zoom, profile.least_view, student if as_seen else None)
-    return evaluate(student, records, profile, progress=progress, turns=1, turn=turn, first=rollouts, shown=boxes)
+    return evaluate(student, records, profile, progress=progress, turns=1, next_turn=turn, first=rollouts, shown=boxes)
 
 
 def seen_size(student, image) -> tuple[int, int]:
@@ -179,7 +179,7 @@ def run_closer(run, seeds, train, records, split: str = "test") -> None:
             at, lambda: look_at(loaded(adapter), records, looked, boxes, profile, as_seen=name == "seen", progress=at)
         )
 
-    look = {"turns": profile.looks, "turn": closer_turn(profile.zoom, profile.least_view)}
+    look = {"turns": profile.looks, "next_turn": closer_turn(profile.zoom, profile.least_view)}
     answered(stage(split, "untrained"), records, **look)
     for seed in seeds:
         adapter = trained("seed", seed, partial(examples, zoom=profile.zoom, least=profile.least_view))

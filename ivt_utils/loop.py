@@ -54,7 +54,7 @@ def run_loop(
     *,
     turns: int,
     style: str,
-    turn: Turn | None = None,
+    next_turn: Turn | None = None,
     batch_size: int,
     max_new_tokens: int,
     temperature: float = 0.0,
@@ -68,13 +68,13 @@ def run_loop(
     `steps` holds `turns` + 1 dicts {"text", "box"}; a box is four integers 0..1000, or None. Decoding is greedy when
     `temperature` is 0. The control that shows the image again without a box is `style="none"`.
 
-    `turn`: how the loop asks again, in place of the paper's `feedback_turn(style)`. `first`: rollouts whose step 0 is
+    `next_turn`: how the loop asks again, in place of the paper's `feedback_turn(style)`. `first`: rollouts whose step 0 is
     taken over, so that only the later steps are asked for; then these are returned, with their new steps. `shown`: one
     box (0..1000) a record, or None for the bare image, that each turn shows in place of the last answer's.
     """
     if turns < 0:
         raise ValueError(f"A loop has 0 or more refinements, not {turns}.")
-    next_turn = turn or feedback_turn(style)
+    ask_again = next_turn or feedback_turn(style)
     numbers = {} if first is None else numbered(records)
     places = range(len(records)) if first is None else [numbers[rollout["id"]] for rollout in first]
 
@@ -89,12 +89,12 @@ def run_loop(
                 drawn = shown[start:stop] if shown else [own[-1]["box"] for own in steps]
                 asked = zip(chats, images, batch, steps, drawn, strict=True)
                 chats = [
-                    next_turn.ask(chat, image, record["expression"], own[-1], box)
+                    ask_again.ask(chat, image, record["expression"], own[-1], box)
                     for chat, image, record, own, box in asked
                 ]
             texts = generate(student, chats, max_new_tokens, temperature, seed + start + count, earlier)
             for own, box, text in zip(steps, drawn, texts, strict=True):
-                own.append({"text": text, "box": next_turn.read(text, box) if count else parse_answer(text)})
+                own.append({"text": text, "box": ask_again.read(text, box) if count else parse_answer(text)})
         return [{**rollout, "steps": own} for rollout, own in zip(begun, steps, strict=True)]
 
     return each_batch(answer, len(places), batch_size, progress)
@@ -155,7 +155,7 @@ def answer_again(
         profile,
         progress=progress,
         turns=1,
-        turn=feedback_turn(style, words),
+        next_turn=feedback_turn(style, words),
         first=rollouts,
         shown=shown,
     )

@@ -71,7 +71,7 @@ def test_the_loop_asks_afresh_about_the_part_and_puts_the_answer_back(monkeypatc
         return [next(texts)] * len(chats)
 
     monkeypatch.setattr(loop, "generate", generate)
-    rollouts = loop.evaluate("no student", records, get_profile("micro"), turns=2, turn=closer.closer_turn(4))
+    rollouts = loop.evaluate("no student", records, get_profile("micro"), turns=2, next_turn=closer.closer_turn(4))
     for number, (record, rollout) in enumerate(zip(records, rollouts, strict=True)):
         boxes = [step["box"] for step in rollout["steps"]]
         assert boxes == [(400, 300, 500, 400), (450, 150, 650, 350), None]
