@@ -68,9 +68,9 @@ def run_loop(
     `steps` holds `turns` + 1 dicts {"text", "box"}; a box is four integers 0..1000, or None. Decoding is greedy when
     `temperature` is 0. The control that shows the image again without a box is `style="none"`.
 
-    `next_turn`: how the loop asks again, in place of the paper's `feedback_turn(style)`. `first`: rollouts whose step 0 is
-    taken over, so that only the later steps are asked for; then these are returned, with their new steps. `shown`: one
-    box (0..1000) a record, or None for the bare image, that each turn shows in place of the last answer's.
+    `next_turn`: how the loop asks again, in place of the paper's `feedback_turn(style)`. `first`: rollouts whose step 0
+    is taken over, so that only the later steps are asked for; then these are returned, with their new steps. `shown`:
+    one box (0..1000) a record, or None for the bare image, that each turn shows in place of the last answer's.
     """
     if turns < 0:
         raise ValueError(f"A loop has 0 or more refinements, not {turns}.")
