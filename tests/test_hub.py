@@ -8,6 +8,7 @@ import random
 import shutil
 import tarfile
 import threading
+import time
 from collections import Counter
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -525,6 +526,9 @@ class Hub(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body[: len(body) // 2] if cut else body)
+        if cut:
+            self.wfile.flush()
+            time.sleep(0.3)  # the client has read what it was sent before the line drops
         self.close_connection = cut
 
 
