@@ -8,7 +8,6 @@ import random
 import shutil
 import tarfile
 import threading
-import time
 from collections import Counter
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -500,6 +499,8 @@ class Hub(BaseHTTPRequestHandler):
             lfs = {"sha256": hashlib.sha256(server.body).hexdigest(), "size": len(server.body), "pointerSize": 130}
             file = {"rfilename": "data/x.parquet", "size": len(server.body), "blobId": "0", "lfs": lfs}
             return self.answer(200, json.dumps({"id": "a/b", "sha": server.commit, "siblings": [file]}).encode())
+        if "/resolve/" not in self.path:  # a thread of another test that asks its Hub for something
+            return self.answer(404, b"{}")
         server.ranges.append(self.headers.get("Range"))
         server.tokens.append(self.headers.get("Authorization"))
         start = int((self.headers.get("Range") or "bytes=0-")[6:].split("-")[0])
@@ -526,9 +527,6 @@ class Hub(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body[: len(body) // 2] if cut else body)
-        if cut:
-            self.wfile.flush()
-            time.sleep(0.3)  # the client has read what it was sent before the line drops
         self.close_connection = cut
 
 
