@@ -18,7 +18,8 @@ from ivt_utils.metrics import iou_matrix
 from ivt_utils.overlay import draw_box, load_image
 from ivt_utils.records import first, lazy_dataset, load_split
 from ivt_utils.runtime import distributed, hardware
-from ivt_utils.runtime.store import PROBE, read_json, write_text
+from ivt_utils.runtime.files import read_json, write_text
+from ivt_utils.runtime.store import PROBE
 from ivt_utils.sft import finish, trainer_options
 from ivt_utils.student import Student, lora
 
@@ -89,12 +90,12 @@ def make_reward(turns: int, format_bonus: float, generations: int, image_token_i
                     "A feedback image was dropped from a rollout: raise feedback_tokens of the profile: "
                     "every answer and every feedback must have room."
                 )
-        scores = [score(boxes_of(c), t, turns) for c, t in zip(completions, truth, strict=True)]
+        ious = [step_ious(boxes_of(c), t, turns) for c, t in zip(completions, truth, strict=True)]
         for step in range(turns + 1):
-            log_metric(f"iou_step_{step}", sum(s[step] or 0.0 for s in scores) / len(scores))
-        failed = [None in s for s in scores]
+            log_metric(f"iou_step_{step}", sum(each[step] or 0.0 for each in ious) / len(ious))
+        failed = [None in each for each in ious]
         log_metric("failed_rollouts", sum(failed) / len(failed))
-        rewards = [(s[-1] or 0.0) + format_bonus * (not bad) for s, bad in zip(scores, failed, strict=True)]
+        rewards = [(each[-1] or 0.0) + format_bonus * (not bad) for each, bad in zip(ious, failed, strict=True)]
         everyone = distributed.gather(rewards)  # a group may be shared by two processes
         groups = [everyone[i : i + generations] for i in range(0, len(everyone), generations)]
         log_metric("equal_groups", sum(max(group) - min(group) < 1e-6 for group in groups) / len(groups))
@@ -104,7 +105,7 @@ def make_reward(turns: int, format_bonus: float, generations: int, image_token_i
     return reward
 
 
-def score(boxes: list, truth, turns: int) -> list[float | None]:
+def step_ious(boxes: list, truth, turns: int) -> list[float | None]:
     """Return the IoU of each of `turns` + 1 answers; None for one that did not parse or was never given."""
     ious = [None if box is None else iou(box, truth) for box in boxes[: turns + 1]]
     return ious + [None] * (turns + 1 - len(ious))

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ivt_utils import protocol
 from ivt_utils.runtime import hardware
-from ivt_utils.runtime.store import ROOT, ArtefactError, intact
+from ivt_utils.runtime.files import ROOT, ArtefactError, intact
 
 # What the micro student is loaded from.
 FILES = (

@@ -132,9 +132,9 @@ def test_no_box_is_guessed(text):
 
 
 def test_the_label_that_qwen_puts_behind_a_box_does_no_harm():
-    labelled = '```json\n[{"bbox_2d": [10, 20, 30, 40], "label": "the red star"}]\n```'
-    assert boxes.parse_answer(labelled) == (10, 20, 30, 40)
-    assert boxes.parse_answer(labelled * 2) is None
+    labeled = '```json\n[{"bbox_2d": [10, 20, 30, 40], "label": "the red star"}]\n```'
+    assert boxes.parse_answer(labeled) == (10, 20, 30, 40)
+    assert boxes.parse_answer(labeled * 2) is None
 
 
 @pytest.mark.parametrize("value", [None, 3, b'{"bbox_2d": [1, 2, 3, 4]}', ["a"], {"bbox_2d": [1, 2, 3, 4]}])

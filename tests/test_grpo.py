@@ -17,7 +17,7 @@ from ivt_utils.metrics import iou_matrix
 from ivt_utils.micro import model as micro
 from ivt_utils.overlay import draw_box, load_image
 from ivt_utils.records import load_split
-from ivt_utils.runtime.store import ArtefactError
+from ivt_utils.runtime.files import ArtefactError
 
 BOX, OTHER, TRUTH = (100, 200, 300, 400), (500, 500, 700, 900), [100.0, 200.0, 300.0, 500.0]
 
@@ -146,9 +146,9 @@ def test_a_message_reads_as_the_model_wrote_it():
 
 
 def test_every_answer_has_a_score():
-    assert grpo.score([BOX, None], TRUTH, 2) == [iou(BOX, TRUTH), None, None]
-    assert grpo.score([], TRUTH, 0) == [None]
-    assert grpo.score([OTHER, BOX, BOX, BOX], TRUTH, 2) == [0.0, iou(BOX, TRUTH), iou(BOX, TRUTH)]
+    assert grpo.step_ious([BOX, None], TRUTH, 2) == [iou(BOX, TRUTH), None, None]
+    assert grpo.step_ious([], TRUTH, 0) == [None]
+    assert grpo.step_ious([OTHER, BOX, BOX, BOX], TRUTH, 2) == [0.0, iou(BOX, TRUTH), iou(BOX, TRUTH)]
 
 
 # --- the reward
@@ -444,10 +444,10 @@ def test_the_kl_term_is_taken_to_the_sft_policy(trained, sft_policy):
 
 
 def test_the_adapter_moves_away_from_the_sft_policy_and_is_saved_alone(trained, sft_policy):
-    learnt, weights = adapter_of(trained.trainer.model, "default"), sft_policy[1]
-    assert any(not torch.equal(learnt[name], weights[name]) for name in weights)
+    learned, weights = adapter_of(trained.trainer.model, "default"), sft_policy[1]
+    assert any(not torch.equal(learned[name], weights[name]) for name in weights)
     saved = load_file(trained.folder / "adapter_model.safetensors")
-    assert saved.keys() == learnt.keys() and all(torch.equal(saved[name], learnt[name]) for name in learnt)
+    assert saved.keys() == learned.keys() and all(torch.equal(saved[name], learned[name]) for name in learned)
     assert not (trained.folder / "ref").exists()
 
 

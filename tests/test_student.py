@@ -10,7 +10,7 @@ from ivt_utils import protocol, student
 from ivt_utils.loop import evaluate
 from ivt_utils.micro import model as micro
 from ivt_utils.profiles import STUDENT_RECIPE, get_profile
-from ivt_utils.runtime.store import ArtefactError, note_files
+from ivt_utils.runtime.files import ArtefactError, note_files
 
 
 def test_the_classes_are_those_of_the_papers_model(tiny_student):
