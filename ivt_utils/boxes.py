@@ -115,7 +115,7 @@ def valid(box) -> bool:
 
 
 def format_answer(box: Box) -> str:
-    """Return the answer text of a box, in the one form that `parse_answer` and the chat template agree on."""
+    """Return the answer text of a box, in the form that the prompt asks for."""
     if not valid(box):
         raise ValueError(f"{box} is not a box of four integers 0..1000 with x1 < x2 and y1 < y2.")
     return f'{{"bbox_2d": [{", ".join(map(str, box))}]}}'
