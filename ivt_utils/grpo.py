@@ -2,7 +2,8 @@
 
 The environment has one tool, `draw_box`. The model writes plain JSON; every answer, with a box or without one, is read
 by `parse_answer` and becomes one call of the tool, and the tool's answer is the feedback turn of the closed loop. So a
-rollout has as many turns and, for the same answers, the same tokens as that loop. The last answer is not executed.
+rollout has as many turns as that loop, and for the same answers the same tokens; only that the loop spells each answer
+anew from its text, and here it stays as it was sampled. The last answer is not executed.
 """
 
 import json
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ivt_utils import protocol
-from ivt_utils.boxes import iou, parse_answer
+from ivt_utils.boxes import Box, iou, parse_answer
 from ivt_utils.loop import evaluate
 from ivt_utils.metrics import iou_matrix
 from ivt_utils.overlay import draw_box, load_image
@@ -34,7 +35,7 @@ def make_environment(style: str = "filled"):
             """Start a rollout on the row's one image; nothing is added to the prompt."""
             self._image = load_image(images[0])
 
-        def draw_box(self, bbox_2d: list | None, ended: bool = True) -> list:
+        def draw_box(self, bbox_2d: Box | None, ended: bool = True) -> list:
             """Draw a box on the image.
 
             Args:
