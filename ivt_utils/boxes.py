@@ -4,6 +4,7 @@ A predicted box is a tuple of four integers 0..1000, relative to the image as th
 convention; Qwen2.5-VL used absolute pixels after resizing).
 """
 
+import json
 import math
 import re
 
@@ -11,9 +12,7 @@ import numpy as np
 
 Box = tuple[int, int, int, int]
 SCALE = 1000
-# Qwen-VL's own habit is a "label" behind the box; it says nothing about the box, so it may stand there.
-_ANSWER = re.compile(r'\{\s*"bbox_2d"\s*:\s*\[([^\[\]{}]*)\]\s*(?:,\s*"label"\s*:\s*"[^"{}]*"\s*)?\}', re.ASCII)
-_INTEGER = re.compile(r"\s*(0|[1-9][0-9]{0,3})\s*", re.ASCII)  # JSON's integers: no sign, no leading zero
+_KEY, _OBJECT = "bbox_2d", re.compile(r'\{(?=[ \t\r\n]*")')  # an object with anything in it begins so
 
 
 def to_pixels(box, width: int, height: int) -> tuple[float, float, float, float]:
@@ -87,19 +86,31 @@ def ious(boxes_a, boxes_b) -> np.ndarray:
 def parse_answer(text: str) -> Box | None:
     """Return the one committed box of a model's answer, or None when there is no such box.
 
+    The box is the value of the key "bbox_2d" in a JSON object, which may stand in other text or JSON and hold further
+    keys, such as a label. What a JSON string says is no box.
+
     None for: no answer, more than one, not four plain integers, out of 0..1000, or reversed (x2 <= x1 or y2 <= y1).
     Nothing is guessed, and the function never raises: an answer that does not parse scores 0.
     """
     if not isinstance(text, str):
         return None
-    found = _ANSWER.findall(text)
-    if len(found) != 1 or text.count('"bbox_2d"') != 1:
-        return None
-    parts = found[0].split(",")
-    if len(parts) != 4 or not all(_INTEGER.fullmatch(part) for part in parts):
-        return None
-    x1, y1, x2, y2 = map(int, parts)
-    return (x1, y1, x2, y2) if valid((x1, y1, x2, y2)) else None
+    found, inside = [], []
+    decoder = json.JSONDecoder(
+        strict=False, object_pairs_hook=lambda pairs: inside.extend(value for key, value in pairs if key == _KEY)
+    )
+    rest, at = [], 0
+    while begins := _OBJECT.search(text, at):
+        inside.clear()
+        rest.append(text[at : begins.start()])
+        try:
+            at = decoder.raw_decode(text, begins.start())[1]
+            found += inside
+        except RecursionError:
+            return None
+        except ValueError:  # no whole object begins here, but one may further in
+            at = begins.end()
+    begun = any(f'"{_KEY}"' in part for part in (*rest, text[at:]))  # an answer that is no whole object
+    return tuple(found[0]) if len(found) == 1 and not begun and valid(found[0]) else None
 
 
 def valid(box) -> bool:
@@ -112,7 +123,7 @@ def valid(box) -> bool:
 
 
 def format_answer(box: Box) -> str:
-    """Return the answer text of a box, in the one form that `parse_answer` and the chat template agree on."""
+    """Return the answer text of a box, in the form that the prompt asks for."""
     if not valid(box):
         raise ValueError(f"{box} is not a box of four integers 0..1000 with x1 < x2 and y1 < y2.")
     return f'{{"bbox_2d": [{", ".join(map(str, box))}]}}'

@@ -34,9 +34,8 @@ class Student:
 
 
 def install_protocol(processor):
-    """Return the processor with the project's chat template and response template set on it and its tokenizer."""
+    """Return the processor with the project's chat template set on it and its tokenizer."""
     processor.chat_template = processor.tokenizer.chat_template = protocol.chat_template()
-    processor.tokenizer.response_template = protocol.RESPONSE_TEMPLATE
     return processor
 
 
