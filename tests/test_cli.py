@@ -13,6 +13,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from packaging.version import Version
 
 from ivt_utils import pipeline, records
 from ivt_utils.cli import main
@@ -324,6 +325,114 @@ def test_doctor_sees_what_a_clone_lacks(tmp_path, monkeypatch):
     assert (doctor.OK, "the paper's numbers in data/") in lines
     noted = [text for tag, text in doctor.examine(tmp_path, get_profile("paper")) if tag == doctor.NOTE]
     assert any("ivt data --profile paper" in text for text in noted) and any("No CUDA card" in text for text in noted)
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """Pretend a card, a driver's newest CUDA and a torch build's CUDA; None: there is none."""
+    import torch
+
+    def pretend(there: bool, known: str | None, wheel: str | None) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+        monkeypatch.setattr(
+            torch.cuda, "get_device_properties", lambda _: types.SimpleNamespace(name="H100", total_memory=8e10)
+        )
+        monkeypatch.setattr(torch.version, "cuda", wheel)
+        monkeypatch.setattr(doctor, "driver", lambda: known and Version(known))
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    "there, known, wheel, tag, said",
+    [
+        (False, None, "13.0", doctor.MISS, "none; paper needs it"),
+        (False, "12.4", None, doctor.MISS, "built without it, but an NVIDIA driver is here (CUDA 12.4)"),
+        (False, "12.4", "13.0", doctor.MISS, "torch is built for 13.0, and the driver knows none above 12.4"),
+        (False, "13.0", "13.0", doctor.MISS, "CUDA_VISIBLE_DEVICES"),
+        (True, "12.4", "12.8", doctor.NOTE, "torch is built for 12.8, newer than the driver's 12.4"),
+        (True, "13.1", "13.0", doctor.OK, "H100, 80 GB"),
+    ],
+)
+def test_doctor_holds_the_driver_against_torchs_cuda(card, there, known, wheel, tag, said):
+    card(there, known, wheel)
+    lines = [line for line in doctor.gpu(get_profile("paper")) if line[1].startswith("CUDA")]
+    assert lines[-1][0] == tag and said in lines[-1][1]
+    assert doctor.MISS not in dict(doctor.gpu(get_profile("micro")))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton comes with PyTorch on Linux only")
+def test_doctor_looks_for_what_triton_compiles_with(card, monkeypatch, tmp_path):
+    def said(profile):
+        return doctor.compiling(get_profile(profile))
+
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include" / "Python.h").touch()
+    (tmp_path / "gcc").touch(mode=0o755)
+    monkeypatch.setattr(doctor.sysconfig, "get_paths", lambda scheme: {"include": str(tmp_path / "include")})
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    card(True, "13.0", "13.0")
+    assert said("paper") == said("micro") == [(doctor.OK, f"C compiler {tmp_path / 'gcc'} and Python's headers")]
+    (tmp_path / "include" / "Python.h").unlink()
+    ((tag, text),) = said("paper")
+    assert tag == doctor.MISS and "Python.h" in text and "C compiler" not in text
+    monkeypatch.setenv("CC", "no-such-compiler")
+    ((tag, text),) = said("paper")
+    assert tag == doctor.MISS and "CC is no-such-compiler" in text and "Python.h" in text
+    card(False, None, None)
+    assert [tag for tag, _ in said("paper")] == [doctor.NOTE] and said("micro") == []
+
+
+def test_doctor_looks_for_the_weights_or_room_for_them_in_the_hubs_cache(card, monkeypatch, tmp_path):
+    from huggingface_hub import constants
+
+    from ivt_utils.paper_scale.plan import configuration, weight_bytes
+
+    def said():
+        ((tag, text),) = doctor.weights(paper)
+        assert str(cache) in text
+        return tag, text
+
+    paper, cache = get_profile("paper"), tmp_path / "hub"
+    size, blobs = weight_bytes(configuration(paper), False), cache / "models--Qwen--Qwen3-VL-4B-Instruct" / "blobs"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    card(True, "13.0", "13.0")
+    free = {"bytes": size}
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda place: types.SimpleNamespace(free=free["bytes"]))
+    assert said()[0] == doctor.OK and f"{size / 1e9:.1f} GB of weights" in said()[1] and "begins anew" in said()[1]
+    free["bytes"] -= 1
+    assert said()[0] == doctor.MISS and "HF_HOME" in said()[1]
+    card(False, None, None)
+    assert said()[0] == doctor.NOTE
+    blobs.mkdir(parents=True)
+    for name, held in (("a", 5 * 10**9), ("b.1234.incomplete", size)):
+        with open(blobs / name, "wb") as file:
+            file.truncate(held)  # takes no room
+    free["bytes"] = size - 5 * 10**9
+    assert said()[0] == doctor.OK and f"{free['bytes'] / 1e9:.1f} GB of weights" in said()[1]
+    with open(blobs / "b", "wb") as file:
+        file.truncate(size - 5 * 10**9)
+    free["bytes"] = 0
+    assert said() == (doctor.OK, f"the weights of {paper.student} in {cache}")
+
+
+def test_doctor_tries_to_write_into_the_hubs_cache(card, monkeypatch, tmp_path):
+    def full(dir):
+        raise PermissionError(13, "Permission denied", str(dir))
+
+    card(True, "13.0", "13.0")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(doctor.tempfile, "TemporaryDirectory", full)
+    ((tag, text),) = doctor.weights(get_profile("paper"))
+    assert tag == doctor.MISS and "hub cannot be written (Permission denied)" in text and "HF_HOME" in text
+
+
+def test_doctor_says_all_of_it_before_a_run_of_the_papers_scale(monkeypatch, card):
+    card(False, None, None)
+    lines = doctor.examine(store.ROOT, get_profile("paper"))
+    assert {*doctor.compiling(get_profile("paper")), *doctor.weights(get_profile("paper"))} <= {*lines}
+    assert not {*doctor.compiling(get_profile("paper"))} & {*doctor.examine(store.ROOT, get_profile("micro"))}
 
 
 # ---------------------------------------------------------------------------------------------- the paper's scale

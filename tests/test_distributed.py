@@ -1,6 +1,10 @@
 """Several processes, one result: batches shared out in turn, the same answers as one process gives, a kill survived."""
 
+import math
 import os
+import re
+import shlex
+import socket
 import subprocess
 import sys
 import time
@@ -15,7 +19,7 @@ from safetensors.torch import load_file
 from ivt_utils import cli
 from ivt_utils.methods import ADAPTERS
 from ivt_utils.profiles import get_profile
-from ivt_utils.runtime import distributed
+from ivt_utils.runtime import distributed, store
 from ivt_utils.runtime.files import ROOT, ArtefactError, read_jsonl
 from ivt_utils.runtime.store import Run
 
@@ -119,9 +123,10 @@ def test_only_process_0_writes_and_all_take_the_stage_it_wrote(tmp_path, monkeyp
         monkeypatch.setattr(distributed, name, lambda: None)
     monkeypatch.setattr(distributed, "agree", lambda value: value if distributed.rank() == 0 else said.pop(0))
     place(monkeypatch, 1, 2)
-    said[:] = [False, False]
-    with pytest.raises(ArtefactError):  # process 0 has written nothing, so there is nothing to read
-        Run(smoke, 0, tmp_path / "run").rollouts("a", lambda: [{"id": "from process 1"}])
+    monkeypatch.setattr(store, "LATE", -1)
+    said[:] = [False]
+    with pytest.raises(ArtefactError, match="run.json, and process 1 does not see it: the machines of a run need one"):
+        Run(smoke, 0, tmp_path / "run")  # process 0 has written it somewhere else
     assert not list(tmp_path.rglob("*.jsonl")) and not list(tmp_path.rglob("*.json"))
     place(monkeypatch, 0, 2)
     run = Run(smoke, 0, tmp_path / "run")
@@ -134,13 +139,30 @@ def test_only_process_0_writes_and_all_take_the_stage_it_wrote(tmp_path, monkeyp
     assert run.rows("t", lambda: 2) == table == 1
 
 
+def test_what_process_0_writes_may_be_seen_late(tmp_path, monkeypatch):
+    waited = []
+
+    def sleep(seconds):
+        waited.append(seconds)
+        if len(waited) == 3:
+            (tmp_path / "run.json").touch()
+
+    monkeypatch.setattr(store.time, "sleep", sleep)
+    place(monkeypatch, 1, 2)
+    store.await_file(tmp_path / "run.json")
+    assert len(waited) == 3
+    place(monkeypatch, 0, 2)
+    store.await_file(tmp_path / "its own")
+
+
 # ------------------------------------------------------------------------------------------------ two real processes
-def launch(stage: str, root: Path, **options):
+def launch(stage: str, root: Path, *more, **options):
     command = [
         Path(sys.executable).with_name("accelerate"),
         "launch",
         "--config_file",
         ROOT / "configs" / "cpus.yaml",
+        *more,
         "-m",
         "ivt_utils.cli",
         stage,
@@ -181,6 +203,24 @@ def test_two_processes_give_the_answers_of_one(pair, smoke_run):
     """The notebooks ran in one process; the base student's answers are the same bytes, so is the harvest."""
     for name in ("base_ivt", "base_ivt_bare", "train_step0", "trajectories"):
         two, one = ((root / "rollouts" / f"{name}.jsonl").read_bytes() for root in (pair[0], smoke_run[0]))
+        assert two == one
+
+
+def test_two_machines_give_the_answers_of_one(pair, tmp_path):
+    """Each launches one process, as the launchers of two machines do that share the folder of the run."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    to = ("--num_machines", 2, "--num_processes", 2, "--main_process_ip", "127.0.0.1", "--main_process_port", port)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    other, first = (launch("eval", tmp_path / "run", *to, "--machine_rank", k, **pipes) for k in (1, 0))
+    try:
+        assert "2 process(es)" in finish(first)
+        assert "process(es)" not in finish(other)
+    finally:
+        end(other)
+    for name in ("base_ivt", "base_ivt_bare", "train_step0"):
+        two, one = ((root / "rollouts" / f"{name}.jsonl").read_bytes() for root in (tmp_path / "run", pair[0]))
         assert two == one
 
 
@@ -249,3 +289,54 @@ def test_every_configuration_keeps_the_students_weights_whole():
         config = yaml.safe_load(path.read_text())
         assert config["distributed_type"] != "FSDP"
         assert config.get("deepspeed_config", {}).get("zero_stage", 0) < 3
+
+
+# ------------------------------------------------------------------------------------------------ several machines
+PAGE = (ROOT / "docs" / "researcher.md").read_text()
+SLURM, SKY = re.search(r"```bash\n(#!/bin/bash\n.+?)```.+?```yaml\n(.+?)```", PAGE, re.DOTALL).groups()
+
+
+def launched(script: str, folder: Path, **environment) -> list[list[str]]:
+    """What a script of the page gives to accelerate; `srun` is a loop over two machines here, and `cd` does nothing."""
+    programs = {
+        "accelerate": 'echo "$@" >> "$SAID"',
+        "scontrol": "printf 'one\\ntwo\\n'",
+        "srun": 'shift; SLURM_NODEID=0 "$@" && SLURM_NODEID=1 "$@"',
+    }
+    for name, does in programs.items():
+        (folder / name).write_text(f"#!/bin/sh\n{does}\n")
+        (folder / name).chmod(0o755)
+    run = "cd() { :; }; source() { :; }\n" + script
+    clean = {"PATH": f"{folder}:{os.environ['PATH']}", "SAID": str(folder / "said"), **environment}
+    subprocess.run(["bash", "-c", run], check=True, env=clean)
+    return [shlex.split(line) for line in (folder / "said").read_text().splitlines()]
+
+
+def test_the_pages_scripts_launch_every_stage_on_each_machine(tmp_path):
+    slurm = {"SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "4", "SLURM_JOB_NODELIST": "x", "SLURM_CPUS_PER_TASK": "8"}
+    calls, task = launched(SLURM, tmp_path, **slurm), yaml.safe_load(SKY)
+    assert task["num_nodes"] == 2
+    for rank in ("0", "1"):
+        (tmp_path / "said").unlink()
+        sky = {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NUM_GPUS_PER_NODE": "4", "SKYPILOT_NODE_IPS": "one\ntwo"}
+        found = launched(task["run"], tmp_path, **sky, SKYPILOT_NODE_RANK=rank)
+        ports = {call[call.index("--main_process_port") + 1] for call in found}
+        assert len(ports) == len(found)  # no stage meets the launcher of the one before
+        calls += found
+    stages = []
+    for call in calls:
+        told = dict(zip(call[1::2], call[2::2], strict=False))
+        config, machine = told["--config_file"], told["--machine_rank"]
+        assert call[0] == "launch" and config == "configs/gpus.yaml" and machine in ("0", "1")
+        assert (told["--num_machines"], told["--num_processes"], told["--main_process_ip"]) == ("2", "8", "one")
+        words = call[call.index("ivt_utils.cli") + 1 :]
+        assert cli.parser().parse_args(words).profile == "paper"
+        stages.append((words[0], machine))
+    assert sorted(stages) == sorted(2 * [(stage, machine) for stage in cli.STAGES for machine in ("0", "1")])
+
+
+def test_the_page_names_the_numbers_of_processes_that_share_the_papers_batches():
+    paper = get_profile("paper")
+    both = math.gcd(paper.sft_batch, paper.grpo_prompts * paper.generations)
+    named = re.search(r"In `paper` ([^`]+?)\sprocesses do;", PAGE)
+    assert named and [*map(int, re.findall(r"\d+", named[1]))] == [n for n in range(1, both + 1) if both % n == 0]

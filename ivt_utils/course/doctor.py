@@ -1,11 +1,15 @@
 """What this computer has and lacks for the course, as lines such as `[ OK ] torch 2.14.1`."""
 
+import ctypes
+import os
 import shutil
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 from ivt_utils.runtime.files import ArtefactError, intact, trouble
 from ivt_utils.runtime.hardware import usable_cores
@@ -37,7 +41,8 @@ PYTHONS = ((3, 11), (3, 14))  # from, below
 
 
 def examine(project: Path, profile) -> list[tuple[str, str]]:
-    """Return lines (tag, text) about Python, packages, cores, memory, disk, GPU, shipped data and notebooks.
+    """Return lines (tag, text) about Python, packages, cores, memory, disk, GPU and what a training on one compiles
+    with, the weights of a student of the Hub, shipped data and notebooks.
 
     `[MISS]` stands for what the course cannot do without, `[NOTE]` for what is worth knowing.
     """
@@ -48,6 +53,8 @@ def examine(project: Path, profile) -> list[tuple[str, str]]:
         *(needs(profile) if profile.hub_student else (memory(), disk(project))),
         writable(project),
         *gpu(profile),
+        *compiling(profile),
+        *(weights(profile) if profile.hub_student else []),
     ]
     data, reference = project / "data", project / "data" / "reference"
     lines += shipped(data)
@@ -158,19 +165,109 @@ def needs(profile) -> list[tuple[str, str]]:
     return [(NOTE, sentence) for sentence in found] or [(OK, f"memory and disk as {profile.name} needs them")]
 
 
-def gpu(profile) -> list[tuple[str, str]]:
-    """Return lines about CUDA and 4-bit weights; only the profiles for a GPU cannot do without."""
-    needed = profile.hub_student
+def cuda() -> bool | None:
+    """Return whether torch sees a card; None when torch cannot be imported."""
     try:
         import torch
 
-        there = torch.cuda.is_available()
+        return torch.cuda.is_available()
     except (ImportError, OSError):
+        return None
+
+
+def driver() -> Version | None:
+    """Return the newest CUDA that the NVIDIA driver knows; None without a driver."""
+    found = ctypes.c_int()
+    try:
+        library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        library.cuDriverGetVersion(ctypes.byref(found))
+    except (OSError, AttributeError):
+        return None
+    return Version(f"{found.value // 1000}.{found.value % 1000 // 10}") if found.value else None  # 12040: CUDA 12.4
+
+
+def gpu(profile) -> list[tuple[str, str]]:
+    """Return lines about CUDA and 4-bit weights; only the profiles for a GPU cannot do without."""
+    needed, there = profile.hub_student, cuda()
+    if there is None:
         return [(MISS if needed else NOTE, "CUDA unknown, for torch cannot be imported")]
     if not there:
-        return [(MISS, f"CUDA: none; {profile.name} needs it") if needed else (OK, "CUDA: none, none needed")]
-    card = torch.cuda.get_device_properties(0)
+        return [(MISS, f"CUDA: {no_card(profile)}") if needed else (OK, "CUDA: none, none needed")]
+    import torch
+
+    card, known, wheel = torch.cuda.get_device_properties(0), driver(), torch.version.cuda
     lines = [(OK, f"CUDA: {card.name}, {card.total_memory / 1e9:.0f} GB")]
+    if known and wheel and known < Version(wheel):
+        lines.append((NOTE, f"CUDA: torch is built for {wheel}, newer than the driver's {known}: better update it"))
     if needed and not installed("bitsandbytes"):
         lines.append((MISS, "bitsandbytes: not installed (pip install -e '.[gpu]')"))
     return lines
+
+
+def no_card(profile) -> str:
+    """Return why torch sees no card: no driver, a torch without CUDA or for a newer one, or the card is hidden."""
+    import torch
+
+    known, wheel = driver(), torch.version.cuda
+    if not known:
+        return f"none; {profile.name} needs it"
+    if not wheel:
+        return (
+            f"none for torch {torch.__version__}, which is built without it, but an NVIDIA driver is here (CUDA "
+            f"{known}): install torch's build for CUDA (on Linux: make clean, make setup without TORCH_INDEX)"
+        )
+    if known.major < Version(wheel).major:
+        return (
+            f"torch is built for {wheel}, and the driver knows none above {known}: update the driver, or "
+            f"install torch's build for CUDA {known.major}"
+        )
+    return "an NVIDIA driver is here, but torch sees no card: compare nvidia-smi and CUDA_VISIBLE_DEVICES"
+
+
+def compiling(profile) -> list[tuple[str, str]]:
+    """Return a line about what Triton needs where a training runs on a card; none where that is not so.
+
+    TRL's loss is a Triton kernel there. Before Triton starts its first one, it compiles a module of C for this Python.
+    """
+    if not (cuda() or profile.hub_student) or sys.platform != "linux":  # elsewhere TRL does without Triton
+        return []
+    asked, tag = os.environ.get("CC"), MISS if cuda() else NOTE
+    compiler = shutil.which(asked) if asked else shutil.which("gcc") or shutil.which("clang")  # as Triton looks for it
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
+    headers = sysconfig.get_paths(scheme)["include"]
+    missing = [] if compiler else [f"a C compiler ({f'CC is {asked}' if asked else 'gcc or clang'})"]
+    missing += [] if Path(headers, "Python.h").is_file() else [f"Python's headers (Python.h in {headers})"]
+    if not missing:
+        return [(OK, f"C compiler {compiler} and Python's headers")]
+    told = "without it, SFT and GRPO stop at their first step on a GPU, after the evaluation"
+    packages = "gcc python{}.{}-dev".format(*sys.version_info)
+    return [(tag, f"{' and '.join(missing)}: not found; {told} (Debian: apt install {packages})")]
+
+
+def weights(profile) -> list[tuple[str, str]]:
+    """Return the line about the student's weights in the Hub's cache, or about the room for them there; it tries.
+
+    huggingface_hub 2.4 downloads a file under a name of its own each time, and removes what is not whole.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    from ivt_utils.paper_scale.plan import configuration, weight_bytes
+
+    tag, cache = MISS if cuda() else NOTE, Path(constants.HF_HUB_CACHE)
+    files = (cache / repo_folder_name(repo_id=profile.student, repo_type="model") / "blobs").glob("*")
+    held = sum(file.stat().st_size for file in files if file.suffix != ".incomplete" and file.is_file())
+    left = weight_bytes(configuration(profile), False) - held
+    if left <= 0:
+        return [(OK, f"the weights of {profile.student} in {cache}")]
+    try:
+        place = next(folder for folder in (cache, *cache.parents) if folder.is_dir())
+        with tempfile.TemporaryDirectory(dir=place):
+            free = shutil.disk_usage(place).free
+    except OSError as error:
+        return [(tag, f"{cache} cannot be written ({error.strerror}): name a folder for the weights in HF_HOME")]
+    text = (
+        f"disk {free / 1e9:.1f} GB free in {cache}, for {left / 1e9:.1f} GB of weights to download; a file whose "
+        "download breaks off begins anew"
+    )
+    return [(OK, text) if free >= left else (tag, f"{text}; HF_HOME names another folder")]

@@ -13,6 +13,7 @@ import math
 import re
 import shutil
 import tarfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -28,9 +29,17 @@ from ivt_utils.profiles import Profile
 from ivt_utils.runtime.files import ArtefactError, checksum, read_json, replace_folder, write_text
 
 OVERHANG = 1.0  # pixels that a box may leave its image by: rounding in the annotations
-SLIPS = 0.01  # the share of a set's boxes that may be wrong, and are left out and counted; more: another convention
+SLIPS = 0.01  # the share of a set's rows that may be wrong, and are left out and counted; more: another convention
 COCO = re.compile(r"(?<![0-9a-f])(\d{12})(?![0-9a-f])")  # COCO_train2014_000000546154_298801.jpg, 000000547144.jpg
 REMEDY = "note another revision of it in data/hub_revisions.json, and run again"
+
+
+class Slip(ArtefactError):
+    """What is wrong with one row, as a sentence; `kind` is what it is counted as, such as "without an expression"."""
+
+    def __init__(self, where: str, kind: str, wrong: str):
+        super().__init__(f"{where}: {wrong}; {REMEDY}.")
+        self.kind = kind
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,7 @@ class Source:
     subset: str
     repo: str
     tables: tuple  # names or patterns of the parquet files, one for each split
-    expression: str  # the column; a list of expressions of one box counts as its first
+    expression: str  # the column; a list of expressions of one box counts as its first that is not blank
     box: str  # the column
     convention: str  # of the boxes: "xywh" or "xyxy"
     sized: bool = False  # whether there are columns `width` and `height`
@@ -97,22 +106,20 @@ def prepare(profile: Profile, folder: Path | None = None, fetch=None) -> Path:
         print(f"The data of the profile {profile.name} are prepared already: {folder}")
         return folder
     print(announce(profile, folder), flush=True)
-    noted, rows, used = sources(), [], []
+    noted, rows, used, slips = sources(), [], [], {}
     for source in SOURCES:
         patterns = source.tables + ((source.archive,) if source.archive else ())
         revision = noted[source.repo]["revision"] or earlier_revision(source.repo)
         commit, files = (fetch or fetch_from_hub)(source.repo, patterns, revision)
-        found, left_out = read_rows(source, files)
+        found, slips[source] = read_rows(source, files)
         rows += found
-        if left_out:
-            print(f"{source.repo}: {left_out} boxes that leave their image or are empty were left out.")
         listed = [{key: file[key] for key in ("name", "size", "sha256")} for file in files]
         used.append(
             {
                 "repo": source.repo,
                 "revision": commit,
                 "license": noted[source.repo]["license"],
-                "left_out": left_out,
+                "left_out": slips[source],
                 "files": listed,
             }
         )
@@ -124,17 +131,20 @@ def prepare(profile: Profile, folder: Path | None = None, fetch=None) -> Path:
             pictures.mkdir()
             rows = [row for row in rows if row["id"] not in unusable]
             chosen = choose(rows, records.sizes(profile), profile.data_seed)
-            drawn = [row for part in chosen.values() for row in part]
-            unusable = {
-                name
-                for source in SOURCES
-                for name in read_pictures(source, [row for row in drawn if row["source"] == source], pictures)
-            }
+            drawn, unusable = [row for part in chosen.values() for row in part], set()
+            for source in SOURCES:
+                found = read_pictures(source, [row for row in drawn if row["source"] == source], pictures)
+                slips[source].update(found.values())
+                unusable |= found.keys()
         for split, part in chosen.items():
             path = fresh / f"{split}.parquet"
             manifest["files"][path.name] = records.write_split(path, map(record, part))
         shutil.rmtree(pictures)
         write_text(fresh / "manifest.json", json.dumps(manifest, indent=1))
+    for source, kinds in slips.items():
+        if kinds:
+            told = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+            print(f"Rows of {source.repo} that were left out: {told}.")
     return folder
 
 
@@ -176,48 +186,62 @@ def record(row: dict) -> dict:
 
 
 # ---------------------------------------------------------------------------------------------- annotations
-def read_rows(source: Source, files: list[dict]) -> tuple[list[dict], int]:
-    """Return (rows, how many were left out) of one set, without the images.
+def read_rows(source: Source, files: list[dict]) -> tuple[list[dict], Counter]:
+    """Return (rows, how many were left out by the kind of their slip) of one set, without the images.
 
     A row: {"source", "id", "image_id", "expression", "box" (four pixels, as in the file), "size" ((width, height)
     in pixels, or None), "name" (of the image file), "path" and "number" (the parquet file, and the row in it)}.
+    Raises the first slip of the most frequent kind when more than SLIPS of the set's rows have one.
     """
-    rows, wrong, total = [], [], 0
+    rows, wrong = [], []
     for file in files:
         if not file["name"].endswith(".parquet"):
             continue
         part = PurePosixPath(file["name"]).name.removesuffix(".parquet")
         for number, values in enumerate(read_columns(source, file, source.columns)):
-            text, where = values[source.expression], f"{source.repo}, row {number} of {file['name']}"
-            text = next(iter(text), None) if isinstance(text, list) else text
-            if not (isinstance(text, str) and text.strip() and isinstance(values["file_name"], str)):
-                raise ArtefactError(f"{where}: {source.expression} or file_name holds no text; {REMEDY}.")
-            size = (values["width"], values["height"]) if source.sized else None
-            if size and not all(isinstance(side, int) and side > 0 for side in size):
-                raise ArtefactError(f"{where}: width and height are {size[0]} and {size[1]}, no size; {REMEDY}.")
-            total += 1
+            where = f"{source.repo}, row {number} of {file['name']}"
             try:
+                text, name, size = read_words(source, values, where)
                 to_xyxy(source, values[source.box], size, where)
-            except ArtefactError as error:
-                wrong.append(error)
+            except Slip as slip:
+                wrong.append(slip)
                 continue
             rows.append(
                 {
                     "source": source,
                     "id": f"{source.subset}-{part}-{number}",
-                    "image_id": image_id(values["file_name"]),
-                    "expression": " ".join(text.split()),
+                    "image_id": image_id(name),
+                    "expression": text,
                     "box": values[source.box],
                     "size": size,
                     "where": where,
-                    "name": PurePosixPath(values["file_name"]).name,
+                    "name": PurePosixPath(name).name,
                     "path": file["path"],
                     "number": number,
                 }
             )
-    if len(wrong) > SLIPS * total:
-        raise wrong[0]
-    return rows, len(wrong)
+    kinds = Counter(slip.kind for slip in wrong)
+    if len(wrong) > SLIPS * (len(rows) + len(wrong)):
+        (worst, _), *_ = kinds.most_common(1)
+        raise next(slip for slip in wrong if slip.kind == worst)
+    return rows, kinds
+
+
+def read_words(source: Source, values: dict, where: str) -> tuple[str, str, tuple[int, int] | None]:
+    """Return (expression, file name, size in pixels or None) of a row; a Slip where one of them is not there."""
+    texts, name = values[source.expression], values["file_name"]
+    texts = texts if isinstance(texts, list) else [texts]
+    text = next((" ".join(text.split()) for text in texts if isinstance(text, str) and text.strip()), None)
+    if not text:
+        raise Slip(where, "without an expression", f"{source.expression} holds no text")
+    if not isinstance(name, str):
+        raise Slip(where, "without a file name", "file_name holds no text")
+    if not source.sized:
+        return text, name, None
+    width, height = values["width"], values["height"]
+    if not all(isinstance(side, int | float) and side > 0 and side % 1 == 0 for side in (width, height)):
+        raise Slip(where, "without a size", f"width and height are {width} and {height}, no size")
+    return text, name, (int(width), int(height))
 
 
 def read_columns(source: Source, file: dict, columns: list[str], groups: list[int] | None = None):
@@ -251,12 +275,19 @@ def image_id(name: str) -> str:
 def to_xyxy(source: Source, box, size: tuple | None, where: str) -> tuple[float, float, float, float]:
     """Return a set's box as (x1, y1, x2, y2) in pixels; `size` is (width, height), or None when it is not known yet.
 
-    Raises an ArtefactError for what is not four numbers, and for a box that, by the set's convention, is empty,
-    reversed or leaves the image: the sign of the other convention.
+    Raises a Slip for what is not four numbers, for numbers of 0..1, which are no pixels, and for a box that, by the
+    set's convention, is empty, reversed or leaves the image: the sign of the other convention.
     """
     numbers = isinstance(box, list) and all(isinstance(v, int | float) and math.isfinite(v) for v in box)
     if not (numbers and len(box) == 4):
-        raise ArtefactError(f"{where}: {source.box} is {box}, not four numbers; {REMEDY}.")
+        raise Slip(where, "with a box that is not four numbers", f"{source.box} is {box}, not four numbers")
+    if 0 < max(box) <= 1:
+        raise Slip(
+            where,
+            "with a box of 0..1",
+            f"{source.box} {box} lies within 0..1, as a share of the image's sides does, and the boxes of "
+            f"{source.repo} are expected in pixels",
+        )
     x1, y1, x2, y2 = box
     if source.convention == "xywh":
         x2, y2 = x1 + x2, y1 + y2
@@ -264,42 +295,48 @@ def to_xyxy(source: Source, box, size: tuple | None, where: str) -> tuple[float,
     inside = min(x1, y1) >= -OVERHANG and x2 <= width + OVERHANG and y2 <= height + OVERHANG
     if not (inside and x1 < x2 and y1 < y2):
         within = f" within {width} x {height} pixels" if size else ""
-        raise ArtefactError(
-            f"{where}: {source.box} {box} is not a box{within} by the convention {source.convention} "
-            f"that is expected of this set; {REMEDY}."
+        raise Slip(
+            where,
+            "with a box that is empty or leaves its image",
+            f"{source.box} {box} is not a box{within} by the convention {source.convention} that is expected of this "
+            "set",
         )
     return x1, y1, x2, y2
 
 
 # ---------------------------------------------------------------------------------------------- images
-def read_pictures(source: Source, rows: list[dict], folder: Path) -> list[str]:
+def read_pictures(source: Source, rows: list[dict], folder: Path) -> dict[str, str]:
     """Write the images of the chosen rows of one set to `folder`, and set each row's "picture" (path) and "bbox".
 
-    Returns the ids of the few rows whose image is of no use; more than SLIPS of all: an ArtefactError about the first.
+    Returns {id: kind of slip} of the few rows that are of no use; when they are more than SLIPS of all, it raises one.
     """
     from tqdm.auto import tqdm
 
     found = tar_pictures(source, rows) if source.archive else table_pictures(source, rows)
     written: dict[str, tuple] = {}
-    unusable: list[str] = []
+    unusable: dict[str, str] = {}
     for row, content in tqdm(found, total=len(rows), desc=f"images of {source.subset}", unit="row"):
         try:
             if row["name"] not in written:
                 if not content:
-                    raise ArtefactError(f"{row['where']}: there is no image; {REMEDY}.")
+                    raise Slip(row["where"], "without an image of use", "there is no image")
                 content, size = to_jpeg(content, row["size"], row["where"])
                 written[row["name"]] = folder / f"{source.subset}-{len(written)}.jpg", size
                 written[row["name"]][0].write_bytes(content)
             row["picture"], size = written[row["name"]]
             if row["size"] and tuple(row["size"]) != size:
                 seen, said = (f"{width} x {height}" for width, height in (size, row["size"]))
-                raise ArtefactError(f"{row['where']}: the image is {seen} pixels, not {said} as it says; {REMEDY}.")
+                raise Slip(
+                    row["where"],
+                    "of another size than their image",
+                    f"the image is {seen} pixels, not {said} as it says",
+                )
             x1, y1, x2, y2 = to_xyxy(source, row["box"], size, row["where"])
-        except ArtefactError as error:
-            unusable.append(row["id"])
+        except Slip as slip:
+            unusable[row["id"]] = slip.kind
             if len(unusable) > SLIPS * len(rows):
                 raise
-            print(f"Left out: {error}")
+            print(f"Left out: {slip}")
             continue
         scaled = (x1 / size[0], y1 / size[1], x2 / size[0], y2 / size[1])
         row["bbox"] = [round(min(SCALE, max(0.0, SCALE * v)), 2) for v in scaled]
@@ -351,14 +388,14 @@ def to_jpeg(content: bytes, size: tuple | None, where: str) -> tuple[bytes, tupl
     """Return (JPEG bytes, (width, height)) of an image: the bytes as they come when they are an RGB JPEG.
 
     An image that says it is to be shown turned (EXIF) is turned only when `size`, the pixels that the boxes refer to,
-    says so, and then says so no more. Raises an ArtefactError for an image that is truncated or of no known kind.
+    says so, and then says so no more. Raises a Slip for an image that is truncated or of no known kind.
     """
     try:
         image = load_image(content)
         raw = Image.open(io.BytesIO(content))
     except ImageError as error:
         reason = str(error)[0].lower() + str(error)[1:].rstrip(".")
-        raise ArtefactError(f"{where}: {reason}; {REMEDY}.") from None
+        raise Slip(where, "without an image of use", reason) from None
     turned = raw.getexif().get(0x0112, 1) != 1
     if raw.format == "JPEG" and raw.mode == "RGB" and not turned:
         return content, image.size

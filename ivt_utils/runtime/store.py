@@ -31,6 +31,7 @@ REFERENCE = DATA / "reference"
 SEEDS = "seeds"  # in the folder of a run: the runs of other seeds (`stages.seeds`)
 COUNTED = ("ablation_", "closer_", "confidence_", "control_", "sampled_", "second_")  # of them boxes count
 PROBE = "probe.json"  # in the folder of an adapter: its learning curve (`grpo.read_probe`)
+LATE = 90  # seconds after which a file that process 0 has written is seen on every machine of a run
 LIBRARIES = (
     "torch",
     "torchvision",
@@ -90,7 +91,12 @@ class Run:
         self.root = Path(root) if root else ROOT / "runs" / profile.name
         values = {"profile": profile.name, "seed": seed, "values": profile.recipe()}
         note = self.root / "run.json"
-        if distributed.agree(note.exists()):
+        there = distributed.agree(note.exists())
+        if not there and distributed.rank() == 0:
+            write_text(note, json.dumps(values, indent=1))
+        distributed.wait()
+        await_file(note)
+        if there:
             recorded = read_json(note)
             same = recorded.keys() == values.keys() and all(recorded[key] == values[key] for key in ("profile", "seed"))
             if not same or profile.changed(recorded["values"]):
@@ -98,9 +104,6 @@ class Run:
                     f"{self.root} holds a run with another profile, seed or values; choose another "
                     "RUN_DIR, or delete that folder."
                 )
-        elif distributed.rank() == 0:
-            write_text(note, json.dumps(values, indent=1))
-        distributed.wait()
 
     # ------------------------------------------------------------------ stages
     def rollouts(self, name: str, make) -> list[Any]:
@@ -148,6 +151,7 @@ class Run:
             stages = self.stages() | {key: {"seconds": round(time.time() - started, 1), "sha256": checksum(path)}}
             write_text(self.root / "stages.json", json.dumps(stages, indent=1, sort_keys=True))
         distributed.wait()
+        await_file(path)
 
     def stages(self) -> dict:
         """Return what is finished, as `finished_stages` does."""
@@ -212,6 +216,21 @@ def finished_stages(root: Path) -> dict[str, dict]:
     if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
         raise ArtefactError(f"{note} is damaged, so nothing tells what is finished; restore it or begin another run.")
     return stages
+
+
+def await_file(path: Path) -> None:
+    """Return when this process sees what process 0 has written, which may be on another machine.
+
+    A folder shared by NFS may show it a minute late; after LATE seconds, an ArtefactError says that it is not shared.
+    """
+    deadline = time.monotonic() + LATE
+    while distributed.rank() > 0 and not path.exists():
+        if time.monotonic() > deadline:
+            raise ArtefactError(
+                f"Process 0 has written {path}, and process {distributed.rank()} does not see it: the machines of a "
+                "run need one folder that they share; name it with --run-dir."
+            )
+        time.sleep(1)
 
 
 def _lines(rows) -> str:
