@@ -180,6 +180,21 @@ def _begin(arguments):
     return profile, own_folder(run_dir)
 
 
+def fit_to_card(profile):
+    """Return the profile with batches as large as this machine's card holds, and say how large they are.
+
+    The profile stays as it is without a card, and for a student that the plan does not know.
+    """
+    from ivt_utils.paper_scale.plan import CONFIGURATIONS, fitted, rollouts_at_once, this_machine
+
+    card_bytes = profile.student in CONFIGURATIONS and distributed.agree(this_machine()["gpu_bytes"])
+    if not card_bytes:
+        return profile
+    profile = fitted(profile, card_bytes)
+    print(f"This card answers {profile.batch_size} samples and {rollouts_at_once(profile)} of GRPO's rollouts at once.")
+    return profile
+
+
 def own_folder(run_dir: Path) -> Path:
     """Return the folder of a run; a ValueError where that is the reference, which comes with the project."""
     from ivt_utils.runtime.store import REFERENCE
@@ -219,6 +234,7 @@ def stage_command(arguments) -> int:
 
     profile, run_dir = _begin(arguments)
     distributed.wait()
+    profile = fit_to_card(profile)
     print(
         f"Profile {profile.name}, seed {arguments.seed}, {distributed.size()} process(es): "
         f"{STAGES[arguments.stage]}. `ivt plan` says what it costs. Results go to {run_dir}."
@@ -315,7 +331,7 @@ def seeds_command(arguments) -> int:
     from ivt_utils.show.report import report_from
 
     profile, run_dir = _begin(arguments)
-    numbers = sorted(set(arguments.seeds))
+    profile, numbers = fit_to_card(profile), sorted(set(arguments.seeds))
     print(
         f"Profile {profile.name}, {len(numbers)} seed(s): each trains SFT twice, GRPO thrice, and the closer look "
         "with its three rivals, about the notebooks 3 and 4 of `ivt plan`; what is finished is reused. "

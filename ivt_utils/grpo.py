@@ -179,7 +179,9 @@ def train_grpo(
             max_tool_calling_iterations=turns,
             max_completion_length=(turns + 1) * (answer + profile.feedback_tokens) + turns * per_image,
             generation_kwargs={"max_new_tokens": answer, "suppress_tokens": placeholders},
-            **distributed.batch_share(group * profile.grpo_prompts, profile.grpo_device_batch, group),
+            **distributed.batch_share(
+                group * profile.grpo_prompts, profile.grpo_device_batch, group, profile.grpo_generated
+            ),
             **trainer_options(folder, profile, seed),
         )
     )
@@ -196,7 +198,9 @@ def train_grpo(
         peft_config=None if tuned else lora(profile),
         callbacks=[] if probe is None else [_probing(student, probe, folder, profile, turns)],
     )
-    with hardware.memory_advice("training with GRPO", "grpo_device_batch", "generations or max_pixels"):
+    with hardware.memory_advice(
+        "training with GRPO", "grpo_generated or grpo_device_batch", "generations or max_pixels"
+    ):
         return finish(trainer, folder, profile.student, exact)
 
 

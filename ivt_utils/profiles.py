@@ -103,6 +103,7 @@ class Profile:
     grpo_prompts: int = 4  # prompts a step, each with `generations` rollouts
     generations: int = 6
     grpo_device_batch: int = 0  # rollouts a device learns from at once; 0: all of its share
+    grpo_generated: int = 0  # rollouts a device generates at once; 0: all of its share
     grpo_lr: float = 4e-4
     grpo_schedule: str = "constant_with_warmup"
     grpo_warmup: float = 0.05
@@ -152,6 +153,7 @@ COST_ONLY = (
     "batch_size",
     "sft_device_batch",
     "grpo_device_batch",
+    "grpo_generated",
     "feedback_tokens",
     "teacher_workers",
     "teacher_timeout",
@@ -178,6 +180,7 @@ _PAPER = Profile(
     batch_size=8,
     sft_device_batch=2,
     grpo_device_batch=6,
+    grpo_generated=6,
     lora_rank=64,
     lora_alpha=128,
     sft_epochs=2,

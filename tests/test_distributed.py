@@ -76,21 +76,23 @@ def test_processes_learn_from_one_batch_together(size, device_batch, held, times
 
 
 @pytest.mark.parametrize(
-    "size, prompts, device_batch, at_once",
+    "size, prompts, device_batch, most, at_once",
     [
-        (1, 4, 0, 24),
-        (1, 4, 6, 6),
-        (1, 4, 4, 12),
-        (1, 2, 2, 6),
-        (1, 4, 1, 6),
-        (2, 4, 4, 12),
-        (2, 2, 0, 6),
-        (8, 4, 0, 3),
+        (1, 4, 0, 6, 24),
+        (1, 4, 6, 6, 6),
+        (1, 4, 6, 18, 12),
+        (1, 4, 6, 0, 24),
+        (1, 4, 4, 6, 12),
+        (1, 2, 2, 6, 6),
+        (1, 4, 1, 6, 6),
+        (2, 4, 4, 6, 12),
+        (2, 2, 0, 0, 6),
+        (8, 4, 0, 0, 3),
     ],
 )
-def test_grpo_generates_whole_groups_and_few_at_once(size, prompts, device_batch, at_once, monkeypatch):
+def test_grpo_generates_whole_groups_as_many_as_are_allowed(size, prompts, device_batch, most, at_once, monkeypatch):
     place(monkeypatch, 0, size)
-    found = distributed.batch_share(prompts * 6, device_batch, 6)
+    found = distributed.batch_share(prompts * 6, device_batch, 6, most)
     held, times, generated = found.values()
     assert held * generated == at_once and (held * generated * size) % 6 == 0 and times % generated == 0
 

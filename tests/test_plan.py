@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import sample_records
 
-from ivt_utils import ablations, confidence, grpo, loop, mirage, pipeline, protocol, sft, student
+from ivt_utils import ablations, cli, confidence, grpo, loop, mirage, pipeline, protocol, sft, student
 from ivt_utils.paper_scale import plan
 from ivt_utils.profiles import PROFILES, Profile, get_profile
 from ivt_utils.runtime import pace
@@ -158,8 +158,37 @@ def test_the_plan_for_a_gpu_says_its_parts_assumptions_and_warnings(name):
 
 def test_a_card_that_is_too_small_is_named_with_the_settings_to_lower():
     told = plan.warnings(get_profile("paper"), {**LARGE, "gpu": "GTX 1080", "gpu_bytes": 11e9})
-    assert any("GRPO, rollouts" in line and "GTX 1080 has 11.0 GB: lower grpo_device" in line for line in told)
+    assert any("GRPO, rollouts" in line and "GTX 1080 has 11.0 GB: lower grpo_generated" in line for line in told)
     assert not any("SFT" in line for line in told)
+
+
+@pytest.mark.parametrize("name", ["colab", "paper"])
+def test_batches_are_as_large_as_a_card_holds_and_no_larger(name):
+    profile, sizes = get_profile(name), []
+    stages = {
+        "evaluation, harvest": ("batch_size", plan.AT_ONCE),
+        "GRPO, rollouts": ("grpo_generated", range(6, 25, 6)),
+    }
+    for card_bytes in (8e9, 16e9, 24e9, 40e9, 80e9, 200e9):
+        own = plan.fitted(profile, card_bytes)
+        assert own.recipe() == profile.recipe()
+        for stage, (setting, choices) in stages.items():
+            need = {n: sum(plan.memory(replace(own, **{setting: n}))[stage].values()) for n in choices}
+            held = [n for n in choices if need[n] <= plan.USABLE * card_bytes]
+            assert need[getattr(own, setting)] == max([need[n] for n in held] or [min(need.values())])
+        sizes.append((own.batch_size, plan.rollouts_at_once(own)))
+    assert sizes == sorted(sizes) and sizes[-1] == (64, profile.grpo_prompts * 6) and sizes[0][0] < 64
+
+
+def test_the_stages_of_a_gpu_run_take_batches_that_fit_its_card(monkeypatch, capsys):
+    paper, micro = get_profile("paper"), get_profile("micro")
+    assert cli.fit_to_card(paper) is paper  # no card here
+    monkeypatch.setattr(plan, "this_machine", lambda: LARGE)
+    assert cli.fit_to_card(micro) is micro and capsys.readouterr().out == ""
+    assert cli.fit_to_card(paper) == plan.fitted(paper, LARGE["gpu_bytes"])
+    assert capsys.readouterr().out == "This card answers 64 samples and 24 of GRPO's rollouts at once.\n"
+    other = replace(paper, student="somebody/another-student")
+    assert cli.fit_to_card(other) is other
 
 
 def test_every_stage_has_settings_that_a_profile_has():
@@ -177,6 +206,7 @@ def test_each_setting_of_memory_makes_its_stage_smaller():
         ("SFT", "sft_device_batch"),
         ("SFT", "max_pixels"),
         ("GRPO, rollouts", "max_pixels"),
+        ("GRPO, rollouts", "grpo_generated"),
         ("GRPO, learning", "max_pixels"),
         ("GRPO, learning", "grpo_device_batch"),
     ):

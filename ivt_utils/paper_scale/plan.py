@@ -7,6 +7,7 @@ and time were measured with both students of the Hub, with random weights in 16 
 
 import math
 import shutil
+from dataclasses import replace
 
 from ivt_utils.controls import names
 from ivt_utils.methods import ASKED
@@ -29,6 +30,7 @@ CARDS = {
 REACHED = 0.2  # the share of a card's FLOP/s that is reached
 TOKEN_SECONDS = 0.05  # a batch's next token takes so long, whatever the card: many small kernels have to be launched
 USABLE = 0.9  # of a card's memory; the rest is lost between blocks
+AT_ONCE = (64, 32, 16, 8, 4, 2, 1)  # samples that are answered together: more than 64 hardly gain time
 OVERHEAD = 1.5e9  # bytes: CUDA's context, and the output head's logits, which TRL makes in tiles
 QUESTION, FEEDBACK, ANSWER = 65, 35, 45  # tokens of text, with the marks of a chat
 PHOTO = 300  # tokens of a typical image: 640 x 480 pixels, as in COCO
@@ -37,7 +39,7 @@ TRAININGS = {"SFT": 2, "GRPO": 3, "ablations": 2}  # adapters that notebooks 3, 
 SETTINGS = {
     "evaluation, harvest": "batch_size or max_pixels",
     "SFT": "sft_device_batch or max_pixels",
-    "GRPO, rollouts": "grpo_device_batch, generations or max_pixels",
+    "GRPO, rollouts": "grpo_generated, grpo_device_batch, generations or max_pixels",
     "GRPO, learning": "grpo_device_batch or max_pixels",
 }
 
@@ -213,8 +215,27 @@ def memory(profile) -> dict[str, dict[str, float]]:
 
 def rollouts_at_once(profile) -> int:
     """Return how many rollouts GRPO generates together, in one process."""
-    share = batch_share(profile.grpo_prompts * profile.generations, profile.grpo_device_batch, profile.generations)
+    group = profile.generations
+    share = batch_share(profile.grpo_prompts * group, profile.grpo_device_batch, group, profile.grpo_generated)
     return share["per_device_train_batch_size"] * share["steps_per_generation"]
+
+
+def fitted(profile, card_bytes: float):
+    """Return the profile with the largest batches that a card of so much memory holds while it generates.
+
+    That is `batch_size` for evaluation, of `AT_ONCE`, and `grpo_generated`, in whole groups. They change what a run
+    costs. Where not even the smallest ones fit, these are returned.
+    """
+
+    def fits(stage, **values):
+        return sum(memory(replace(profile, **values))[stage].values()) <= USABLE * card_bytes
+
+    groups = range(profile.grpo_prompts, 0, -1)
+    chats = next((n for n in AT_ONCE if fits("evaluation, harvest", batch_size=n)), 1)
+    rollouts = [
+        n * profile.generations for n in groups if fits("GRPO, rollouts", grpo_generated=n * profile.generations)
+    ]
+    return replace(profile, batch_size=chats, grpo_generated=max(rollouts, default=profile.generations))
 
 
 def disk(profile) -> dict[str, int]:
@@ -285,17 +306,18 @@ def plan_text(profile, machine: dict | None = None, warn: bool = True) -> str:
         said.append(f"Time on {pace.machine()}: {told}." if told else "How long it takes was not measured.")
         return "\n\n".join([*said, "No GPU and no download; `ivt doctor` knows what memory and disk it takes."])
     needs, kept = memory(profile), disk(profile)
-    most = max(sum(parts.values()) for parts in needs.values())
     lines = []
     for name, (size, tflops) in CARDS.items():
-        spent = hours(profile, tflops)
+        own = fitted(profile, size * 1e9)
+        spent, most = hours(own, tflops), max(sum(parts.values()) for parts in memory(own).values())
         each = [f"{value:.1f}" for value in (*spent.values(), sum(spent.values()))]
-        lines.append([name, "yes" if most <= size * 1e9 * USABLE else "no", *each])
+        fits = "yes" if most <= size * 1e9 * USABLE else "no"
+        lines.append([name, fits, str(own.batch_size), str(rollouts_at_once(own)), *each])
     parts = [[stage, *map(_gb, (*sizes.values(), sum(sizes.values())))] for stage, sizes in needs.items()]
     kept["all, without the samples drawn"] = sum(kept.values())
     said += [
         "Hours, roughly, on one card",
-        aligned([["card", "it fits", *spent, "all"], *lines]),
+        aligned([["card", "it fits", "answers at once", "rollouts at once", *spent, "all"], *lines]),
         "Memory in GB, at most, on one card",
         aligned([["", *needs["SFT"], "all"], *parts]),
         "Disk in GB",

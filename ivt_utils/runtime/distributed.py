@@ -81,11 +81,12 @@ def each_batch(work, count: int, batch_size: int, label: str = "") -> list:
     return [row for _, rows in sorted(gather(own), key=lambda pair: pair[0]) for row in rows]
 
 
-def batch_share(batch: int, device_batch: int = 0, group: int = 0) -> dict:
+def batch_share(batch: int, device_batch: int = 0, group: int = 0, generated: int = 0) -> dict:
     """Return a trainer's settings under which all processes together learn from `batch` samples a step.
 
-    `device_batch`: how many of them a device may hold at once (0: all of its share); the rest is accumulated. `group`:
-    for GRPO, the rollouts of one prompt, which are generated together: as few groups at once as these batches allow.
+    `device_batch`: how many of them a device may hold at once (0: all of its share); the rest is accumulated. For GRPO,
+    `group` is the number of rollouts of one prompt, and `generated` how many rollouts a device may generate at once
+    (0: all of its share): the most that are whole groups, or the fewest where even those are more.
     ValueError when the processes cannot share the batch equally.
     """
     own, remainder = divmod(batch, size())
@@ -99,8 +100,8 @@ def batch_share(batch: int, device_batch: int = 0, group: int = 0) -> dict:
     settings = {"per_device_train_batch_size": held, "gradient_accumulation_steps": own // held}
     if group:
         times = range(1, own // held + 1)
-        whole = (n for n in times if own // held % n == 0 and held * n * size() % group == 0)
-        settings["steps_per_generation"] = next(whole)
+        whole = [n for n in times if own // held % n == 0 and held * n * size() % group == 0]
+        settings["steps_per_generation"] = max((n for n in whole if held * n <= (generated or own)), default=whole[0])
     return settings
 
 
