@@ -1,6 +1,6 @@
 """The ablations: what each choice of the recipe is worth, on the first validation samples, as paired differences.
 
-The reference is the SFT student of the main run. A variant is trained as it was and for as many optimiser steps, with
+The reference is the SFT student of the main run. A variant is trained as it was and for as many optimizer steps, with
 one choice changed. Nothing here touches the test split.
 """
 
@@ -10,7 +10,7 @@ from ivt_utils import metrics
 from ivt_utils.harvest import perturbed, trajectory
 from ivt_utils.loop import evaluate
 from ivt_utils.records import first
-from ivt_utils.runtime.store import read_jsonl
+from ivt_utils.runtime.files import read_jsonl
 from ivt_utils.schema import Rollout
 from ivt_utils.selection import sign_flip_p
 from ivt_utils.sft import train_sft, trajectories_dataset
@@ -35,8 +35,8 @@ def sft_variants(trajectories: list[Rollout], profile, seed: int) -> dict[str, l
     }
 
 
-def optimiser_steps(profile, trajectories: int) -> int:
-    """Return how many optimiser steps the main run's SFT takes on so many trajectories."""
+def optimizer_steps(profile, trajectories: int) -> int:
+    """Return how many optimizer steps the main run's SFT takes on so many trajectories."""
     return math.ceil(profile.sft_epochs * math.ceil(trajectories / profile.sft_batch))
 
 
@@ -49,11 +49,11 @@ def run_ablations(run, train, val) -> list[dict]:
     evaluation is a stage of `run`, so an interrupted call goes on where it stopped.
     """
     profile, seed = run.profile, run.seed
-    known, val = set(train["id"]), first(val, profile.ablation_test)
-    trajectories = [t for t in read_jsonl(run.find("rollouts/trajectories.jsonl")) if t["id"] in known]
-    steps = optimiser_steps(profile, len(trajectories))
-    adapter, kept = run.find("adapters/sft"), run.find("adapters/sft_keep")
-    chance = {"seed": seed, "n_resamples": profile.resamples}
+    train_ids, val = set(train["id"]), first(val, profile.ablation_test)
+    trajectories = [t for t in read_jsonl(run.find("rollouts/trajectories.jsonl")) if t["id"] in train_ids]
+    steps = optimizer_steps(profile, len(trajectories))
+    adapter, adapter_keep = run.find("adapters/sft"), run.find("adapters/sft_keep")
+    resampling = metrics.Resampling(seed, profile.resamples)
 
     def measured(name, adapter, **changes):
         return run.rollouts(
@@ -76,29 +76,29 @@ def run_ablations(run, train, val) -> list[dict]:
 
     long = measured("reference", adapter, turns=max(profile.turns, profile.long_turns))
     reference = metrics.first_steps(long, profile.turns + 1)
-    found = {REFERENCE: reference}
+    rollouts_by_name = {REFERENCE: reference}
     for name, variant in sft_variants(trajectories, profile, seed).items():
-        found[name] = measured(name, trained(name, variant))
-    found[KEPT] = measured(KEPT, kept)
+        rollouts_by_name[name] = measured(name, trained(name, variant))
+    rollouts_by_name[KEPT] = measured(KEPT, adapter_keep)
     for turns in range(len(long[0]["steps"])):
         if turns != profile.turns:
-            found[f"loop: T = {turns}"] = metrics.first_steps(long, turns + 1)
+            rollouts_by_name[f"loop: T = {turns}"] = metrics.first_steps(long, turns + 1)
     for name, style in (("loop: the box as an outline", "outline"), ("loop: no box is drawn", "none")):
-        found[name] = measured(name, adapter, style=style)
+        rollouts_by_name[name] = measured(name, adapter, style=style)
 
     def row(name, rollouts):
         images, ious = [r["image_id"] for r in rollouts], metrics.iou_matrix(rollouts)
         score = metrics.step_score("final", "miou")
         return {
             "name": name,
-            "acc50": metrics.mean_interval(metrics.is_right(ious[:, -1]), images, **chance),
-            "miou": metrics.mean_interval(score(ious), images, **chance),
-            **metrics.paired_difference(rollouts, reference, score, **chance),
-            "p": sign_flip_p(rollouts, reference, score, **chance),
+            "acc50": metrics.mean_interval(metrics.is_right(ious[:, -1]), images, resampling),
+            "miou": metrics.mean_interval(score(ious), images, resampling),
+            **metrics.paired_difference(rollouts, reference, score, resampling),
+            "p": sign_flip_p(rollouts, reference, score, resampling),
             "seed": seed,
         }
 
-    return [row(name, rollouts) for name, rollouts in found.items()]
+    return [row(name, rollouts) for name, rollouts in rollouts_by_name.items()]
 
 
 def _slug(name: str) -> str:

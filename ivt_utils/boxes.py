@@ -4,15 +4,15 @@ A predicted box is a tuple of four integers 0..1000, relative to the image as th
 convention; Qwen2.5-VL used absolute pixels after resizing).
 """
 
+import json
 import math
 import re
 
+import numpy as np
+
 Box = tuple[int, int, int, int]
 SCALE = 1000
-LEAST_VIEW = 200  # 0..1000, where a profile does not say otherwise
-# Qwen-VL's own habit is a "label" behind the box; it says nothing about the box, so it may stand there.
-_ANSWER = re.compile(r'\{\s*"bbox_2d"\s*:\s*\[([^\[\]{}]*)\]\s*(?:,\s*"label"\s*:\s*"[^"{}]*"\s*)?\}', re.ASCII)
-_INTEGER = re.compile(r"\s*(0|[1-9][0-9]{0,3})\s*", re.ASCII)  # JSON's integers: no sign, no leading zero
+_KEY, _OBJECT = "bbox_2d", re.compile(r'\{(?=[ \t\r\n]*")')  # an object with anything in it begins so
 
 
 def to_pixels(box, width: int, height: int) -> tuple[float, float, float, float]:
@@ -39,11 +39,11 @@ def snap(box, grid: int = 1) -> Box:
     return x1, y1, max(x2, x1 + grid), max(y2, y1 + grid)
 
 
-def view(box, zoom: float, least: int = LEAST_VIEW) -> Box:
+def view(box, zoom: float, least: int) -> Box:
     """Return the part of the image that a closer look around `box` shows, itself a box of the image.
 
-    Its width and height are `zoom` times the longer side of `box`, at least `least` and at most the image, and it
-    stays within the image. All of the image for a box that is None. ValueError for a `zoom` below 1.
+    Its width and height are `zoom` times the longer side of `box`, at least `least` (0..1000) and at most the image,
+    and it stays within the image. All of the image for a box that is None. ValueError for a `zoom` below 1.
     """
     if zoom < 1:
         raise ValueError(f"A closer look is at least as large as its box: zoom {zoom} is below 1.")
@@ -66,32 +66,51 @@ def to_view(box, part: Box, grid: int = 1) -> Box:
 
 
 def iou(a, b) -> float:
-    """Return the IoU of two xyxy boxes in the same frame (torchvision's box_iou); 0.0 when either is None."""
-    if a is None or b is None:
-        return 0.0
-    import torch
-    from torchvision.ops import box_iou
+    """Return the IoU of two xyxy boxes in the same frame, 0 to 1; 0.0 when either is None or both are empty."""
+    return float(ious([a], [b])[0])
 
-    one, other = (torch.tensor([tuple(box)], dtype=torch.float64) for box in (a, b))
-    return float(torch.nan_to_num(box_iou(one, other)))
+
+def ious(boxes_a, boxes_b) -> np.ndarray:
+    """Return the IoU of each box with the one at the same place of the other list, shape (n,), 0 where one is None."""
+    missing = [math.nan] * 4
+    a, b = (
+        np.array([missing if box is None else box for box in boxes], dtype=float).reshape(-1, 4)
+        for boxes in (boxes_a, boxes_b)
+    )
+    sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
+    overlap = np.clip(sides, 0, None).prod(-1)
+    union = (a[:, 2:] - a[:, :2]).prod(-1) + (b[:, 2:] - b[:, :2]).prod(-1) - overlap
+    return np.divide(overlap, union, out=np.zeros(len(a)), where=union > 0)
 
 
 def parse_answer(text: str) -> Box | None:
     """Return the one committed box of a model's answer, or None when there is no such box.
+
+    The box is the value of the key "bbox_2d" in a JSON object, which may stand in other text or JSON and hold further
+    keys, such as a label. What a JSON string says is no box.
 
     None for: no answer, more than one, not four plain integers, out of 0..1000, or reversed (x2 <= x1 or y2 <= y1).
     Nothing is guessed, and the function never raises: an answer that does not parse scores 0.
     """
     if not isinstance(text, str):
         return None
-    found = _ANSWER.findall(text)
-    if len(found) != 1 or text.count('"bbox_2d"') != 1:
-        return None
-    parts = found[0].split(",")
-    if len(parts) != 4 or not all(_INTEGER.fullmatch(part) for part in parts):
-        return None
-    x1, y1, x2, y2 = map(int, parts)
-    return (x1, y1, x2, y2) if valid((x1, y1, x2, y2)) else None
+    found, inside = [], []
+    decoder = json.JSONDecoder(
+        strict=False, object_pairs_hook=lambda pairs: inside.extend(value for key, value in pairs if key == _KEY)
+    )
+    rest, at = [], 0
+    while begins := _OBJECT.search(text, at):
+        inside.clear()
+        rest.append(text[at : begins.start()])
+        try:
+            at = decoder.raw_decode(text, begins.start())[1]
+            found += inside
+        except RecursionError:
+            return None
+        except ValueError:  # no whole object begins here, but one may further in
+            at = begins.end()
+    begun = any(f'"{_KEY}"' in part for part in (*rest, text[at:]))  # an answer that is no whole object
+    return tuple(found[0]) if len(found) == 1 and not begun and valid(found[0]) else None
 
 
 def valid(box) -> bool:
@@ -104,7 +123,7 @@ def valid(box) -> bool:
 
 
 def format_answer(box: Box) -> str:
-    """Return the answer text of a box, in the one form that `parse_answer` and the chat template agree on."""
+    """Return the answer text of a box, in the form that the prompt asks for."""
     if not valid(box):
         raise ValueError(f"{box} is not a box of four integers 0..1000 with x1 < x2 and y1 < y2.")
     return f'{{"bbox_2d": [{", ".join(map(str, box))}]}}'

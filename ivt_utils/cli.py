@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     except NotebookStopped as stop:
         return fail(str(stop), 1)
     except Exception as error:
-        from ivt_utils.runtime.store import ArtefactError, trouble
+        from ivt_utils.runtime.files import ArtefactError, trouble
 
         if isinstance(error, OSError):
             return fail(trouble(error, error.filename or getattr(arguments, "run_dir", None)), 2)
@@ -73,23 +73,23 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name, command, help, runs=False):
-        made = commands.add_parser(name, help=help)
-        made.add_argument("--profile", default="micro", help="smoke, micro (default), colab or paper")
-        made.set_defaults(command=command, stage=name)
+        subparser = commands.add_parser(name, help=help)
+        subparser.add_argument("--profile", default="micro", help="smoke, micro (default), colab or paper")
+        subparser.set_defaults(command=command, stage=name)
         if runs:
-            made.add_argument("--seed", type=seed_number, default=0, help="seed of everything random (default 0)")
-            made.add_argument(
+            subparser.add_argument("--seed", type=seed_number, default=0, help="seed of everything random (default 0)")
+            subparser.add_argument(
                 "--run-dir",
                 type=Path,
                 help="where results go (default runs/PROFILE, for another seed than 0 runs/PROFILE-seedN)",
             )
         if runs and name != "teach":
-            made.add_argument(
+            subparser.add_argument(
                 "--dry-run",
                 action="store_true",
                 help="walk through colab or paper with the micro student and 8 made-up samples of each split",
             )
-        return made
+        return subparser
 
     run = add("run", run_command, "execute the notebooks in order and print the report", runs=True)
     run.add_argument("--only", nargs="+", metavar="NAME", help="only these notebooks, such as 03 or 04_grpo")
@@ -100,13 +100,13 @@ def parser() -> argparse.ArgumentParser:
         "nothing is trained, all notebooks run in a minute or two",
     )
     run.add_argument("--notebooks", type=Path, metavar="DIR", help="another folder of notebooks")
-    for name, told in STAGES.items():
-        made = add(name, stage_command, f"the stages of {told}; also under `accelerate launch`", runs=True)
+    for name, description in STAGES.items():
+        staged = add(name, stage_command, f"the stages of {description}; also under `accelerate launch`", runs=True)
         if name == "grpo":
-            made.add_argument(
+            staged.add_argument(
                 "--steps",
                 type=number_of_steps,
-                help="optimiser steps in place of the profile's grpo_steps, but for the student that keeps what fits",
+                help="optimizer steps in place of the profile's grpo_steps, but for the student that keeps what fits",
             )
     teach = add("teach", teach_command, "let a VLM write the traces of the harvest, before notebook 2", runs=True)
     teach.add_argument(
@@ -165,10 +165,10 @@ def parser() -> argparse.ArgumentParser:
 def _begin(arguments):
     """Return the profile and the folder of a run; `kill` will end it as Ctrl-C does."""
     from ivt_utils.course.execute import PROJECT
-    from ivt_utils.profiles import get_profile
+    from ivt_utils.profiles import DRY_RUN, get_profile
 
     dry = getattr(arguments, "dry_run", False)
-    profile = get_profile(arguments.profile + "-dry-run" * dry)
+    profile = get_profile(f"{arguments.profile}{DRY_RUN}" if dry else arguments.profile)
     if dry and distributed.rank() == 0:
         from ivt_utils.paper_scale.fixture import prepare_fixture
 
@@ -192,7 +192,7 @@ def own_folder(run_dir: Path) -> Path:
 def run_command(arguments) -> int:
     """Return 0 after executing the notebooks and printing the report."""
     from ivt_utils.course.execute import PROJECT, run_course
-    from ivt_utils.runtime.store import ArtefactError
+    from ivt_utils.runtime.files import ArtefactError
     from ivt_utils.show.report import report_from
 
     profile, run_dir = _begin(arguments)
@@ -202,7 +202,7 @@ def run_command(arguments) -> int:
         seed_run(profile, arguments.seed, run_dir)
     folder = (arguments.notebooks or PROJECT / "notebooks").resolve()
     over = "The notebooks run over the reference results: nothing is trained, they take a minute or two."
-    run_course(profile, arguments.seed, run_dir, folder, arguments.only, told=over if arguments.reference else "")
+    run_course(profile, arguments.seed, run_dir, folder, arguments.only, cost_told=over if arguments.reference else "")
     try:
         report_from(run_dir)
     except ArtefactError as missing:
@@ -230,12 +230,12 @@ def stage_command(arguments) -> int:
     except KeyboardInterrupt:  # Ctrl-C, or the launcher, which ends all processes when one has died
         raise KeyboardInterrupt(STOPPED if distributed.size() > 1 else ALONE) from None
     distributed.leave()
-    made = {name: noted["seconds"] for name, noted in run.stages().items() if name not in before}
-    for name, seconds in made.items():
-        print(f"{name}: {seconds:g} s")
+    seconds_of = {name: stage["seconds"] for name, stage in run.stages().items() if name not in before}
+    for name, value in seconds_of.items():
+        print(f"{name}: {value:g} s")
     print(
-        f"Made {len(made)} stages. The notebooks find them finished (`ivt run` with the same profile and folder); "
-        f"ivt report --from {run_dir} prints the tables."
+        f"Made {len(seconds_of)} stages. The notebooks find them finished (`ivt run` with the same profile and "
+        f"folder); ivt report --from {run_dir} prints the tables."
     )
     return 0
 
@@ -259,7 +259,7 @@ def teach_command(arguments) -> int:
         raise ValueError(f"{run_dir} has no answers of the student to correct yet: run ivt eval first.")
     wrong = keep_errors(own_answers(run, train), profile.harvest_max_iou)
     print(budget(wrong, train, profile, arguments.model, cache), flush=True)
-    taught = run.rollouts(
+    trajectories = run.rollouts(
         "trajectories",
         lambda: teach(
             wrong,
@@ -271,7 +271,7 @@ def teach_command(arguments) -> int:
             progress="teacher",
         ),
     )
-    traces, geometric = sum(len(t["steps"]) - 1 for t in taught), sum(t["stood_in"] for t in taught)
+    traces, geometric = sum(len(t["steps"]) - 1 for t in trajectories), sum(t["stood_in"] for t in trajectories)
     print(f"{traces} traces, {geometric} of them by the geometric teacher, for the VLM's were refused.")
     print(f"The trajectories are in {run_dir}; notebook 2 and ivt sft take them from there.")
     return 0
@@ -299,7 +299,7 @@ def plan_command(arguments) -> int:
 
 
 def report_command(arguments) -> int:
-    """Return 0 after printing the report of a run, 1 where the results that lie there are others."""
+    """Return 0 after printing the report of a run."""
     if not arguments.run_dir.is_dir():
         raise ValueError(f"There is no run in {arguments.run_dir}: make one with `ivt run`, or name its folder.")
     from ivt_utils.show.report import report_from
@@ -329,13 +329,14 @@ def seeds_command(arguments) -> int:
 def closer_command(arguments) -> int:
     """Return 0 after training and scoring the closer look on each seed, and printing its table."""
     from ivt_utils.closer import run_closer
+    from ivt_utils.metrics import Resampling
     from ivt_utils.profiles import get_profile
     from ivt_utils.records import load_split
     from ivt_utils.runtime import pace
     from ivt_utils.runtime.store import Run
     from ivt_utils.runtime.text import aligned
+    from ivt_utils.show.reading import closer_from
     from ivt_utils.show.report import report_from
-    from ivt_utils.show.results import closer_from
     from ivt_utils.show.tables import closer_table
 
     profile = get_profile(arguments.profile)
@@ -366,14 +367,15 @@ def closer_command(arguments) -> int:
     if split == "test" and (run.root / "results.json").exists():
         report_from(run.root)  # ends with the same table
     else:
-        rows = closer_from(run.root, split, seed=0, n_resamples=profile.resamples)
+        rows = closer_from(run.root, Resampling(0, profile.resamples), split)
         print(f"{split} split\n{aligned(closer_table(rows))}")
     return 0
 
 
 def build_command(arguments) -> int:
     """Return 0 after making one of the shipped parts again."""
-    from ivt_utils.runtime.store import DATA, ROOT, note_files, read_json, ship_reference
+    from ivt_utils.runtime.files import DATA, ROOT, note_files, read_json
+    from ivt_utils.runtime.store import ship_reference
     from ivt_utils.runtime.text import write_between
     from ivt_utils.show.report import write_table
     from ivt_utils.show.tables import paper_results
@@ -382,20 +384,20 @@ def build_command(arguments) -> int:
     if arguments.what == "student":
         from ivt_utils.micro.pretrain import train_student
 
-        made = train_student(DATA / "student", arguments.seed)
+        product = train_student(DATA / "student", arguments.seed)
     elif arguments.what == "benchmark":
         from ivt_utils.micro.benchmark import build_benchmark
 
-        made = build_benchmark(seed=arguments.seed)
+        product = build_benchmark(seed=arguments.seed)
     elif arguments.what == "notebooks":
         from ivt_utils.course.lessons import build_notebooks
 
-        made = build_notebooks()
+        product = build_notebooks()
     elif arguments.what == "guide":
         from ivt_utils.course.guide import keep_timings, write_guide
 
         keep_timings(run_dir)
-        made = write_guide()
+        product = write_guide()
     elif arguments.what == "docs":
         from ivt_utils.course.book import write_pages
         from ivt_utils.paper_scale.plan import CONFIGURATIONS, plan_text
@@ -406,11 +408,11 @@ def build_command(arguments) -> int:
         for name in ("paper", "colab"):
             text = f"```text\n{plan_text(get_profile(name), warn=False)}\n```\n"
             write_between(ROOT / "docs" / "researcher.md", f"plan {name}", text)
-        made = write_pages()
+        product = write_pages()
     else:
-        made = ship_reference(run_dir, ADAPTERS)
-        write_table(ROOT / "README.md", read_json(made / "results.json"), paper_results())
-    print(f"Made {made}.")
+        product = ship_reference(run_dir, ADAPTERS)
+        write_table(ROOT / "README.md", read_json(product / "results.json"), paper_results())
+    print(f"Made {product}.")
     return 0
 
 

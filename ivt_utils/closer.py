@@ -20,9 +20,10 @@ import numpy as np
 from PIL import Image
 
 from ivt_utils import metrics, protocol
-from ivt_utils.boxes import LEAST_VIEW, SCALE, from_view, parse_answer, snap, to_view, view
+from ivt_utils.boxes import SCALE, from_view, parse_answer, snap, to_view, view
 from ivt_utils.controls import OWN, RANDOM, TRUTH, shown_boxes
 from ivt_utils.loop import Turn, evaluate, sampled_answers
+from ivt_utils.metrics import Resampling
 from ivt_utils.overlay import closer_look, load_image
 from ivt_utils.records import lazy_dataset, numbered
 from ivt_utils.schema import Rollout
@@ -47,7 +48,7 @@ COMPARISONS = (
 GAINS = tuple(f"{CLOSER} - {rival}" for rival in (BASE, FIRST))  # what the course claims
 
 
-def examples(answers: list[Rollout], zoom: float, grid: int = 1, least: int = LEAST_VIEW) -> list[dict]:
+def examples(answers: list[Rollout], zoom: float, least: int, grid: int = 1) -> list[dict]:
     """Return what to learn from the student's own first answers: {"id", "expression", "shown", "text"}.
 
     Each answer with a box gives itself at first sight ("shown" is None), so that first answers stay what they are; and
@@ -82,7 +83,7 @@ def first_examples(answers: list[Rollout], grid: int = 1) -> list[dict]:
     ]
 
 
-def examples_dataset(records, rows: list[dict], zoom: float, least: int = LEAST_VIEW):
+def examples_dataset(records, rows: list[dict], zoom: float, least: int):
     """Return a datasets.Dataset with `messages` and `images`, one row an example, its image read when needed."""
     numbers = numbered(records)
 
@@ -94,7 +95,7 @@ def examples_dataset(records, rows: list[dict], zoom: float, least: int = LEAST_
     return lazy_dataset(rows, chat)
 
 
-def closer_turn(zoom: float, least: int = LEAST_VIEW, as_seen_by=None) -> Turn:
+def closer_turn(zoom: float, least: int, as_seen_by=None) -> Turn:
     """Return the turn of our loop: the first question is asked afresh about a closer look around the box that is shown.
 
     Around no box it is all of the image. The answer is put back in its place. `as_seen_by`: a student; the part is then
@@ -136,11 +137,11 @@ def stage(split: str, name: str, seed: int | None = None) -> str:
 
 def stages(names, split: str) -> dict[tuple[str, int | None], str]:
     """Return those of the names of stages that are of a split, by what `stage` makes them from: name and seed."""
-    found = {}
+    names_by_key = {}
     for name in names:
         if of_split := re.fullmatch(rf"closer_{split}_([a-z]+)(\d*)", name):
-            found[of_split[1], int(of_split[2]) if of_split[2] else None] = name
-    return found
+            names_by_key[of_split[1], int(of_split[2]) if of_split[2] else None] = name
+    return names_by_key
 
 
 def run_closer(run, seeds, train, records, split: str = "test") -> None:
@@ -161,9 +162,9 @@ def run_closer(run, seeds, train, records, split: str = "test") -> None:
     def answered(at, records, adapter=None, name="", **changes):
         return run.rollouts(at, lambda: evaluate(loaded(adapter, name), records, profile, run.seed, at, **changes))
 
-    def trained(name, seed, learnt):
+    def trained(name, seed, learned):
         def train_it(folder):
-            rows = learnt(answered("train_step0", train, turns=0), grid=profile.grid)
+            rows = learned(answered("train_step0", train, turns=0), grid=profile.grid)
             dataset = examples_dataset(train, rows, profile.zoom, profile.least_view)
             train_sft(loaded(name=name), dataset, folder, profile, seed, profile.closer_steps)
 
@@ -185,15 +186,15 @@ def run_closer(run, seeds, train, records, split: str = "test") -> None:
         adapter = trained("seed", seed, partial(examples, zoom=profile.zoom, least=profile.least_view))
         looked = answered(stage(split, "seed", seed), records, adapter, **look)
         sampled(adapter, seed)
-        shown = shown_boxes(looked, (), run.seed, profile.grid)
+        views = shown_boxes(looked, (), run.seed, profile.grid)
         for name, box in {"seen": OWN, "random": RANDOM, "truth": TRUTH}.items():
-            looked_at(name, seed, adapter, looked, shown[box])
+            looked_at(name, seed, adapter, looked, views[box])
         for name in ("first", *SHARPER):  # the rivals that are trained on the truth and answer once
             rival = trained(name, seed, first_examples)
             answered(stage(split, name, seed), records, rival, name, turns=0)
 
 
-def closer_rows(answers: dict[tuple[str, int | None], list[Rollout]], *, seed: int, n_resamples: int) -> list[dict]:
+def closer_rows(answers: dict[tuple[str, int | None], list[Rollout]], resampling: Resampling) -> list[dict]:
     """Return the table of what `run_closer` left: a row for each method and comparison, of each seed and of their mean.
 
     `answers`: its rollouts by name and seed: ("untrained", None), ("seed", 0), ("first", 0), ("sampled", 0) ... A row:
@@ -201,10 +202,10 @@ def closer_rows(answers: dict[tuple[str, int | None], list[Rollout]], *, seed: i
     sample; None in a comparison "a - b"), "acc50", "miou": cells of `metrics`, paired by sample in a comparison}. The
     intervals of a seed's rows are over test images, for that training; those of the mean of several are of
     `metrics.over_seeds`.
-    `seed` and `n_resamples` are the bootstrap's. [] before any seed is whole.
+    [] before any seed is whole.
     """
-    asked = sorted(number for name, number in answers if name == "seed" and number is not None)
-    seeds = [n for n in asked if {("untrained", None), ("first", n), ("sampled", n)} <= answers.keys()]
+    numbers_seen = sorted(number for name, number in answers if name == "seed" and number is not None)
+    seeds = [n for n in numbers_seen if {("untrained", None), ("first", n), ("sampled", n)} <= answers.keys()]
     if not seeds:  # none is whole
         return []
     controls = {n: label for n, label in (VIEWS | SHARPER).items() if all((n, k) in answers for k in seeds)}
@@ -216,35 +217,37 @@ def closer_rows(answers: dict[tuple[str, int | None], list[Rollout]], *, seed: i
     for number in seeds:
         looked, sampled = ordered["seed", number], ordered["sampled", number]
         ours, base = metrics.iou_matrix(looked), metrics.iou_matrix(untrained)
-        consensus, taught = metrics.iou_matrix(choose(sampled, medoid)), metrics.iou_matrix(ordered["first", number])
+        consensus, truth_taught = (
+            metrics.iou_matrix(choose(sampled, medoid)),
+            metrics.iou_matrix(ordered["first", number]),
+        )
         ious[number] = {
             BASE: base[:, 0],
             FIRST: ours[:, 0],
             CLOSER: ours[:, -1],
             SAMPLED: consensus[:, 0],
-            TAUGHT: taught[:, 0],
+            TAUGHT: truth_taught[:, 0],
             UNTRAINED: base[:, -1],
         }
         ious[number] |= {label: metrics.iou_matrix(ordered[name, number])[:, -1] for name, label in controls.items()}
     looks = len(untrained[0]["steps"])
-    given = {BASE: 1, FIRST: 1, CLOSER: looks, SAMPLED: len(sampled[0]["steps"]), TAUGHT: 1, UNTRAINED: looks}
-    given |= {label: 2 if name in VIEWS else 1 for name, label in controls.items()}
+    answers_given = {BASE: 1, FIRST: 1, CLOSER: looks, SAMPLED: len(sampled[0]["steps"]), TAUGHT: 1, UNTRAINED: looks}
+    answers_given |= {label: 2 if name in VIEWS else 1 for name, label in controls.items()}
     images = [rollout["image_id"] for rollout in untrained]
     for label, numbers in [*((number, [number]) for number in seeds), ("mean", seeds)]:
         scores = {
-            metric: {name: np.array([score(ious[number][name]) for number in numbers]) for name in given}
+            metric: {name: np.array([score(ious[number][name]) for number in numbers]) for name in answers_given}
             for metric, score in (("acc50", metrics.is_right), ("miou", lambda v: v))
         }
-        compared = [pair for pair in COMPARISONS if given.keys() >= set(pair)]
-        for a, b in [*((name, None) for name in given), *compared]:
+        compared = [pair for pair in COMPARISONS if answers_given.keys() >= set(pair)]
+        for a, b in [*((name, None) for name in answers_given), *compared]:
             gains = {metric: of[a] * 1.0 - of[b] if b else of[a] for metric, of in scores.items()}
             if len(numbers) > 1:
                 cells = {metric: metrics.over_seeds(each, images, not b) for metric, each in gains.items()}
             else:
-                cells = {
-                    metric: metrics.mean_interval(each[0], images, seed=seed, n_resamples=n_resamples)
-                    for metric, each in gains.items()
-                }
+                cells = {metric: metrics.mean_interval(each[0], images, resampling) for metric, each in gains.items()}
             name = f"{a} - {b}" if b else a
-            rows.append({"name": name, "seed": label, "seeds": numbers, "answers": None if b else given[a], **cells})
+            rows.append(
+                {"name": name, "seed": label, "seeds": numbers, "answers": None if b else answers_given[a], **cells}
+            )
     return rows

@@ -2,7 +2,7 @@
 
 The paper asks the model whether the drawn box fits. Our traces answer that question anyway: "It fits: keep it." or "It
 is ...". So the student's verification is the probability of the first against the second as its next words. A student
-that was never trained with traces has not learnt what they mean.
+that was never trained with traces has not learned what they mean.
 """
 
 from os.path import commonprefix
@@ -12,6 +12,7 @@ import numpy as np
 
 from ivt_utils import metrics, protocol
 from ivt_utils.loop import continued, remember
+from ivt_utils.metrics import Resampling
 from ivt_utils.overlay import draw_box, load_image
 from ivt_utils.records import numbered
 from ivt_utils.runtime.distributed import each_batch
@@ -39,15 +40,15 @@ def with_confidence(
 
     def ask(start, stop):
         batch = rollouts[start:stop]
-        shown = [load_image(records[images[rollout["id"]]]["image"]) for rollout in batch]
+        images_of_batch = [load_image(records[images[rollout["id"]]]["image"]) for rollout in batch]
         steps: list[list[Any]] = [[dict(step) for step in rollout["steps"]] for rollout in batch]
         earlier = {}
         for turn in range(len(steps[0])):
             chats = [
                 protocol.transcript(image, rollout["expression"], own[: turn + 1], lambda i, b: draw_box(i, b, style))
-                for image, rollout, own in zip(shown, batch, steps, strict=True)
+                for image, rollout, own in zip(images_of_batch, batch, steps, strict=True)
             ]
-            for chat, image, own in zip(chats, shown, steps, strict=True):
+            for chat, image, own in zip(chats, images_of_batch, steps, strict=True):
                 chat.append(protocol.feedback(draw_box(image, own[turn]["box"], style), own[turn]["box"]))
             for own, (likelihood, fits) in zip(steps, _confidence(student, chats, lead, pair, earlier), strict=True):
                 own[turn] |= {"likelihood": likelihood, "fits": fits} if own[turn]["box"] else dict.fromkeys(SIGNALS)
@@ -56,7 +57,7 @@ def with_confidence(
     return each_batch(ask, len(rollouts), batch_size, progress)
 
 
-def calibration(rollouts, *, seed: int, n_resamples: int) -> list[dict]:
+def calibration(rollouts, resampling: Resampling) -> list[dict]:
     """Return, for each step, how well "fits" and "likelihood" tell its right boxes (IoU >= 0.5) from its wrong ones.
 
     A row: {"step", "right" (share of right boxes), "said" (mean of "fits"), "fits" and "likelihood", each {"r",
@@ -64,31 +65,31 @@ def calibration(rollouts, *, seed: int, n_resamples: int) -> list[dict]:
     box has the higher value (Mann and Whitney). "n" counts the step's boxes. A value is None where all boxes are right
     or all wrong, and so are the limits where that happens in a resample. Steps are not pooled: see notebook 6.
     """
-    rows, chance = [], {"seed": seed, "n_resamples": n_resamples}
+    rows = []
     for step, ious in enumerate(metrics.iou_matrix(rollouts).T):
         has_box = np.array([r["steps"][step]["box"] is not None for r in rollouts])
         right, images = metrics.is_right(ious) & has_box, [r["image_id"] for r in rollouts]
         fits, likelihood = (np.array([r["steps"][step][name] or 0.0 for r in rollouts]) for name in SIGNALS)
-        share, said = metrics.intervals([right, fits * has_box], [has_box] * 2, images, **chance)
-        told = {
-            name: _tells(values[has_box], right[has_box], np.array(images)[has_box], **chance)
+        share, verification = metrics.intervals([right, fits * has_box], [has_box] * 2, images, resampling)
+        signals = {
+            name: _tells(values[has_box], right[has_box], np.array(images)[has_box], resampling)
             for name, values in zip(SIGNALS, (fits, likelihood), strict=True)
         }
-        rows.append({"step": step, "right": share, "said": said, **told})
+        rows.append({"step": step, "right": share, "said": verification, **signals})
     return rows
 
 
-def _tells(values, right, images, *, seed: int, n_resamples: int) -> dict:
+def _tells(values, right, images, resampling: Resampling) -> dict:
     """Return the cells "r" and "auroc" of one signal at one step, from an array each."""
     count = len(set(images))
     image = np.unique(images, return_inverse=True)[1]
-    draws = np.random.default_rng(seed).integers(0, max(count, 1), (n_resamples, count))
+    draws = np.random.default_rng(resampling.seed).integers(0, max(count, 1), (resampling.n_resamples, count))
     # How often each box counts: once in the first row, in a resample as often as its image is drawn.
     weights = np.array([np.ones(count), *(np.bincount(draw, minlength=count) for draw in draws)])[:, image]
     cells = {}
-    for name, found in (("r", _pearson(values, right, weights)), ("auroc", _auroc(values, right, weights))):
-        low, high = np.percentile(found[1:], [2.5, 97.5]) if count > 1 else (np.nan, np.nan)
-        limits = {"value": found[0], "low": low, "high": high}
+    for name, statistic in (("r", _pearson(values, right, weights)), ("auroc", _auroc(values, right, weights))):
+        low, high = np.percentile(statistic[1:], [2.5, 97.5]) if count > 1 else (np.nan, np.nan)
+        limits = {"value": statistic[0], "low": low, "high": high}
         cells[name] = {key: None if np.isnan(v) else float(v) for key, v in limits.items()} | {"n": len(values)}
     return cells
 
@@ -138,21 +139,21 @@ def _confidence(student: Student, chats, lead: str, pair: list[int], earlier: di
     boxes = [processor.tokenizer(text[max(0, text.rfind("{")) :])["input_ids"] for text in answers]
     with torch.inference_mode(), memory_advice("asking for confidence", "batch_size", "max_pixels"):
         inputs = dict(earlier and continued(student, inputs, earlier) or inputs)
-        known = inputs["past_key_values"].get_seq_length() if "past_key_values" in inputs else 0
-        positions = model._prepare_position_ids_for_generation(inputs["input_ids"], inputs)[..., known:]
+        cached = inputs["past_key_values"].get_seq_length() if "past_key_values" in inputs else 0
+        positions = model._prepare_position_ids_for_generation(inputs["input_ids"], inputs)[..., cached:]
         ids, kinds = inputs.pop("input_ids"), inputs.pop("mm_token_type_ids")
         ends = [(row == processor.tokenizer.eos_token_id).nonzero()[-2].item() for row in ids]
         starts = [end - len(box) for end, box in zip(ends, boxes, strict=True)]
         first, last = min(starts) - 1, max(ends)  # the head is asked where answers stand, and at the end, alone
-        places = torch.tensor([*range(first, last), ids.shape[1] - 1], device=model.device) - known
+        places = torch.tensor([*range(first, last), ids.shape[1] - 1], device=model.device) - cached
         output = model(
-            input_ids=ids[:, known:], position_ids=positions, use_cache=True, logits_to_keep=places, **inputs
+            input_ids=ids[:, cached:], position_ids=positions, use_cache=True, logits_to_keep=places, **inputs
         )
     output.past_key_values.crop(-len(processor.tokenizer(lead)["input_ids"]))  # the next answer may begin otherwise
     remember(earlier, output.past_key_values, ids, inputs["attention_mask"], kinds)
-    found = []
+    rows = []
     for row, own, start, end in zip(output.logits.float(), ids, starts, ends, strict=True):
-        said = torch.log_softmax(row[start - 1 - first : end - first], -1)
-        likelihood = said.gather(1, own[start : end + 1, None]).mean().item()
-        found.append((likelihood, torch.softmax(row[-1, pair], -1)[0].item()))
-    return found
+        log_probabilities = torch.log_softmax(row[start - 1 - first : end - first], -1)
+        likelihood = log_probabilities.gather(1, own[start : end + 1, None]).mean().item()
+        rows.append((likelihood, torch.softmax(row[-1, pair], -1)[0].item()))
+    return rows

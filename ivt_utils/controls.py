@@ -10,7 +10,8 @@ import random
 import numpy as np
 
 from ivt_utils import metrics
-from ivt_utils.boxes import snap
+from ivt_utils.boxes import ious, snap
+from ivt_utils.metrics import Resampling
 from ivt_utils.schema import Rollout
 
 OWN = "own box"  # what the loop shows
@@ -27,14 +28,14 @@ def second_turn_stage(words: str, style: str) -> str:
     return f"second_{words}_{style}"
 
 
-def second_turn_rows(answered: dict[tuple[str, str], list[Rollout]], *, seed: int, n_resamples: int) -> list[dict]:
+def second_turn_rows(answers: dict[tuple[str, str], list[Rollout]], resampling: Resampling) -> list[dict]:
     """Return one row for each of `SECOND_TURNS`, from rollouts of two steps: step 0 and the answer to that turn.
 
     A row: {"words", "style", and cells of `metrics`: "acc50", "miou" and "parsed" of the answer, "same" (the share
     whose box is that of step 0), "difference" (Acc@0.5 of the answer minus that of step 0, paired)}.
     """
-    chance, rows = {"seed": seed, "n_resamples": n_resamples}, []
-    for (words, style), rollouts in answered.items():
+    rows = []
+    for (words, style), rollouts in answers.items():
         images, ious = [r["image_id"] for r in rollouts], metrics.iou_matrix(rollouts)
         right = metrics.is_right(ious)
         same = [r["steps"][1]["box"] is not None and r["steps"][0]["box"] == r["steps"][1]["box"] for r in rollouts]
@@ -46,7 +47,7 @@ def second_turn_rows(answered: dict[tuple[str, str], list[Rollout]], *, seed: in
             right[:, 1].astype(float) - right[:, 0],
         ]
         everyone = [np.ones(len(rollouts), bool)] * len(parts)
-        cells = metrics.intervals(parts, everyone, images, **chance)
+        cells = metrics.intervals(parts, everyone, images, resampling)
         keys = ("acc50", "miou", "parsed", "same", "difference")
         rows.append({"words": words, "style": style, **dict(zip(keys, cells, strict=True))})
     return rows
@@ -83,22 +84,22 @@ def shown_boxes(rollouts: list[Rollout], shifts, seed: int, grid: int = 1) -> di
     return dict(zip(names(shifts), boxes, strict=True))
 
 
-def control_rows(answered: dict[str, list[Rollout]], *, seed: int, n_resamples: int) -> list[dict]:
+def control_rows(answers: dict[str, list[Rollout]], resampling: Resampling) -> list[dict]:
     """Return one row a control from its rollouts (`loop.answer_again`): what was shown, and the answer after it.
 
     A row: {"control", and cells of `metrics`: "shown" (IoU of the shown box with the truth), "acc50" and "miou" of the
     answer, "follow" (IoU of answer and shown box), "difference" (Acc@0.5 minus that after the own box, paired)}. The
     value of "shown" and "follow" is None without a shown box.
     """
-    chance, rows = {"seed": seed, "n_resamples": n_resamples}, []
-    for name, rollouts in answered.items():
-        images, ious = [r["image_id"] for r in rollouts], metrics.iou_matrix(rollouts)[:, 1]
+    rows = []
+    for name, rollouts in answers.items():
+        images, answer_ious = [r["image_id"] for r in rollouts], metrics.iou_matrix(rollouts)[:, 1]
         boxes, truths = [r["steps"][1]["shown"] for r in rollouts], [r["truth"] for r in rollouts]
-        drawn = np.array([box is not None for box in boxes])
-        follow = metrics.ious(boxes, [r["steps"][1]["box"] for r in rollouts])
-        parts = [metrics.ious(boxes, truths), metrics.is_right(ious), ious, follow]
-        cells = metrics.intervals(parts, [drawn, drawn | True, drawn | True, drawn], images, **chance)
-        gain = metrics.paired_difference(rollouts, answered[OWN], metrics.step_score("final", "acc50"), **chance)
+        has_box, everyone = np.array([box is not None for box in boxes]), np.ones(len(boxes), dtype=bool)
+        follow = ious(boxes, [r["steps"][1]["box"] for r in rollouts])
+        parts = [ious(boxes, truths), metrics.is_right(answer_ious), answer_ious, follow]
+        cells = metrics.intervals(parts, [has_box, everyone, everyone, has_box], images, resampling)
+        gain = metrics.paired_difference(rollouts, answers[OWN], metrics.step_score("final", "acc50"), resampling)
         rows.append(
             {"control": name, **dict(zip(("shown", "acc50", "miou", "follow"), cells, strict=True)), "difference": gain}
         )

@@ -1,7 +1,9 @@
 """GRPO with an IoU reward (section 3 of the paper), through TRL's GRPOTrainer and its environments.
 
-The environment has one tool, `draw_box`. The model writes plain JSON; the tokenizer's response template turns it into
-a call of the tool, and the tool's answer is the feedback turn of the closed loop. The last box is not executed.
+The environment has one tool, `draw_box`. The model writes plain JSON; every answer, with a box or without one, is read
+by `parse_answer` and becomes one call of the tool, and the tool's answer is the feedback turn of the closed loop. So a
+rollout has as many turns as that loop, and for the same answers the same tokens; only that the loop spells each answer
+anew from its text, and here it stays as it was sampled. The last answer is not executed.
 """
 
 import json
@@ -12,19 +14,18 @@ from typing import Any
 import numpy as np
 
 from ivt_utils import protocol
-from ivt_utils.boxes import format_answer, iou, parse_answer, valid
+from ivt_utils.boxes import Box, iou, parse_answer
 from ivt_utils.loop import evaluate
 from ivt_utils.metrics import iou_matrix
 from ivt_utils.overlay import draw_box, load_image
 from ivt_utils.records import first, lazy_dataset, load_split
 from ivt_utils.runtime import distributed, hardware
-from ivt_utils.runtime.store import PROBE, read_json, write_text
+from ivt_utils.runtime.files import read_json, write_text
+from ivt_utils.runtime.store import PROBE
 from ivt_utils.sft import finish, trainer_options
 from ivt_utils.student import Student, lora
 
 SPREADS = ("batch", "group", "none")  # as TRL's `scale_rewards`
-
-BOX_TOKENS = 20  # an answer of so many tokens may hold one box, and each is shown
 
 
 def make_environment(style: str = "filled"):
@@ -34,23 +35,37 @@ def make_environment(style: str = "filled"):
         def reset(self, images: Any = None, **_) -> None:
             """Start a rollout on the row's one image; nothing is added to the prompt."""
             self._image = load_image(images[0])
-            self._shown = 0
 
-        def draw_box(self, bbox_2d: list) -> list:
+        def draw_box(self, bbox_2d: Box | None, ended: bool = True) -> list:
             """Draw a box on the image.
 
             Args:
-                bbox_2d: x1, y1, x2, y2 as integers 0 to 1000.
+                bbox_2d: x1, y1, x2, y2 as integers 0 to 1000, or null for an answer without a box.
+                ended: whether the model ended the answer itself.
 
             Returns:
-                The feedback: the image with the box, and a short request.
+                The feedback: the image with the box, or bare, and a short request.
             """
-            if not valid(bbox_2d):
-                raise ValueError("The answer holds no valid box.")
-            self._shown += 1
-            return protocol.feedback_content(draw_box(self._image, bbox_2d, style), tuple(bbox_2d))
+            image, request = protocol.feedback_content(draw_box(self._image, bbox_2d, style), bbox_2d)
+            return [image | {"ended": ended}, request]
 
     return BoxEnvironment
+
+
+def answers_as_calls(tokenizer) -> None:
+    """Let TRL read an answer as the loop does: its text, and one call of `draw_box` with its box, or with None.
+
+    TRL leaves that to `tokenizer.parse_response`, if the tokenizer has a response template, be it an empty one. The
+    call also says whether the answer `ended`, or was cut off at the limit of its tokens.
+    """
+
+    def parse_response(ids: list[int], **_) -> dict:
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        arguments = {"bbox_2d": parse_answer(text), "ended": ids[-1:] == [tokenizer.eos_token_id]}
+        call = {"type": "function", "function": {"name": "draw_box", "arguments": arguments}}
+        return {"role": "assistant", "content": text, "tool_calls": [call]}
+
+    tokenizer.response_template, tokenizer.parse_response = {}, parse_response
 
 
 def boxes_of(completion: list[dict]) -> list:
@@ -58,43 +73,31 @@ def boxes_of(completion: list[dict]) -> list:
 
     A rollout that ends on a feedback message has a failed answer after it: nothing was generated there.
     """
-    boxes = [parse_answer(text_of(message)) for message in completion if message["role"] == "assistant"]
+    boxes = [parse_answer(message["content"]) for message in completion if message["role"] == "assistant"]
     return boxes if completion and completion[-1]["role"] == "assistant" else [*boxes, None]
-
-
-def text_of(message: dict) -> str:
-    """Return an assistant message as the model wrote it, its parsed calls back in JSON."""
-    content = message.get("content") or ""
-    if not isinstance(content, str):
-        content = "".join(part.get("text", "") for part in content)
-    for call in message.get("tool_calls") or []:
-        box = call["function"]["arguments"].get("bbox_2d")
-        content += format_answer(box) if valid(box) else json.dumps({"bbox_2d": box})
-    return content
 
 
 def make_reward(turns: int, format_bonus: float, generations: int, image_token_id: int, tokens_of_image):
     """Return TRL's reward function: IoU of the final box + `format_bonus` when all `turns` + 1 answers parse.
 
     It also logs the mean IoU per step, the share of failed rollouts and that of groups (of `generations` rollouts) with
-    one reward for all, which teach nothing; and it stops the training when feedback was dropped on the way:
-    `tokens_of_image(image)` says how many tokens each shown image must have left behind.
+    one reward for all, which teach nothing; and it stops the training when a rollout was not shown an image in each of
+    its turns: `tokens_of_image(image)` says how many tokens each of them must have left behind.
     """
 
     def reward(completions, truth, environments, completion_ids, log_metric, **_) -> list[float]:
         for environment, ids in zip(environments, completion_ids, strict=True):
-            expected = environment._shown * tokens_of_image(environment._image)
-            if list(ids).count(image_token_id) != expected:
+            if list(ids).count(image_token_id) != turns * tokens_of_image(environment._image):
                 raise RuntimeError(
                     "A feedback image was dropped from a rollout: raise feedback_tokens of the profile: "
                     "every answer and every feedback must have room."
                 )
-        scores = [score(boxes_of(c), t, turns) for c, t in zip(completions, truth, strict=True)]
+        ious = [step_ious(boxes_of(c), t, turns) for c, t in zip(completions, truth, strict=True)]
         for step in range(turns + 1):
-            log_metric(f"iou_step_{step}", sum(s[step] or 0.0 for s in scores) / len(scores))
-        failed = [None in s for s in scores]
+            log_metric(f"iou_step_{step}", sum(each[step] or 0.0 for each in ious) / len(ious))
+        failed = [None in each for each in ious]
         log_metric("failed_rollouts", sum(failed) / len(failed))
-        rewards = [(s[-1] or 0.0) + format_bonus * (not bad) for s, bad in zip(scores, failed, strict=True)]
+        rewards = [(each[-1] or 0.0) + format_bonus * (not bad) for each, bad in zip(ious, failed, strict=True)]
         everyone = distributed.gather(rewards)  # a group may be shared by two processes
         groups = [everyone[i : i + generations] for i in range(0, len(everyone), generations)]
         log_metric("equal_groups", sum(max(group) - min(group) < 1e-6 for group in groups) / len(groups))
@@ -104,7 +107,7 @@ def make_reward(turns: int, format_bonus: float, generations: int, image_token_i
     return reward
 
 
-def score(boxes: list, truth, turns: int) -> list[float | None]:
+def step_ious(boxes: list, truth, turns: int) -> list[float | None]:
     """Return the IoU of each of `turns` + 1 answers; None for one that did not parse or was never given."""
     ious = [None if box is None else iou(box, truth) for box in boxes[: turns + 1]]
     return ious + [None] * (turns + 1 - len(ious))
@@ -144,6 +147,16 @@ def train_grpo(
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # the lock file keeps the version
     from trl import GRPOConfig, GRPOTrainer
 
+    tokenizer = student.processor.tokenizer
+    answers_as_calls(tokenizer)
+
+    class ClosingTrainer(GRPOTrainer):
+        """TRL's trainer, but an answer that was cut off is closed before the feedback, as in the chat of the loop."""
+
+        def _get_tool_suffix_ids(self, tool_messages):
+            ids = super()._get_tool_suffix_ids(tool_messages)
+            return ids if tool_messages[0]["content"][0]["ended"] else [tokenizer.eos_token_id, *ids]
+
     turns = profile.grpo_turns if turns is None else turns
     bonus = profile.format_bonus if format_bonus is None else format_bonus
     per_image = most_image_tokens(student, profile.max_pixels, load_image(dataset[0]["images"][0]))
@@ -164,8 +177,7 @@ def train_grpo(
             loss_type=profile.grpo_loss,
             scale_rewards=profile.scale_rewards,
             max_tool_calling_iterations=turns,
-            max_completion_length=(turns + 1) * (answer + profile.feedback_tokens)
-            + turns * (answer // BOX_TOKENS + 1) * per_image,
+            max_completion_length=(turns + 1) * (answer + profile.feedback_tokens) + turns * per_image,
             generation_kwargs={"max_new_tokens": answer, "suppress_tokens": placeholders},
             **distributed.batch_share(group * profile.grpo_prompts, profile.grpo_device_batch, group),
             **trainer_options(folder, profile, seed),
@@ -174,7 +186,7 @@ def train_grpo(
     reward = make_reward(
         turns, bonus, group, student.processor.image_token_id, lambda image: image_tokens(student, image)
     )
-    trainer = GRPOTrainer(
+    trainer = ClosingTrainer(
         model=student.model,
         reward_funcs=reward,
         args=config,

@@ -7,7 +7,7 @@ import numpy as np
 from ivt_utils import protocol
 from ivt_utils.boxes import iou, snap
 from ivt_utils.schema import Rollout
-from ivt_utils.teacher import fits, geometric_trace
+from ivt_utils.teacher import geometric_trace, within_tolerance
 
 
 def keep_errors(rollouts: list[Rollout], max_iou: float) -> list[Rollout]:
@@ -26,23 +26,25 @@ def trajectory(rollout: Rollout, turns: int, grid: int = 1, trace=geometric_trac
     """Return the rollout with its steps replaced by: the student's own answer, then `turns` corrected answers.
 
     An own answer that writes its box in another form (as with a label behind it) is put into the protocol's, which is
-    to be learnt.
+    to be learned.
 
     The box goes straight to the truth (paper). `keep` makes it our variant: a box that already fits, by the teacher's
     tolerance, stays as it is. `trace(box, truth)` says what is wrong with the box of the step before; None leaves the
-    reasons out. Where the box stays, the reason is always `protocol.TRACE_FITS`, and nowhere else.
+    reasons out. Where the box stays, the reason is always `protocol.TRACE_FITS`, and nowhere else. ValueError for an
+    answer without a box; `keep_errors` leaves those out.
     """
     first, truth = rollout["steps"][0], _truth(rollout)
-    assert first["box"] is not None, "A trajectory starts from a box, as `keep_errors` sees to."
+    if first["box"] is None:
+        raise ValueError(f"The answer to {rollout['id']!r} holds no box, so no trajectory can start from it.")
     form = protocol.answer_text(first["box"])
     steps = [first if form in first["text"] else {**first, "text": form}]
     for box in straight_line(steps[0]["box"], truth, turns, grid):
-        shown = steps[-1]["box"]
-        box = shown if keep and fits(shown, truth) else box
+        previous = steps[-1]["box"]
+        box = previous if keep and within_tolerance(previous, truth) else box
         if trace is None:
             reason = ""
         else:
-            reason = protocol.TRACE_FITS if box == tuple(shown) else trace(shown, truth)
+            reason = protocol.TRACE_FITS if box == tuple(previous) else trace(previous, truth)
         steps.append({"text": protocol.answer_text(box, reason), "box": box})
     return {**rollout, "steps": steps}
 

@@ -83,17 +83,17 @@ def run_loop(
         begun = [_rollout(record) for record in batch] if first is None else first[start:stop]
         images = [load_image(record["image"]) for record in batch]
         chats = [[protocol.question(image, r["expression"])] for image, r in zip(images, batch, strict=True)]
-        steps, drawn, earlier = [rollout["steps"][:1] for rollout in begun], [None] * len(batch), {}
+        steps, boxes, earlier = [rollout["steps"][:1] for rollout in begun], [None] * len(batch), {}
         for count in range(len(steps[0]), turns + 1):
             if count:
-                drawn = shown[start:stop] if shown else [own[-1]["box"] for own in steps]
-                asked = zip(chats, images, batch, steps, drawn, strict=True)
+                boxes = shown[start:stop] if shown else [own[-1]["box"] for own in steps]
+                turns_asked = zip(chats, images, batch, steps, boxes, strict=True)
                 chats = [
                     ask_again.ask(chat, image, record["expression"], own[-1], box)
-                    for chat, image, record, own, box in asked
+                    for chat, image, record, own, box in turns_asked
                 ]
             texts = generate(student, chats, max_new_tokens, temperature, seed + start + count, earlier)
-            for own, box, text in zip(steps, drawn, texts, strict=True):
+            for own, box, text in zip(steps, boxes, texts, strict=True):
                 own.append({"text": text, "box": ask_again.read(text, box) if count else parse_answer(text)})
         return [{**rollout, "steps": own} for rollout, own in zip(begun, steps, strict=True)]
 
@@ -149,7 +149,7 @@ def answer_again(
     `words`: as in `feedback_turn`; those of the feedback stay what they are for a drawn box. The second step also holds
     the box that was shown ("shown"). Greedy decoding.
     """
-    answered = evaluate(
+    rollouts_after = evaluate(
         student,
         records,
         profile,
@@ -159,9 +159,9 @@ def answer_again(
         first=rollouts,
         shown=shown,
     )
-    for rollout, box in zip(answered, shown, strict=True):
+    for rollout, box in zip(rollouts_after, shown, strict=True):
         rollout["steps"][1]["shown"] = box
-    return answered
+    return rollouts_after
 
 
 def answers_from(student: Student, record: Record, box, profile) -> Rollout:
@@ -170,8 +170,8 @@ def answers_from(student: Student, record: Record, box, profile) -> Rollout:
     The box is put on the student's grid. Then come `profile.turns` refinements by the student; greedy decoding.
     """
     box = snap(box, student.grid)
-    given = _rollout(record) | {"steps": [{"text": protocol.answer_text(box), "box": box}]}
-    return evaluate(student, [record], profile, first=[given])[0]
+    start = _rollout(record) | {"steps": [{"text": protocol.answer_text(box), "box": box}]}
+    return evaluate(student, [record], profile, first=[start])[0]
 
 
 def generate(

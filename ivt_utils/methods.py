@@ -8,7 +8,6 @@ class Method:
     """How one row of the main table comes about. Its rollouts are the stage of its name in `METHODS`.
 
     label: its name in tables and figures.
-    notebook: where it is made.
     adapter: the one that the student carries, None for the base student.
     single: it is scored on its first answer alone, and no loop is run.
     long: it is the loop of `profile.long_turns`; the loop of `profile.turns` is its beginning.
@@ -17,7 +16,6 @@ class Method:
     """
 
     label: str
-    notebook: int
     adapter: str | None = None
     single: bool = False
     long: bool = False
@@ -25,19 +23,19 @@ class Method:
 
 
 METHODS = {
-    "base_single": Method("base, single shot", 1, single=True),
-    "base_ivt": Method("base + IVT, no training", 1),
-    "base_ivt_bare": Method("base + loop, bare image", 1),
-    "sft_ivt": Method("SFT + IVT", 3, "sft", asked=True),
-    "sft_grpo_ivt": Method("SFT + GRPO + IVT", 4, "grpo", asked=True),
-    "grpo_single": Method("GRPO, single step, no IVT", 4, "grpo_single", single=True),
-    "sft_keep_ivt": Method("SFT (keep) + IVT", 3, "sft_keep", asked=True),
-    "sft_keep_grpo_ivt": Method("SFT (keep) + GRPO + IVT", 4, "grpo_keep"),
-    "base_ivt_long": Method("base + IVT, long", 1, long=True),
-    "sft_ivt_long": Method("SFT + IVT, long", 3, "sft", long=True),
-    "sft_grpo_ivt_long": Method("SFT + GRPO + IVT, long", 4, "grpo", long=True),
-    "sft_keep_ivt_long": Method("SFT (keep) + IVT, long", 3, "sft_keep", long=True),
-    "sft_keep_grpo_ivt_long": Method("SFT (keep) + GRPO + IVT, long", 4, "grpo_keep", long=True),
+    "base_single": Method("base, single shot", single=True),
+    "base_ivt": Method("base + IVT, no training"),
+    "base_ivt_bare": Method("base + loop, bare image"),
+    "sft_ivt": Method("SFT + IVT", "sft", asked=True),
+    "sft_grpo_ivt": Method("SFT + GRPO + IVT", "grpo", asked=True),
+    "grpo_single": Method("GRPO, single step, no IVT", "grpo_single", single=True),
+    "sft_keep_ivt": Method("SFT (keep) + IVT", "sft_keep", asked=True),
+    "sft_keep_grpo_ivt": Method("SFT (keep) + GRPO + IVT", "grpo_keep"),
+    "base_ivt_long": Method("base + IVT, long", long=True),
+    "sft_ivt_long": Method("SFT + IVT, long", "sft", long=True),
+    "sft_grpo_ivt_long": Method("SFT + GRPO + IVT, long", "grpo", long=True),
+    "sft_keep_ivt_long": Method("SFT (keep) + IVT, long", "sft_keep", long=True),
+    "sft_keep_grpo_ivt_long": Method("SFT (keep) + GRPO + IVT, long", "grpo_keep", long=True),
 }
 SINGLE = tuple(name for name, method in METHODS.items() if method.single)
 TRAINED = tuple(name for name, method in METHODS.items() if method.adapter)  # another seed gives another student

@@ -9,12 +9,13 @@ n in samples. The value is None for an empty slice; the limits are None where to
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy.stats import DegenerateDataWarning, binomtest, bootstrap, t
 
-from ivt_utils.boxes import valid
+from ivt_utils.boxes import ious, valid
 from ivt_utils.schema import Cell, Rollout
 
 RIGHT = 0.5  # a box is right from this IoU on
@@ -24,6 +25,18 @@ SAME = 1e-9  # IoU differences up to this are none
 FEW = 5  # right or wrong samples: below it, the limits of a share are exact ones
 CURVE_PARTS = 4  # a learning curve gains from the first of so many parts to the last
 BATCH = 20  # resamples held in memory at a time; part of what a seed means
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """How intervals are drawn: the seed of the bootstrap, and its number of resamples (positive, else ValueError)."""
+
+    seed: int
+    n_resamples: int
+
+    def __post_init__(self):
+        if isinstance(self.n_resamples, bool) or not isinstance(self.n_resamples, int) or self.n_resamples < 1:
+            raise ValueError(f"The number of resamples must be a positive integer, not {self.n_resamples!r}.")
 
 
 def check_rollout(rollout) -> None:
@@ -76,16 +89,6 @@ def iou_matrix(rollouts) -> np.ndarray:
     return ious(boxes, truths).reshape(len(rollouts), count)
 
 
-def ious(boxes_a, boxes_b) -> np.ndarray:
-    """Return the IoU of each box with the one at the same place of the other list, shape (n,), 0 where one is None."""
-    missing = [np.nan] * 4
-    a, b = (np.array([box or missing for box in boxes], dtype=float) for boxes in (boxes_a, boxes_b))
-    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
-    overlap = np.clip(sides, 0, None).prod(-1)
-    union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - overlap
-    return np.nan_to_num(overlap / union)
-
-
 def is_right(iou):
     """Return whether a box with this IoU is right, as Acc@0.5 counts it; for an array, the array of it."""
     return iou >= RIGHT
@@ -107,14 +110,14 @@ def step_score(step: str | int, metric: str):
         raise ValueError(f"There is no {metric!r} of {step!r}: take acc50, acc70, acc90 or miou of {STEPS}.")
 
     def score(ious):
-        named = {"step0": ious[:, 0], "final": ious[:, -1], "oracle": ious.max(axis=1)}
-        chosen = ious[:, step] if isinstance(step, int) else named[step]
-        return chosen if metric == "miou" else (chosen >= THRESHOLDS[metric]).astype(float)
+        by_name = {"step0": ious[:, 0], "final": ious[:, -1], "oracle": ious.max(axis=1)}
+        column = ious[:, step] if isinstance(step, int) else by_name[step]
+        return column if metric == "miou" else (column >= THRESHOLDS[metric]).astype(float)
 
     return score
 
 
-def degradation(ious) -> np.ndarray:
+def degradation_per_step(ious) -> np.ndarray:
     """Return per sample (IoU of step 0 - IoU of the final step) / T, shape (n,); positive: the loop harms."""
     turns = ious.shape[1] - 1
     if turns == 0:
@@ -131,7 +134,7 @@ def _ratio(sums, counts, axis=-1):
     return np.divide(total, weight, out=np.full(total.shape, np.nan), where=weight > 0)
 
 
-def intervals(numerators, denominators, image_ids, *, seed: int, n_resamples: int) -> list[Cell]:
+def intervals(numerators, denominators, image_ids, resampling: Resampling) -> list[Cell]:
     """Return one cell per row k: sum(numerators[k]) / sum(denominators[k]), with its 95% bootstrap interval.
 
     Arrays of shape (K, n) over n samples. The unit of resampling is the image: all samples of an image are
@@ -143,8 +146,6 @@ def intervals(numerators, denominators, image_ids, *, seed: int, n_resamples: in
     """
     shares = [np.asarray(row).dtype == bool for row in numerators]
     numerators, denominators = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
-    if isinstance(n_resamples, bool) or not isinstance(n_resamples, int) or n_resamples < 1:
-        raise ValueError(f"The number of resamples must be a positive integer, not {n_resamples!r}.")
     _, image = np.unique(np.asarray(image_ids), return_inverse=True)
     images = int(image.max()) + 1
     sums = np.array([np.bincount(image, row, images) for row in numerators])
@@ -160,9 +161,9 @@ def intervals(numerators, denominators, image_ids, *, seed: int, n_resamples: in
                 paired=True,
                 vectorized=True,
                 method="percentile",
-                n_resamples=n_resamples,
+                n_resamples=resampling.n_resamples,
                 batch=BATCH,
-                rng=np.random.default_rng(seed),
+                rng=np.random.default_rng(resampling.seed),
             ).confidence_interval
         for row in np.flatnonzero(shares):
             hits, misses = sums[row].sum(), counts[row].sum() - sums[row].sum()
@@ -180,8 +181,8 @@ def exact_limits(hits: float, misses: float, images: int) -> tuple[float, float]
     trials as samples, and the other kind makes up the rest.
     """
     rare, share = min(hits, misses, images), min(hits, misses) / (hits + misses)
-    found = binomtest(int(rare), int(images)).proportion_ci(method="exact")
-    low, high = min(found.low, share), max(found.high, share)
+    limits = binomtest(int(rare), int(images)).proportion_ci(method="exact")
+    low, high = min(limits.low, share), max(limits.high, share)
     return (low, high) if hits < misses else (1 - high, 1 - low)
 
 
@@ -199,9 +200,9 @@ def side(cell: Mapping[str, Any], level: float = 0.0) -> str:
     return "above" if cell["low"] > level else "below"
 
 
-def mean_interval(scores, image_ids, *, seed: int, n_resamples: int) -> Cell:
+def mean_interval(scores, image_ids, resampling: Resampling) -> Cell:
     """Return the cell of the mean of one score a sample, resampled by image."""
-    return intervals([scores], [np.ones(len(scores))], image_ids, seed=seed, n_resamples=n_resamples)[0]
+    return intervals([scores], [np.ones(len(scores))], image_ids, resampling)[0]
 
 
 def paired(rollouts_a, rollouts_b):
@@ -219,15 +220,15 @@ def paired(rollouts_a, rollouts_b):
     return [a[name] for name in names], [b[name] for name in names]
 
 
-def paired_difference(rollouts_a, rollouts_b, score, score_b=None, *, seed: int, n_resamples: int) -> Cell:
+def paired_difference(rollouts_a, rollouts_b, score, resampling: Resampling, score_b=None) -> Cell:
     """Return the cell of the mean of a's score minus b's, paired by id and resampled by image.
 
-    `score` takes an IoU matrix (n, T + 1) to (n,), as `step_score` and `degradation` do; `score_b` when b is
+    `score` takes an IoU matrix (n, T + 1) to (n,), as `step_score` and `degradation_per_step` do; `score_b` when b is
     scored otherwise. T may differ. ValueError when the lists are not about the same samples.
     """
     a, b = paired(rollouts_a, rollouts_b)
     gains = score(iou_matrix(a)) - (score_b or score)(iou_matrix(b))
-    return mean_interval(gains, [rollout["image_id"] for rollout in a], seed=seed, n_resamples=n_resamples)
+    return mean_interval(gains, [rollout["image_id"] for rollout in a], resampling)
 
 
 def over_seeds(scores, image_ids, share: bool = False) -> Cell:
@@ -266,17 +267,17 @@ def over_seeds(scores, image_ids, share: bool = False) -> Cell:
     return {"value": float(mean), "low": float(low), "high": float(high), "n": n}
 
 
-def paired_ratio(rollouts_a, rollouts_b, score, *, seed: int, n_resamples: int) -> Cell:
+def paired_ratio(rollouts_a, rollouts_b, score, resampling: Resampling) -> Cell:
     """Return the cell of a's mean score over b's, paired as above; None where b's mean is not positive.
 
     The limits are None when b's mean is not positive in some resample: such a ratio has no bounded interval.
     """
     a, b = paired(rollouts_a, rollouts_b)
     pair, images = ([score(iou_matrix(a))], [score(iou_matrix(b))]), [rollout["image_id"] for rollout in a]
-    return intervals(*pair, images, seed=seed, n_resamples=n_resamples)[0] | {"n": len(a)}
+    return intervals(*pair, images, resampling)[0] | {"n": len(a)}
 
 
-def score(rollouts, seed: int, n_resamples: int) -> dict:
+def score(rollouts, resampling: Resampling) -> dict:
     """Return every metric of one method as nested dictionaries of cells; the rollouts' order does not matter.
 
     "final": acc50, acc70, acc90, miou of the final step, the result. "per_step"[t]: the same, with the
@@ -292,10 +293,10 @@ def score(rollouts, seed: int, n_resamples: int) -> dict:
     first, final = ious[:, 0], ious[:, -1]
     subset = np.array([rollout["subset"] for rollout in rollouts])
     everyone = np.ones(len(rollouts), dtype=bool)
-    asked = []  # (cell to fill, numerator, denominator): all are resampled in one go below
+    pending = []  # (cell to fill, numerator, denominator): all are resampled in one go below
 
     def share(scores, where=everyone):
-        asked.append((cell := {}, np.where(where, scores, False), where))
+        pending.append((cell := {}, np.where(where, scores, False), where))
         return cell
 
     def quality(column, where=everyone):
@@ -312,7 +313,7 @@ def score(rollouts, seed: int, n_resamples: int) -> dict:
         lost = right[:, 0] & ~right[:, -1]
         same = [r["steps"][0]["box"] is not None and _same_box(r) for r in rollouts]
         metrics |= {
-            "degradation_per_step": share(degradation(ious)),
+            "degradation_per_step": share(degradation_per_step(ious)),
             "share_degrade": share(change < -SAME),
             "share_improve": share(change > SAME),
             "share_stay": share(abs(change) <= SAME),
@@ -331,15 +332,15 @@ def score(rollouts, seed: int, n_resamples: int) -> dict:
         for name in np.unique(subset)
     }
     metrics["oracle_best_step"] = quality(ious.max(axis=1))
-    cells, *columns = zip(*asked, strict=True)
+    cells, *columns = zip(*pending, strict=True)
     images = [rollout["image_id"] for rollout in rollouts]
-    found = intervals(*columns, images, seed=seed, n_resamples=n_resamples)
-    for cell, values in zip(cells, found, strict=True):
+    results = intervals(*columns, images, resampling)
+    for cell, values in zip(cells, results, strict=True):
         cell.update(values)
     return metrics
 
 
-def refinement(rollouts, seed: int, n_resamples: int) -> dict:
+def refinement(rollouts, resampling: Resampling) -> dict:
     """Return the refinement metrics of VG-Refiner (arXiv 2512.06373) as cells; step 0 takes the role of their tool.
 
     With a the IoU of step 0, b that of the final step, right: above 0.5 (theirs; >= 0.5 elsewhere in this project):
@@ -366,11 +367,11 @@ def refinement(rollouts, seed: int, n_resamples: int) -> dict:
     }
     scores, groups = zip(*parts.values(), strict=True)
     images = [rollout["image_id"] for rollout in rollouts]
-    counted = [np.where(group, score, False) for score, group in zip(scores, groups, strict=True)]
-    return dict(zip(parts, intervals(counted, groups, images, seed=seed, n_resamples=n_resamples), strict=True))
+    numerators = [np.where(group, score, False) for score, group in zip(scores, groups, strict=True)]
+    return dict(zip(parts, intervals(numerators, groups, images, resampling), strict=True))
 
 
-def curve_gain(rows: list[dict], image_ids, seed: int, n_resamples: int) -> dict:
+def curve_gain(rows: list[dict], image_ids, resampling: Resampling) -> dict:
     """Return what a learning curve gained: {"steps", "first", "last", "difference"}.
 
     `rows`: {"step", "ious"} in the order of training, "ious" with the IoUs (0 to 1) of the answers to each prompt;
@@ -387,7 +388,7 @@ def curve_gain(rows: list[dict], image_ids, seed: int, n_resamples: int) -> dict
         "steps": [row["step"] for row in rows],
         "first": float(first.mean()),
         "last": float(last.mean()),
-        "difference": mean_interval(last - first, image_ids, seed=seed, n_resamples=n_resamples),
+        "difference": mean_interval(last - first, image_ids, resampling),
     }
 
 

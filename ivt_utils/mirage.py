@@ -6,9 +6,9 @@ With the stages there, tables and figures need no model.
 from ivt_utils import confidence, controls, selection
 from ivt_utils.loop import answer_again, evaluate, sampled_answers
 from ivt_utils.methods import METHODS
-from ivt_utils.metrics import first_steps
+from ivt_utils.metrics import Resampling, first_steps
 from ivt_utils.records import first
-from ivt_utils.runtime.store import ArtefactError
+from ivt_utils.runtime.files import ArtefactError
 from ivt_utils.schema import Rollout
 from ivt_utils.student import load_student
 
@@ -21,10 +21,10 @@ def second_turns(run, student, test, base: list[Rollout], bare: list[Rollout]) -
     `base`, `bare`: its loops with the box filled and with the bare image, which hold two of the six.
     """
     profile, own = run.profile, [rollout["steps"][0]["box"] for rollout in base]
-    found = {("feedback", "none"): first_steps(bare, 2), ("feedback", "filled"): first_steps(base, 2)}
+    rollouts_by_turn = {("feedback", "none"): first_steps(bare, 2), ("feedback", "filled"): first_steps(base, 2)}
 
     def answered(words, style):
-        return found.get((words, style)) or answer_again(
+        return rollouts_by_turn.get((words, style)) or answer_again(
             student, test, base, own, profile, style=style, words=words, progress=f"second turn: {words}, {style}"
         )
 
@@ -85,7 +85,11 @@ def measure(run, name: str, rollouts: list[Rollout], test, val) -> dict:
             "and control_* in its folder rollouts and run again."
         )
     answers = sampled(name, test), sampled(f"{name}_val", val)
-    chance = {"seed": seed, "n_resamples": profile.resamples}
-    rules = selection.rule_rows(confident, on_val, *answers, profile.thresholds, **chance)
-    shown = controls.shown_boxes(rollouts, profile.control_shifts, seed, profile.grid)
-    return {"rules": rules, "confident": confident, "controls": {k: control(k, boxes) for k, boxes in shown.items()}}
+    resampling = Resampling(seed, profile.resamples)
+    rules = selection.rule_rows(confident, on_val, *answers, profile.thresholds, resampling)
+    boxes_by_control = controls.shown_boxes(rollouts, profile.control_shifts, seed, profile.grid)
+    return {
+        "rules": rules,
+        "confident": confident,
+        "controls": {k: control(k, boxes) for k, boxes in boxes_by_control.items()},
+    }

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from ivt_utils.boxes import LEAST_VIEW, to_pixels, view
+from ivt_utils.boxes import to_pixels, view
 
 STYLES = ("filled", "outline", "none")
 OVERLAY, ALPHA = (255, 0, 0), 80  # red, and how opaque it fills a box, of 255
-COLORS = {"truth": "#009E73", "answer": "#D55E00"}  # readable with colour-blind eyes
+COLORS = {"truth": "#009E73", "answer": "#D55E00"}  # readable with color-blind eyes
 MAX_ASPECT = 100  # Qwen's image processor refuses 200
 
 
@@ -18,7 +18,7 @@ class ImageError(ValueError):
 
 
 def load_image(source) -> Image.Image:
-    """Return an RGB image from a path, bytes or a PIL image of any mode (CMYK, palette, grey, alpha on white).
+    """Return an RGB image from a path, bytes or a PIL image of any mode (CMYK, palette, gray, alpha on white).
 
     Raises ImageError for a missing, unreadable or truncated file, for fewer than 8 pixels on a side, and for an
     aspect ratio beyond 100.
@@ -67,6 +67,6 @@ def draw_box(image: Image.Image, box, style: str = "filled") -> Image.Image:
     return Image.alpha_composite(image.convert("RGBA"), overlay).convert("RGB")
 
 
-def closer_look(image: Image.Image, box, zoom: float, least: int = LEAST_VIEW) -> Image.Image:
+def closer_look(image: Image.Image, box, zoom: float, least: int) -> Image.Image:
     """Return the part of the image around a 0..1000 box that `boxes.view` names, enlarged to the image's size."""
     return image.resize(image.size, Image.Resampling.BICUBIC, box=to_pixels(view(box, zoom, least), *image.size))

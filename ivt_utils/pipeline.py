@@ -13,7 +13,8 @@ from ivt_utils.methods import ASKED
 from ivt_utils.metrics import iou_matrix
 from ivt_utils.mirage import SAMPLED, measure, second_turns
 from ivt_utils.records import first, load_split
-from ivt_utils.runtime.store import SEEDS, ArtefactError, Run, finished_stages, read_jsonl
+from ivt_utils.runtime.files import ArtefactError, read_jsonl
+from ivt_utils.runtime.store import SEEDS, Run, finished_stages
 from ivt_utils.schema import Rollout
 from ivt_utils.sft import read_log, train_sft, trajectories_dataset
 from ivt_utils.student import load_student
@@ -38,20 +39,20 @@ def first_look(student, records, profile) -> None:
     An ArtefactError when hardly any answer has the form asked for, or the boxes hardly meet the true ones: whoever pays
     by the hour should not learn of it at the end.
     """
-    found = evaluate(student, records, profile, turns=0)
-    good = sum(rollout["steps"][0]["box"] is not None for rollout in found)
-    for rollout in found[:3]:
+    answers = evaluate(student, records, profile, turns=0)
+    good = sum(rollout["steps"][0]["box"] is not None for rollout in answers)
+    for rollout in answers[:3]:
         print(f"“{rollout['expression']}” -> {rollout['steps'][0]['text']}")
-    if good < len(found) / 2:
+    if good < len(answers) / 2:
         raise ArtefactError(
-            f"Only {good} of the first {len(found)} answers hold a box in the form asked for (one is "
-            f"{found[0]['steps'][0]['text']!r}); look at boxes.parse_answer first."
+            f"Only {good} of the first {len(answers)} answers hold a box in the form asked for (one is "
+            f"{answers[0]['steps'][0]['text']!r}); look at boxes.parse_answer first."
         )
-    mean = float(iou_matrix(found).mean())
-    print(f"Mean IoU of these {len(found)} answers: {mean:.3f}.")
+    mean = float(iou_matrix(answers).mean())
+    print(f"Mean IoU of these {len(answers)} answers: {mean:.3f}.")
     if mean < profile.least_first_iou:
         raise ArtefactError(
-            f"The boxes of the first {len(found)} answers hardly meet the true ones (mean IoU {mean:.3f}, below "
+            f"The boxes of the first {len(answers)} answers hardly meet the true ones (mean IoU {mean:.3f}, below "
             f"least_first_iou of {profile.least_first_iou:g}): look at the scale and the order of the coordinates, "
             "then compare the student in 4 bits with load_in_4bit = False in ivt_utils/profiles.py."
         )
@@ -74,7 +75,7 @@ def harvest(run, train, keep: bool = False) -> list[Rollout]:
     errors = keep_errors(own_answers(run, train), profile.harvest_max_iou)
     trace = geometric_trace if profile.trace else None
     return run.rollouts(
-        "trajectories" + "_keep" * keep,
+        "trajectories_keep" if keep else "trajectories",
         lambda: [trajectory(error, profile.turns, profile.grid, trace, keep) for error in errors],
     )
 
@@ -87,8 +88,8 @@ def sft(run) -> None:
         dataset = trajectories_dataset(train, harvest(run, train, keep), profile.style)
         return run.adapter(name, lambda folder: train_sft(load_student(profile), dataset, folder, profile, run.seed))
 
-    straight, kept, test = trained("sft", False), trained("sft_keep", True), load_split(profile, "test")
-    for name, adapter in (("sft_ivt", straight), ("sft_keep_ivt", kept)):
+    straight, adapter_keep, test = trained("sft", False), trained("sft_keep", True), load_split(profile, "test")
+    for name, adapter in (("sft_ivt", straight), ("sft_keep_ivt", adapter_keep)):
         both_lengths(run, name, lambda adapter=adapter: load_student(profile, adapter), test)
 
 
@@ -103,10 +104,10 @@ def grpo(run, steps: int | None = None) -> None:
     probe = probe_records(profile)
 
     def trained(name, start, steps=None, **changes):
-        done = len(read_log(run.root / "adapters" / name)) if f"adapters/{name}" in run.stages() else steps
-        if steps and done != steps:
+        steps_done = trained_steps(run.root, name)
+        if steps and steps_done not in (None, steps):
             raise ArtefactError(
-                f"{run.root} has adapters/{name} already, after {done} steps and not {steps}: leave "
+                f"{run.root} has adapters/{name} already, after {steps_done} steps and not {steps}: leave "
                 "out --steps, or name another --run-dir."
             )
         return run.adapter(
@@ -123,11 +124,16 @@ def grpo(run, steps: int | None = None) -> None:
             ),
         )
 
-    adapter, kept = trained("grpo", straight, steps), trained("grpo_keep", keeps)
+    adapter, adapter_keep = trained("grpo", straight, steps), trained("grpo_keep", keeps)
     single = trained("grpo_single", None, steps, turns=0)
-    for name, policy in (("sft_grpo_ivt", adapter), ("sft_keep_grpo_ivt", kept)):
+    for name, policy in (("sft_grpo_ivt", adapter), ("sft_keep_grpo_ivt", adapter_keep)):
         both_lengths(run, name, lambda policy=policy: load_student(profile, policy), test)
     _test(run, "grpo_single", single, turns=0)
+
+
+def trained_steps(root, adapter: str) -> int | None:
+    """Return after how many optimizer steps the adapter of a run was finished; None where it is not."""
+    return len(read_log(root / "adapters" / adapter)) if f"adapters/{adapter}" in finished_stages(root) else None
 
 
 def seeds(run, numbers, steps: int | None = None) -> None:
@@ -138,12 +144,15 @@ def seeds(run, numbers, steps: int | None = None) -> None:
     """
     others = [path for path in (run.root / SEEDS).glob("*") if path.is_dir()]
     for root in [run.root, *others]:
-        finished, wanted = finished_stages(root), steps or run.profile.grpo_steps
-        done = len(read_log(root / "adapters" / "grpo")) if "adapters/grpo" in finished else wanted
-        if done != wanted:
+        finished, steps_wanted, steps_done = (
+            finished_stages(root),
+            steps or run.profile.grpo_steps,
+            trained_steps(root, "grpo"),
+        )
+        if steps_done not in (None, steps_wanted):
             raise ArtefactError(
-                f"{root} has GRPO of {done} steps, and {wanted} are asked for, so they cannot be "
-                f"compared: say --steps {done}, or name another --run-dir."
+                f"{root} has GRPO of {steps_done} steps, and {steps_wanted} are asked for, so they cannot be "
+                f"compared: say --steps {steps_done}, or name another --run-dir."
             )
         if "rollouts/sft_ivt_long" in finished and "adapters/sft" not in finished:
             raise ArtefactError(

@@ -33,7 +33,7 @@ class StudentRecipe:
     points_in: int = 3  # the layer, from 0, whose first head looks at the referent
     window: int = 50  # steps a curriculum decision looks back
     learnt_below: float = 2.6  # nats a coordinate: below it, the scenes get one thing more
-    plain_below: int = 6  # with fewer things than this, expressions are colour and shape alone
+    plain_below: int = 6  # with fewer things than this, expressions are color and shape alone
     first_things: int = 3  # the scenes at first, and
     things: int = 8  # the hardest ones
     # (images, questions on each): the kinds of batch, and how often each is drawn
@@ -52,6 +52,10 @@ class StudentRecipe:
 
 
 STUDENT_RECIPE = StudentRecipe()
+
+# The geometric teacher's, in every profile:
+TEACHER_TOLERANCE = 0.1  # of the truth's width or height: a smaller error is named only where it is the largest one
+MOST_PROBLEMS = 2  # named in one trace
 
 
 @dataclass(frozen=True)
@@ -123,10 +127,10 @@ class Profile:
     looks: int = 1  # closer looks after the first answer
     zoom: float = 4.0  # the side of what is looked at, in longer sides of the box,
     least_view: int = 200  # and this at least (0..1000), for a small box would be shown as a handful of pixels
-    closer_steps: int = 600  # optimiser steps, with the learning rate and batch of SFT
+    closer_steps: int = 600  # optimizer steps, with the learning rate and batch of SFT
     # intervals
     resamples: int = 2000
-    save_every: int = 20  # optimiser steps between checkpoints
+    save_every: int = 20  # optimizer steps between checkpoints
 
     @property
     def hub_student(self) -> bool:

@@ -1,4 +1,4 @@
-"""The words of the loop: prompt, feedback, chat template and response template, each in one place.
+"""The words of the loop: prompt, feedback and chat template, each in one place.
 
 The base model's training, SFT, GRPO and the closed loop all build their turns here. A difference of one token
 between training and evaluation costs a small model many points, so nobody else writes a prompt.
@@ -64,26 +64,6 @@ ANOTHER = (
     "It was shown in the last one, so where is it now?",
     "Please answer again: none of the last is valid here.",
 )
-
-# The model writes plain JSON. The tokenizer's response parser reads `{"bbox_2d": [...]}` as a call of `draw_box`,
-# so that TRL's rollout executes the loop without any tool-call syntax.
-RESPONSE_TEMPLATE = {
-    "defaults": {"role": "assistant"},
-    "start_anchor": "<|im_start|>assistant\n",
-    "fields": {
-        "tool_calls": {
-            "open": '{"bbox_2d": ',
-            "close": "}",
-            "repeats": True,
-            "content": "json",
-            "transform": {
-                "type": "function",
-                "function": {"name": "draw_box", "arguments": {"bbox_2d": "{content}"}},
-            },
-        },
-        "content": {"close": "<|im_end|>", "content": "text"},
-    },
-}
 
 
 def chat_template() -> str:

@@ -7,7 +7,7 @@ Splits share no image. The data of the profiles `colab` and `paper` are prepared
 from pathlib import Path
 
 from ivt_utils.profiles import Profile
-from ivt_utils.runtime.store import DATA, ArtefactError, checksum, intact, read_json
+from ivt_utils.runtime.files import DATA, ArtefactError, checksum, intact, read_json
 
 BENCHMARK = DATA / "benchmark"
 HUB = DATA / "hub"  # a folder for each profile whose data come from the Hub
@@ -70,8 +70,8 @@ def lazy_dataset(rows: list[dict], make):
     from datasets import Dataset
 
     def read(batch):
-        made = [make(dict(zip(batch, values, strict=True))) for values in zip(*batch.values(), strict=True)]
-        return {key: [row[key] for row in made] for key in made[0]}
+        values_read = [make(dict(zip(batch, values, strict=True))) for values in zip(*batch.values(), strict=True)]
+        return {key: [row[key] for row in values_read] for key in values_read[0]}
 
     return Dataset.from_list(rows).with_transform(read)
 

@@ -11,6 +11,8 @@ import numpy as np
 from scipy.stats import binomtest, norm, permutation_test
 
 from ivt_utils import metrics
+from ivt_utils.boxes import ious
+from ivt_utils.metrics import Resampling
 
 
 def step_0(steps) -> int:
@@ -49,7 +51,7 @@ def agreed(threshold: float):
     return rule
 
 
-def fits(threshold: float):
+def first_verified(threshold: float):
     """Return a rule: stop at the first step whose box the student finds fitting with this probability, else step 0."""
 
     def rule(steps) -> int:
@@ -65,7 +67,7 @@ RULES = {
     "highest likelihood": likely,
     "consensus of the steps": medoid,
 }
-STOPS = {"two boxes agree": agreed, "own verification, first enough": fits}  # each with a threshold from val
+STOPS = {"two boxes agree": agreed, "own verification, first enough": first_verified}  # each with a threshold from val
 
 
 ORACLE = "oracle: the best step, chosen with the ground truth"
@@ -82,7 +84,7 @@ def best_threshold(rollouts, stop, thresholds) -> float:
     return thresholds[int(np.argmax(accuracy))]
 
 
-def rule_rows(test, val, sampled, sampled_val, thresholds, *, seed: int, n_resamples: int) -> list[dict]:
+def rule_rows(test, val, sampled, sampled_val, thresholds, resampling: Resampling) -> list[dict]:
     """Return one row a rule, and last the oracle's: Acc@0.5 on test, and its paired difference from step 0.
 
     A row: {"rule", "threshold" (chosen on val, or None), "answers" (generated a sample at most), "seed", "val_acc50",
@@ -99,16 +101,16 @@ def rule_rows(test, val, sampled, sampled_val, thresholds, *, seed: int, n_resam
     first, score, rows = metrics.first_steps(test), metrics.step_score("final", "acc50"), []
 
     def row(name, threshold, answers, **more):
-        chance = {"seed": seed, "n_resamples": n_resamples}
         images = [rollout["image_id"] for rollout in answers]
+        right = metrics.is_right(metrics.iou_matrix(answers)[:, -1])
         rows.append(
             {
                 "rule": name,
                 "threshold": threshold,
                 "answers": 1 if name == "step 0" else turns,
-                "seed": seed,
-                "acc50": metrics.mean_interval(metrics.is_right(metrics.iou_matrix(answers)[:, -1]), images, **chance),
-                "difference": metrics.paired_difference(answers, first, score, **chance),
+                "seed": resampling.seed,
+                "acc50": metrics.mean_interval(right, images, resampling),
+                "difference": metrics.paired_difference(answers, first, score, resampling),
                 **mcnemar(answers, first),
                 **more,
             }
@@ -145,7 +147,7 @@ def exact_p(gained: int, lost: int) -> float:
     return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
-def sign_flip_p(rollouts_a, rollouts_b, score, *, seed: int, n_resamples: int) -> float:
+def sign_flip_p(rollouts_a, rollouts_b, score, resampling: Resampling) -> float:
     """Return the two-sided p-value of a's mean score minus b's: how often random signs give one as large.
 
     Paired by id; `score` is that of `metrics.paired_difference`. All samples of an image get the same sign, for they
@@ -160,8 +162,8 @@ def sign_flip_p(rollouts_a, rollouts_b, score, *, seed: int, n_resamples: int) -
             np.sum,
             permutation_type="samples",
             vectorized=True,
-            n_resamples=n_resamples,
-            rng=np.random.default_rng(seed),
+            n_resamples=resampling.n_resamples,
+            rng=np.random.default_rng(resampling.seed),
         ).pvalue
     )
 
@@ -171,9 +173,9 @@ def holm(p_values) -> list[float]:
 
     Where nothing differs, any of them is below 0.05 in at most 5% of the cases, however the tests depend on each other.
     """
-    found, order = np.asarray(p_values, dtype=float), np.argsort(p_values)
-    corrected = np.empty_like(found)
-    corrected[order] = np.maximum.accumulate(found[order] * np.arange(len(found), 0, -1)).clip(max=1)
+    ps, order = np.asarray(p_values, dtype=float), np.argsort(p_values)
+    corrected = np.empty_like(ps)
+    corrected[order] = np.maximum.accumulate(ps[order] * np.arange(len(ps), 0, -1)).clip(max=1)
     return corrected.tolist()
 
 
@@ -207,7 +209,7 @@ def _best(values) -> int:
 
 def _ious(boxes) -> np.ndarray:
     """Return the IoU of each pair of boxes, shape (n, n), 0 where one is missing or with itself."""
-    rows = metrics.ious([box for box in boxes for _ in boxes], boxes * len(boxes)).reshape(len(boxes), -1)
+    rows = ious([box for box in boxes for _ in boxes], boxes * len(boxes)).reshape(len(boxes), -1)
     np.fill_diagonal(rows, 0.0)
     return rows
 

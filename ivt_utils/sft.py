@@ -7,7 +7,7 @@ from ivt_utils import protocol
 from ivt_utils.overlay import draw_box, load_image
 from ivt_utils.records import lazy_dataset, numbered
 from ivt_utils.runtime import distributed, hardware
-from ivt_utils.runtime.store import ArtefactError, read_json, write_text
+from ivt_utils.runtime.files import ArtefactError, read_json, write_text
 from ivt_utils.schema import Rollout
 from ivt_utils.student import Student, lora
 
@@ -31,7 +31,7 @@ def train_sft(student: Student, dataset, folder: Path, profile, seed: int, steps
     """Train a fresh LoRA adapter on the dataset, save it to `folder` and return the log; resumes in `folder`.
 
     The loss covers every assistant token, step 0 included, so that the student goes on answering at first sight.
-    Values come from the profile; `steps` replaces its epochs by a number of optimiser steps.
+    Values come from the profile; `steps` replaces its epochs by a number of optimizer steps.
     """
     from trl import SFTConfig, SFTTrainer
 
@@ -99,11 +99,14 @@ def finish(trainer, folder: Path, student_name: str, exact: dict | None = None) 
             weight.data = (exact or {}).get(name, weight.data).float()
     checkpoint, complete = distributed.agree(last_checkpoint(folder)), False
     if checkpoint:
-        state, asked = TrainerState.load_from_json(str(Path(checkpoint, "trainer_state.json"))), trainer.args.max_steps
-        if asked > 0 and state.max_steps != asked:
+        state, max_steps = (
+            TrainerState.load_from_json(str(Path(checkpoint, "trainer_state.json"))),
+            trainer.args.max_steps,
+        )
+        if max_steps > 0 and state.max_steps != max_steps:
             raise ArtefactError(
                 f"{folder} holds a training of {state.max_steps} steps that was interrupted, and now "
-                f"{asked} are asked for: finish it with as many, or delete that folder."
+                f"{max_steps} are asked for: finish it with as many, or delete that folder."
             )
         complete = state.global_step >= state.max_steps  # only the adapter was not written yet
     if complete:

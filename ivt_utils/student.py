@@ -10,7 +10,8 @@ from ivt_utils import protocol
 from ivt_utils.overlay import load_image
 from ivt_utils.records import first, load_split
 from ivt_utils.runtime import hardware
-from ivt_utils.runtime.store import ROOT, ArtefactError, installed, intact
+from ivt_utils.runtime.files import ROOT, ArtefactError, intact
+from ivt_utils.runtime.store import installed
 
 # What the micro student is loaded from.
 FILES = (
@@ -36,9 +37,8 @@ class Student:
 
 
 def install_protocol(processor):
-    """Return the processor with the project's chat template and response template set on it and its tokenizer."""
+    """Return the processor with the project's chat template set on it and its tokenizer."""
     processor.chat_template = processor.tokenizer.chat_template = protocol.chat_template()
-    processor.tokenizer.response_template = protocol.RESPONSE_TEMPLATE
     return processor
 
 

@@ -5,24 +5,22 @@ teacher is any function with the signature of `geometric_trace`.
 """
 
 from ivt_utils import protocol
-
-TOLERANCE = 0.1  # of the truth's width or height: a smaller error is named only where it is the largest one
-MOST_PROBLEMS = 2
+from ivt_utils.profiles import MOST_PROBLEMS, TEACHER_TOLERANCE
 
 
 def problems(box, truth, most: int = MOST_PROBLEMS) -> list[str]:
     """Return what is wrong with `box`, worst first: words of `protocol.PROBLEMS`, at most `most` of them.
 
-    Offsets of the centre and differences of size count relative to the truth's width and height (all 0..1000). The
-    largest error is named however small it is, others above `TOLERANCE`; only the truth itself has no error.
+    Offsets of the center and differences of size count relative to the truth's width and height (all 0..1000). The
+    largest error is named however small it is, others above `TEACHER_TOLERANCE`; only the truth itself has no error.
     """
     ranked = _errors(box, truth)
-    return [word for i, (word, error) in enumerate(ranked[:most]) if error > (TOLERANCE if i else 0)]
+    return [word for i, (word, error) in enumerate(ranked[:most]) if error > (TEACHER_TOLERANCE if i else 0)]
 
 
-def fits(box, truth) -> bool:
-    """Return whether no error of `box` is above `TOLERANCE`."""
-    return _errors(box, truth)[0][1] <= TOLERANCE
+def within_tolerance(box, truth) -> bool:
+    """Return whether no error of `box` is above `TEACHER_TOLERANCE`."""
+    return _errors(box, truth)[0][1] <= TEACHER_TOLERANCE
 
 
 def _errors(box, truth) -> list[tuple[str, float]]:
@@ -33,8 +31,8 @@ def _errors(box, truth) -> list[tuple[str, float]]:
         ("too narrow", "too wide"): (width - (box[2] - box[0])) / width,
         ("too short", "too tall"): (height - (box[3] - box[1])) / height,
     }
-    named = [(words[error < 0], abs(error)) for words, error in errors.items()]
-    return sorted(named, key=lambda pair: -pair[1])
+    pairs = [(words[error < 0], abs(error)) for words, error in errors.items()]
+    return sorted(pairs, key=lambda pair: -pair[1])
 
 
 def geometric_trace(box, truth) -> str:

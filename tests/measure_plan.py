@@ -94,10 +94,10 @@ def row(values: dict, model, chats: int, images: int, patches: tuple[int, int], 
     model.train()
     model.enable_input_require_grads()
     model.gradient_checkpointing_enable({"use_reentrant": False})
-    learning, learnt = measured(partial(learn, model, batch))
+    learning, learned = measured(partial(learn, model, batch))
     model.gradient_checkpointing_disable()
     tokens = patches[0] * patches[1] // 4, batch["input_ids"].shape[1]
-    return chats, images, *tokens, generating, learning, first, seconds, learnt
+    return chats, images, *tokens, generating, learning, first, seconds, learned
 
 
 if __name__ == "__main__":

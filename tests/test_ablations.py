@@ -45,7 +45,7 @@ def test_each_variant_changes_one_thing(trajectories, tiny_profile):
 
 @pytest.mark.parametrize("epochs, count, steps", [(1, 8, 2), (1, 9, 3), (2, 9, 6), (0.5, 9, 2)])
 def test_a_variant_is_trained_as_long_as_the_main_student(epochs, count, steps, tiny_profile):
-    assert ablations.optimiser_steps(replace(tiny_profile, sft_epochs=epochs, sft_batch=4), count) == steps
+    assert ablations.optimizer_steps(replace(tiny_profile, sft_epochs=epochs, sft_batch=4), count) == steps
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from ivt_utils import closer
 from ivt_utils.controls import TRUTH
 from ivt_utils.course import book
 from ivt_utils.course.execute import find_notebooks
-from ivt_utils.runtime.store import REFERENCE, ROOT, read_json
+from ivt_utils.runtime.files import ROOT, read_json
+from ivt_utils.runtime.store import REFERENCE
 from ivt_utils.selection import ORACLE
 from ivt_utils.show.results import CONSENSUS
 from ivt_utils.show.tables import paper_results

@@ -160,22 +160,22 @@ def test_the_labels_of_an_answer_are_its_words_and_its_referent_s_image_tokens(s
         images = images[images < first][-side * side :]  # of the latest image
         for cell in (images == shown[:, None]).nonzero()[:, 1].tolist():
             x, y = (cell % side + 0.5) * 1000 / side, (cell // side + 0.5) * 1000 / side
-            margin = 10 if len(shown) > 1 else 90  # a thing under no centre has the nearest token
+            margin = 10 if len(shown) > 1 else 90  # a thing under no center has the nearest token
             assert box[0] - margin <= x <= box[2] + margin and box[1] - margin <= y <= box[3] + margin
         assert len(shown) == (images == shown[:, None]).sum() >= 1
 
 
-def test_the_referent_has_the_tokens_where_it_lies_on_top_or_else_the_one_at_its_centre():
+def test_the_referent_has_the_tokens_where_it_lies_on_top_or_else_the_one_at_its_center():
     below = scenes.Thing("star", "red", "large", (0, 0, 400, 400), scenes.COLORS["red"])
     above = scenes.Thing("cross", "blue", "small", (300, 300, 500, 500), scenes.COLORS["blue"])
-    tiny = scenes.Thing("cross", "red", "small", (610, 610, 680, 680), scenes.COLORS["red"])  # between four centres
+    tiny = scenes.Thing("cross", "red", "small", (610, 610, 680, 680), scenes.COLORS["red"])  # between four centers
     cells = chats.label_cells(scenes.Scene((below, above, tiny), ("plain", (240,) * 3, (230,) * 3)), 6)
     assert chats.referent_cells(above, cells) == [14]
     assert chats.referent_cells(below, cells) == [0, 1, 6, 7]
     assert chats.referent_cells(tiny, cells) == [3 * 6 + 3]
 
 
-def test_the_label_of_an_image_token_is_the_thing_on_top_at_its_centre():
+def test_the_label_of_an_image_token_is_the_thing_on_top_at_its_center():
     below = scenes.Thing("star", "red", "large", (0, 0, 400, 400), scenes.COLORS["red"])
     above = scenes.Thing("cross", "blue", "small", (300, 300, 500, 500), scenes.COLORS["blue"])
     cells = chats.label_cells(scenes.Scene((below, above), ("plain", (240,) * 3, (230,) * 3)), 6)

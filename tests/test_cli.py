@@ -19,9 +19,9 @@ from ivt_utils.cli import main
 from ivt_utils.course import doctor, execute
 from ivt_utils.course import lessons as lessons_module
 from ivt_utils.paper_scale import vlm_teacher
-from ivt_utils.profiles import get_profile
-from ivt_utils.runtime import store
-from ivt_utils.runtime.store import ArtefactError
+from ivt_utils.profiles import DRY_RUN, get_profile
+from ivt_utils.runtime import files, store
+from ivt_utils.runtime.files import ArtefactError
 
 
 def write_notebook(folder: Path, stem: str, *cells: str) -> Path:
@@ -51,7 +51,7 @@ def lessons(tmp_path, monkeypatch):
             raise ValueError(f"There is no profile {name}; choose from tiny.")
         return types.SimpleNamespace(name=name, hub_student=False)
 
-    profiles.get_profile = get_profile
+    profiles.get_profile, profiles.DRY_RUN = get_profile, DRY_RUN
     report.report_from = lambda run_dir: print(f"the report of {run_dir.name}")
     seconds = {"01_first": {"Start": 120.0}, "02_second": {"Start": 90.0}}
     monkeypatch.setattr(execute, "section_seconds", lambda name: seconds)
@@ -317,7 +317,7 @@ def test_doctor_sees_what_a_clone_lacks(tmp_path, monkeypatch):
     (tmp_path / "data" / "reference" / "adapter").mkdir(parents=True)
     (tmp_path / "data" / "reference" / "adapter" / "a.safetensors").touch()
     for name in ("paper_results.json", "timings.json", "manifest.json"):
-        shutil.copy(store.DATA / name, tmp_path / "data")
+        shutil.copy(files.DATA / name, tmp_path / "data")
     lines = doctor.examine(tmp_path, get_profile("micro"))
     missing = [text.split(":")[0] for tag, text in lines if tag == doctor.MISS]
     assert {"benchmark", "micro student", "notebooks"} <= set(missing)

@@ -6,6 +6,7 @@ import torch
 from scipy.stats import mannwhitneyu, pearsonr
 
 from ivt_utils import confidence, protocol
+from ivt_utils.metrics import Resampling
 from ivt_utils.overlay import draw_box
 
 BOXES = [(100, 200, 300, 400), (110, 220, 330, 440)]
@@ -87,7 +88,7 @@ def made_up(*steps):
 
 
 def found(*steps, n_resamples=20):
-    return confidence.calibration(made_up(*steps), seed=0, n_resamples=n_resamples)
+    return confidence.calibration(made_up(*steps), Resampling(0, n_resamples))
 
 
 def test_calibration_is_that_of_scipy_at_each_step():
@@ -142,7 +143,7 @@ def test_steps_without_a_box_say_nothing():
     rollouts = made_up(([0.1, 0.9, 0.5], [False, True, True]), ([0.1] * 3, [True] * 3))
     for rollout, step in ((rollouts[2], 0), *((r, 1) for r in rollouts)):
         rollout["steps"][step] = {"box": None, "fits": None, "likelihood": None}
-    rows = confidence.calibration(rollouts, seed=0, n_resamples=20)
+    rows = confidence.calibration(rollouts, Resampling(0, 20))
     assert rows[0]["fits"]["auroc"]["n"] == rows[0]["right"]["n"] == 2
     assert rows[1]["right"]["value"] is rows[1]["likelihood"]["r"]["value"] is None
     assert rows[1]["fits"]["auroc"]["n"] == rows[1]["said"]["n"] == 0

@@ -7,6 +7,7 @@ import pytest
 
 from ivt_utils import controls, loop, protocol
 from ivt_utils.boxes import iou, snap, valid
+from ivt_utils.metrics import Resampling
 from ivt_utils.overlay import draw_box
 from ivt_utils.profiles import get_profile
 
@@ -86,8 +87,7 @@ def test_the_row_of_a_control_tells_what_was_shown_and_what_followed(rollouts):
 
     rows = controls.control_rows(
         {controls.OWN: after(truth, lambda r: r["steps"][0]["box"]), "none": after(lambda r: None, truth)},
-        seed=0,
-        n_resamples=50,
+        Resampling(0, 50),
     )
     assert [row["control"] for row in rows] == [controls.OWN, "none"]
     wrong = 1 - rows[0]["acc50"]["value"]  # what a right answer in place of the own one gains, sample by sample
@@ -112,9 +112,7 @@ def test_the_rows_of_the_second_turn_by_hand():
         for i, pair in enumerate(pairs)
     ]
     still = [{**r, "steps": [r["steps"][0]] * 2} for r in rollouts]
-    rows = controls.second_turn_rows(
-        {("feedback", "filled"): rollouts, ("question", "none"): still}, seed=0, n_resamples=50
-    )
+    rows = controls.second_turn_rows({("feedback", "filled"): rollouts, ("question", "none"): still}, Resampling(0, 50))
     assert [(row["words"], row["style"]) for row in rows] == [("feedback", "filled"), ("question", "none")]
     moved, same = (
         {key: row[key]["value"] for key in ("acc50", "miou", "parsed", "same", "difference")} for row in rows
@@ -135,7 +133,7 @@ def test_two_answers_without_a_box_are_not_the_same_box():
         }
         for i in range(3)
     ]
-    (row,) = controls.second_turn_rows({("feedback", "none"): nothing}, seed=0, n_resamples=50)
+    (row,) = controls.second_turn_rows({("feedback", "none"): nothing}, Resampling(0, 50))
     assert row["same"]["value"] == row["parsed"]["value"] == row["acc50"]["value"] == 0
 
 

@@ -16,7 +16,8 @@ from ivt_utils import cli
 from ivt_utils.methods import ADAPTERS
 from ivt_utils.profiles import get_profile
 from ivt_utils.runtime import distributed
-from ivt_utils.runtime.store import ROOT, ArtefactError, Run, read_jsonl
+from ivt_utils.runtime.files import ROOT, ArtefactError, read_jsonl
+from ivt_utils.runtime.store import Run
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
@@ -191,8 +192,8 @@ def test_two_processes_train_and_answer_and_process_0_speaks(pair):
         rows = Run(get_profile("smoke"), 0, root).rollouts(name, lambda: pytest.fail("the stage is not there"))
         assert len(rows) == get_profile("smoke").test
     assert all(out.count("Results go to") == 1 and "2 process(es)" in out for out in said.values())
-    learnt = load_file(root / "adapters" / "sft" / "adapter_model.safetensors")
-    assert any(value.abs().max() > 0 for name, value in learnt.items() if "lora_B" in name)
+    learned = load_file(root / "adapters" / "sft" / "adapter_model.safetensors")
+    assert any(value.abs().max() > 0 for name, value in learned.items() if "lora_B" in name)
 
 
 def test_a_killed_process_ends_the_run_clearly_and_the_same_command_ends_on_the_same_adapter(pair, tmp_path):

@@ -9,7 +9,7 @@ from conftest import numbers
 from ivt_utils import cli
 from ivt_utils.paper_scale.plan import plan_text
 from ivt_utils.profiles import get_profile
-from ivt_utils.runtime.store import ROOT
+from ivt_utils.runtime.files import ROOT
 from ivt_utils.show.tables import paper_results
 
 PAGES = [ROOT / "README.md", ROOT / "docs" / "researcher.md", ROOT / "CONTRIBUTING.md"]

@@ -362,10 +362,10 @@ def test_a_right_variant_is_right(name, function):
 def test_results_agree_by_value_and_not_by_chance():
     import torch
 
-    grey, lighter = Image.new("RGB", (9, 9), (50, 50, 50)), Image.new("RGB", (9, 9), (50, 50, 50))
+    gray, lighter = Image.new("RGB", (9, 9), (50, 50, 50)), Image.new("RGB", (9, 9), (50, 50, 50))
     lighter.putpixel((4, 4), (51, 50, 50))
     assert same((1, [2.0]), [np.float32(1), np.array([2])]) and same(torch.tensor([1.0, 2.0]), [1, 2])
-    assert same(grey, grey.copy()) and not same(grey, lighter) and not same(grey, lighter.crop((0, 0, 5, 5)))
+    assert same(gray, gray.copy()) and not same(gray, lighter) and not same(gray, lighter.crop((0, 0, 5, 5)))
     for a, b in (("1", 1), (True, 1), (None, 0), ([], 0), ([1], [1, 1]), (1.0, 1.00001), ({"a": 1}, {"b": 1})):
         assert not same(a, b) and not same(b, a)
 
@@ -444,7 +444,7 @@ def test_my_accuracies_are_the_courses_and_the_oracle_is_never_below(ious, metri
 
 @given(IOUS)
 def test_my_degradation_is_the_courses(ious):
-    assert [my_degradation(row) for row in ious] == pytest.approx(list(metrics.degradation(ious)))
+    assert [my_degradation(row) for row in ious] == pytest.approx(list(metrics.degradation_per_step(ious)))
 
 
 def test_my_labels_give_the_mean_loss_of_the_graded_tokens():

@@ -14,6 +14,7 @@ from scipy.stats import binom
 from ivt_utils import boxes, grpo, metrics, selection
 from ivt_utils.boxes import iou
 from ivt_utils.exercises import RIGHT, check, comparisons, find, rewards, stopping
+from ivt_utils.metrics import Resampling
 
 
 # ------------------------------------------------------------------------------------------------ right variants
@@ -47,7 +48,7 @@ def share_by_reshape(rewards, generations):
     return (np.ptp(np.reshape(rewards, (-1, generations)), axis=1) < 1e-6).mean()
 
 
-def share_by_neighbours(rewards, generations):
+def share_by_neighbors(rewards, generations):
     starts = range(0, len(rewards), generations)
     flat = [i for i in starts if all(math.isclose(r, rewards[i], abs_tol=1e-9) for r in rewards[i : i + generations])]
     return len(flat) * generations / len(rewards)
@@ -155,7 +156,7 @@ def back_by_weights(box, part):
 VARIANTS = {
     "my_reward": (reward_by_ifs, reward_in_one_line),
     "my_advantages": (advantages_by_numpy, advantages_by_loop),
-    "my_share_without_variance": (share_by_reshape, share_by_neighbours),
+    "my_share_without_variance": (share_by_reshape, share_by_neighbors),
     "my_kl": (kl_by_loop, kl_by_mask),
     "my_paired_difference": (pairs_by_sorted_ids, pairs_by_hand),
     "my_resampled_mean": (resampled_by_counts, resampled_by_dictionary),
@@ -219,7 +220,7 @@ def test_the_reward_and_the_share_are_those_of_the_training():
             completion_ids=[[]] * len(texts),
             log_metric=logged.__setitem__,
         )
-        scores = [grpo.score(steps, truth, 2) for steps, truth in zip(answered, truths, strict=True)]
+        scores = [grpo.step_ious(steps, truth, 2) for steps, truth in zip(answered, truths, strict=True)]
         assert [rewards.my_reward(ious, 0.1) for ious in scores] == pytest.approx(given)
         assert rewards.my_share_without_variance(given, generations) == pytest.approx(logged["equal_groups"])
 
@@ -255,7 +256,7 @@ def test_the_paired_difference_is_that_of_the_results():
         a, b = ([rollout(name, [any_box(rng)]) for name in rng.sample(names, len(names))] for _ in range(2))
         by_id = [dict(zip([r["id"] for r in x], metrics.iou_matrix(x)[:, 0], strict=True)) for x in (a, b)]
         difference, margin = comparisons.my_paired_difference(*by_id)
-        cell = metrics.paired_difference(a, b, score, seed=0, n_resamples=2000)
+        cell = metrics.paired_difference(a, b, score, Resampling(0, 2000))
         assert difference == pytest.approx(cell["value"])
         assert margin == pytest.approx((cell["high"] - cell["low"]) / 2, rel=0.15)  # the bootstrap agrees nearly
 
@@ -266,11 +267,11 @@ def test_resamples_by_image_and_their_percentiles_give_the_interval_of_the_resul
     names = sorted(set(images))
     draws = [[names[i] for i in rng.integers(len(names), size=len(names))] for _ in range(3000)]
     means = [comparisons.my_resampled_mean(scores, images, drawn) for drawn in draws]
-    cell = metrics.mean_interval(scores, images, seed=0, n_resamples=3000)
+    cell = metrics.mean_interval(scores, images, Resampling(0, 3000))
     assert comparisons.my_resampled_mean(scores, images, names) == pytest.approx(cell["value"])
     assert np.percentile(means, [2.5, 97.5]) == pytest.approx([cell["low"], cell["high"]], abs=0.02)
     resamples = rng.integers(40, size=(3000, 40)).tolist()
-    alone = metrics.mean_interval(scores, [str(i) for i in range(40)], seed=0, n_resamples=3000)  # an image a sample
+    alone = metrics.mean_interval(scores, [str(i) for i in range(40)], Resampling(0, 3000))  # an image a sample
     assert comparisons.my_interval(scores, resamples) == pytest.approx([alone["low"], alone["high"]], abs=0.02)
 
 
@@ -301,7 +302,7 @@ def test_the_discordant_samples_are_those_of_mcnemars_test():
 def test_a_box_goes_back_to_the_image_as_in_the_closer_look_before_it_is_rounded():
     rng = random.Random(4)
     for _ in range(100):
-        box, part = any_box(rng), boxes.view(any_box(rng), 2.0)
+        box, part = any_box(rng), boxes.view(any_box(rng), 2.0, 200)
         assert boxes.snap(stopping.my_back_to_image(box, part)) == boxes.from_view(box, part)
     for box, part in calls("my_back_to_image"):
         assert boxes.snap(stopping.my_back_to_image(box, part)) == boxes.from_view(box, part)

@@ -3,6 +3,7 @@
 import matplotlib.pyplot as plt
 import pytest
 
+from ivt_utils.metrics import Resampling
 from ivt_utils.show.figures import curves_figure, log_figure
 
 ROW = {
@@ -19,7 +20,7 @@ ROW = {
 def test_a_learning_curve_has_a_panel_a_training_and_bands_without_width_at_first():
     rows = [{"step": 0, "ious": [[0.5, 0.4], [0.7, 0.6]]}, {"step": 10, "ious": [[0.5, 0.6], [0.7, 0.9]]}]
     curve = {"image_ids": ["a", "b"], "rows": rows}
-    figure = curves_figure({"from SFT": curve, "from the variant": curve}, seed=0, n_resamples=50)
+    figure = curves_figure({"from SFT": curve, "from the variant": curve}, Resampling(0, 50))
     assert [ax.get_title() for ax in figure.axes] == ["from SFT", "from the variant"]
     first, final = figure.axes[0].lines
     assert list(first.get_ydata()) == pytest.approx([0.6, 0.6])
@@ -33,7 +34,7 @@ def test_a_learning_curve_has_a_panel_a_training_and_bands_without_width_at_firs
 
 def test_a_learning_curve_of_one_image_has_no_bands():
     rows = [{"step": step, "ious": [[0.5, 0.4]]} for step in (0, 10)]
-    figure = curves_figure({"alone": {"image_ids": ["a"], "rows": rows}}, seed=0, n_resamples=50)
+    figure = curves_figure({"alone": {"image_ids": ["a"], "rows": rows}}, Resampling(0, 50))
     assert not figure.axes[0].collections and "alone, first answer: from 0.500 to 0.500" in figure.get_label()
     plt.close(figure)
 

@@ -7,8 +7,9 @@ import pytest
 from ivt_utils import closer
 from ivt_utils.closer import BASE, CLOSER, TAUGHT
 from ivt_utils.controls import TRUTH
-from ivt_utils.metrics import iou_matrix, paired_difference, side, step_score
-from ivt_utils.runtime.store import REFERENCE, read_json, read_jsonl
+from ivt_utils.metrics import Resampling, iou_matrix, paired_difference, side, step_score
+from ivt_utils.runtime.files import read_json, read_jsonl
+from ivt_utils.runtime.store import REFERENCE
 from ivt_utils.show import findings
 
 LIMITS = {"above": (0.01, 0.02), "below": (-0.02, -0.01), "open": (-0.01, 0.01)}
@@ -155,7 +156,7 @@ def test_what_notebooks_1_and_2_say_of_the_base_student_is_what_the_reference_sa
     boxes, ious = [step["box"] for step in base[0]["steps"]], iou_matrix(base)[0]
     assert all(boxes) and boxes[0] != boxes[1] != boxes[2] and ious[0] < ious[-1]  # the live sample of notebook 1
     last, first = step_score("final", "acc50"), step_score("step0", "acc50")
-    assert side(paired_difference(bare, bare, last, first, seed=0, n_resamples=500)) == "below"
+    assert side(paired_difference(bare, bare, last, Resampling(0, 500), first)) == "below"
     rows = read_json(REFERENCE / "results.json")["second_turn"]
     same = {(row["words"], row["style"]): row["same"] for row in rows}
     bare_again, outlined, filled = (same["question", style] for style in ("none", "outline", "filled"))

@@ -1,12 +1,14 @@
 """GRPO: the environment, the reward and each trap on the way; then TRL's own trainer on scripted answers."""
 
 import io
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from conftest import ScriptedModel
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -16,27 +18,23 @@ from ivt_utils.loop import evaluate
 from ivt_utils.metrics import iou_matrix
 from ivt_utils.micro import model as micro
 from ivt_utils.overlay import draw_box, load_image
+from ivt_utils.profiles import STUDENT_RECIPE
 from ivt_utils.records import load_split
-from ivt_utils.runtime.store import ArtefactError
+from ivt_utils.runtime.files import ArtefactError
 
 BOX, OTHER, TRUTH = (100, 200, 300, 400), (500, 500, 700, 900), [100.0, 200.0, 300.0, 500.0]
 
 
-def call(value) -> dict:
-    return {"type": "function", "function": {"name": "draw_box", "arguments": {"bbox_2d": value}}}
-
-
-def said(content="", *values) -> dict:
-    """An assistant message as TRL parses it."""
-    message = {"role": "assistant", "content": content}
-    return message | ({"tool_calls": [call(value) for value in values]} if values else {})
+def said(content="", box=None) -> dict:
+    """An assistant message as TRL parses it; `box` is written behind its text."""
+    return {"role": "assistant", "content": protocol.answer_text(box, content) if box else content}
 
 
 def shown(content="feedback") -> dict:
     return {"role": "tool", "name": "draw_box", "content": content}
 
 
-GOOD = [said("", list(OTHER)), shown(), said("It is too high: move down.", list(OTHER)), shown(), said("", list(BOX))]
+GOOD = [said("", OTHER), shown(), said("It is too high: move down.", OTHER), shown(), said("", BOX)]
 
 
 # --- the environment
@@ -51,14 +49,12 @@ def environment(records):
 
 def test_the_feedback_is_that_of_the_loop(environment, records):
     image = records[0]["image"]
-    for box in (BOX, OTHER):  # the second on the original, not on the first
-        content = environment.draw_box(list(box))
+    for box in (BOX, None, OTHER):  # each on the original, not on the one before
+        content = environment.draw_box(box)
         wanted = protocol.feedback(draw_box(image, box), box)["content"]
         assert content[0]["image"].tobytes() == wanted[0]["image"].tobytes()
         assert content[1] == wanted[1] and len(content) == 2 and content[0]["type"] == "image"
-    assert environment._shown == 2
     environment.reset(images=[records[1]["image"]])
-    assert environment._shown == 0
     assert environment.draw_box(list(BOX))[0]["image"].tobytes() == draw_box(records[1]["image"], BOX).tobytes()
 
 
@@ -67,30 +63,6 @@ def test_the_style_is_passed_on(records):
     made.reset(images=[records[0]["image"]])
     outline = draw_box(records[0]["image"], BOX, "outline").tobytes()
     assert made.draw_box(list(BOX))[0]["image"].tobytes() == outline
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        [1, 2, 3],
-        [1, 2, 3, 4, 5],
-        [],
-        [300, 2, 3, 4],
-        [1, 2, 3, 1001],
-        [1.0, 2, 3, 4],
-        [float("nan"), 2, 3, 4],
-        ["1", "2", "3", "4"],
-        [True, 2, 3, 4],
-        None,
-        5,
-        "1, 2, 3, 4",
-        {"x": 1},
-    ],
-)
-def test_no_box_is_drawn_for_a_call_without_one(environment, bad):
-    with pytest.raises(ValueError, match="holds no valid box"):
-        environment.draw_box(bad)
-    assert environment._shown == 0
 
 
 def test_the_environment_has_one_tool_with_a_schema():
@@ -107,7 +79,7 @@ def test_the_environment_has_one_tool_with_a_schema():
 
 def test_the_boxes_of_a_rollout():
     assert grpo.boxes_of(GOOD) == [OTHER, OTHER, BOX]
-    assert grpo.boxes_of([said("", list(BOX))]) == [BOX]
+    assert grpo.boxes_of([said("", BOX)]) == [BOX]
     assert grpo.boxes_of([]) == [None]
 
 
@@ -116,18 +88,10 @@ def test_the_boxes_of_a_rollout():
     [
         said("no box"),
         said(""),
-        said("", [1, 2, 3]),
-        said("", [1, 2, 3, 4, 5]),
-        said("", [300, 2, 3, 4]),
-        said("", [1, 2, 3, 1001]),
-        said("", [float("nan"), 2, 3, 4]),
-        said("", [1.5, 2, 3, 4]),
-        said("", None),
-        said("", list(BOX), list(BOX)),
-        said('{"bbox_2d": [1, 2, 3, 4]}', list(BOX)),
-        said("", "[1, 2, 3, 4]"),
-        {"role": "assistant"},
-        {"role": "assistant", "content": None},
+        said('{"bbox_2d": [1, 2, 3]}'),
+        said('{"bbox_2d": [300, 2, 3, 4]}'),
+        said('{"bbox_2d": [1, 2, 3'),
+        said(protocol.answer_text(BOX), BOX),
     ],
 )
 def test_an_answer_that_does_not_parse_is_no_box(message):
@@ -139,16 +103,10 @@ def test_a_rollout_that_ends_on_the_feedback_has_failed():
     assert grpo.boxes_of(GOOD[:2]) == [OTHER, None] and grpo.boxes_of(GOOD[:4]) == [OTHER, OTHER, None]
 
 
-def test_a_message_reads_as_the_model_wrote_it():
-    assert grpo.text_of(GOOD[2]) == "It is too high: move down." + protocol.answer_text(OTHER)
-    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    assert grpo.text_of({"role": "assistant", "content": parts}) == "ab"
-
-
 def test_every_answer_has_a_score():
-    assert grpo.score([BOX, None], TRUTH, 2) == [iou(BOX, TRUTH), None, None]
-    assert grpo.score([], TRUTH, 0) == [None]
-    assert grpo.score([OTHER, BOX, BOX, BOX], TRUTH, 2) == [0.0, iou(BOX, TRUTH), iou(BOX, TRUTH)]
+    assert grpo.step_ious([BOX, None], TRUTH, 2) == [iou(BOX, TRUTH), None, None]
+    assert grpo.step_ious([], TRUTH, 0) == [None]
+    assert grpo.step_ious([OTHER, BOX, BOX, BOX], TRUTH, 2) == [0.0, iou(BOX, TRUTH), iou(BOX, TRUTH)]
 
 
 # --- the reward
@@ -156,13 +114,12 @@ def test_every_answer_has_a_score():
 
 @pytest.fixture
 def judge():
-    """(rollouts, turns, images shown, image tokens left) -> rewards, metrics; an image takes 36 tokens."""
+    """(rollouts, turns, image tokens left) -> rewards, metrics; an image takes 36 tokens."""
 
-    def run(completions, turns=2, images=None, left=None, bonus=0.1):
-        images = [0] * len(completions) if images is None else images
-        left = [36 * n for n in images] if left is None else left
+    def run(completions, turns=2, left=None, bonus=0.1):
+        left = [36 * turns] * len(completions) if left is None else left
         logged = {}
-        environments = [SimpleNamespace(_shown=n, _image="image") for n in images]
+        environments = [SimpleNamespace(_image="image")] * len(completions)
         reward = grpo.make_reward(turns, bonus, 2, 7, {"image": 36}.get)
         rewards = reward(
             completions=completions,
@@ -183,7 +140,7 @@ def test_a_rollout_of_good_answers_earns_its_final_iou_and_the_bonus(judge):
     assert final == pytest.approx(2 / 3)
     assert judge([GOOD])[0] == pytest.approx([final + 0.1])
     assert judge([GOOD], bonus=0.0)[0] == pytest.approx([final])
-    assert judge([[said("", list(BOX))]], turns=0)[0] == pytest.approx([final + 0.1])
+    assert judge([[said("", BOX)]], turns=0)[0] == pytest.approx([final + 0.1])
 
 
 @pytest.mark.parametrize(
@@ -195,13 +152,11 @@ def test_a_rollout_of_good_answers_earns_its_final_iou_and_the_bonus(judge):
         GOOD[:1],
         [],
         [said("no box")],
-        [*GOOD[:2], said("no box")],  # a parse failure ends the rollout early
-        [*GOOD[:4], said("", [1, 2, 3])],
-        [*GOOD[:4], said("", [1, 2, 3, 4, 5])],
-        [*GOOD[:4], said("", list(BOX), list(BOX))],
-        [*GOOD[:4], said("", [300, 200, 100, 400])],
+        [*GOOD[:4], said('{"bbox_2d": [1, 2, 3]}')],
+        [*GOOD[:4], said(protocol.answer_text(BOX), BOX)],
+        [*GOOD[:4], said('{"bbox_2d": [300, 200, 100, 400]}')],
         [*GOOD[:4], said("no box")],
-        [*GOOD[:4], said("", list(OTHER))][:4] + [said('{"bbox_2d": [1, 2, 3')],
+        [*GOOD[:4], said('{"bbox_2d": [1, 2, 3')],
     ],
 )
 def test_a_rollout_without_a_final_box_earns_nothing(judge, rollout):
@@ -209,19 +164,21 @@ def test_a_rollout_without_a_final_box_earns_nothing(judge, rollout):
     assert rewards == [0.0] and logged["failed_rollouts"] == 1.0 and logged["iou_step_2"] == 0.0
 
 
-@pytest.mark.parametrize("first", [said("", [1, 2, 3]), said("", [1, 2, 3, 4, 5]), said("", list(BOX), list(OTHER))])
+@pytest.mark.parametrize(
+    "first", [said("no box"), said('{"bbox_2d": [1, 2, 3]}'), said(protocol.answer_text(BOX), OTHER)]
+)
 def test_a_failed_answer_on_the_way_costs_the_bonus_and_no_more(judge, first):
-    rewards, logged = judge([[first, shown("{'error': '...'}"), *GOOD[2:]]])
+    rewards, logged = judge([[first, *GOOD[1:]]])
     assert rewards == pytest.approx([iou(BOX, TRUTH)]) and logged["failed_rollouts"] == 1.0
 
 
 def test_a_box_that_the_trainer_did_not_ask_for_is_not_scored(judge):
-    more = [*GOOD, shown(), said("", [100, 200, 300, 500])]
+    more = [*GOOD, shown(), said("", (100, 200, 300, 500))]
     assert judge([more])[0] == judge([GOOD])[0]
 
 
 def test_the_metrics_are_means_over_all_rollouts(judge):
-    exact = [said("", [100, 200, 300, 500])]
+    exact = [said("", (100, 200, 300, 500))]
     _, logged = judge([GOOD, [*exact, shown(), *exact, shown(), *exact], GOOD[:2], [said("no box")]])
     assert logged == pytest.approx(
         {
@@ -234,10 +191,10 @@ def test_the_metrics_are_means_over_all_rollouts(judge):
     )
 
 
-@pytest.mark.parametrize("images, left", [([2, 2], [72, 36]), ([1], [0]), ([0], [36]), ([1], [35]), ([1, 1], [36, 37])])
-def test_dropped_feedback_stops_the_training_with_one_sentence(judge, images, left):
+@pytest.mark.parametrize("left", [[72, 36], [0], [71], [108], [72, 73]])
+def test_dropped_feedback_stops_the_training_with_one_sentence(judge, left):
     with pytest.raises(RuntimeError) as caught:
-        judge([GOOD] * len(images), images=images, left=left)
+        judge([GOOD] * len(left), left=left)
     message = str(caught.value)
     assert "feedback image was dropped" in message and "feedback_tokens" in message and "\n" not in message
 
@@ -274,14 +231,14 @@ def test_tokens_of_an_image(tiny_student, records):
 # --- TRL's trainer, on scripted answers
 
 EMPTY = ""  # nothing is generated, not even the end of the turn
+CUT = " star"  # an answer that ends on this reaches its limit of tokens before the end of the turn
 
 
 @pytest.fixture(scope="module")
-def scripted_trainer(processor, records):
+def scripted_trainer(records):
     """TRL's GRPOTrainer with `script(turn, rollout, truth)` in place of sampling; it keeps what passes through it."""
     import trl
 
-    tokenizer = processor.tokenizer
     truths = {record["expression"]: record["bbox"] for record in records}
     assert len(truths) == len(records)
     torch.set_num_threads(1)
@@ -291,7 +248,7 @@ def scripted_trainer(processor, records):
 
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
-            type(self).last = self
+            Scripted.last = self
             self.kept, self.max_completion_length = [], self.budget or self.max_completion_length
 
         def training_step(self, *args, **kwargs):
@@ -300,13 +257,13 @@ def scripted_trainer(processor, records):
             return super().training_step(*args, **kwargs)
 
         def _generate_single_turn(self, prompt_ids, *_, **__):
-            answers, free = [], list(range(len(self.histories)))
+            answers, free, tokenizer = [], list(range(len(self.histories))), self.processing_class.tokenizer
             for ids in prompt_ids:  # which rollout is this? the one whose turns so far the prompt begins with
                 i = next(i for i in free if ids[: len(sum(self.histories[i], []))] == sum(self.histories[i], []))
                 free.remove(i)
                 expression = tokenizer.decode(ids).split(protocol.PROMPT[0])[1].split(protocol.PROMPT[1])[0]
                 text = type(self).script(len(self.histories[i]) // 2, i, truths[expression])
-                answer = tokenizer.encode(text + "<|im_end|>") if text else []
+                answer = tokenizer.encode(text if text.endswith(CUT) else text + "<|im_end|>") if text else []
                 self.histories[i] += [ids[len(sum(self.histories[i], [])) :], answer]
                 answers.append(answer)
             return answers, None
@@ -366,7 +323,7 @@ def adapter_of(model, name) -> dict:
 
 SCRIPT = {
     0: lambda turn, true: protocol.answer_text(true if turn == 2 else OTHER, "It is too low: move up." * (turn == 1)),
-    1: lambda turn, true: protocol.answer_text(true) if turn == 0 else "It fits: keep it.",  # ends early
+    1: lambda turn, true: protocol.answer_text(true) if turn == 0 else "It fits: keep it.",  # no box
     2: lambda turn, true: protocol.answer_text(true) if turn else '{"bbox_2d": [10, 20, 30]}',
     3: lambda turn, true: EMPTY if turn == 2 else protocol.answer_text(true),  # ends on the feedback
 }
@@ -397,30 +354,34 @@ def test_each_rollout_ends_where_it_should_and_its_reward_says_so(trained):
     boxes = [snap(truth, micro.GRID) for truth in step["truth"]]
     assert [grpo.boxes_of(c) for c in step["completions"]] == [
         [OTHER, OTHER, boxes[0]],
-        [boxes[1], None],
+        [boxes[1], None, None],
         [None, boxes[2], boxes[2]],
         [boxes[3], boxes[3], None],
     ]
     assert [c[-1]["role"] for c in step["completions"]] == ["assistant", "assistant", "assistant", "tool"]
+    assert [[m["content"][1]["text"] for m in c if m["role"] == "tool"] for c in step["completions"]] == [
+        [protocol.FEEDBACK if box else protocol.FEEDBACK_NO_BOX for box in shown]
+        for shown in ([OTHER, OTHER], [boxes[1], None], [None, boxes[2]], [boxes[3], boxes[3]])
+    ]
     final = [iou(box, truth) for box, truth in zip(boxes, step["truth"], strict=True)]
     assert step["rewards"] == pytest.approx([final[0] + 0.1, 0.0, final[2], 0.0], abs=1e-5) and min(final) > 0.8
 
 
 def test_every_image_that_was_shown_reaches_the_model(trained):
     step = trained.step
-    assert [len(images) for images in step["tool_images"]] == [2, 1, 1, 2]
-    assert len(step["batch"]["image_grid_thw"]) == 4 + 6 and len(step["batch"]["pixel_values"]) == 10 * 144
+    assert [len(images) for images in step["tool_images"]] == [2, 2, 2, 2]
+    assert len(step["batch"]["image_grid_thw"]) == 4 + 8 and len(step["batch"]["pixel_values"]) == 12 * 144
 
 
 def test_the_models_tokens_are_learnt_and_the_feedbacks_are_not(trained, processor):
     step, decode = trained.step, processor.tokenizer.decode
     for rollout, (ids, mask) in enumerate(zip(step["completion_ids"], step["tool_mask"], strict=True)):
-        turns = (3, 2, 3, 2)[rollout]
+        turns = (3, 3, 3, 2)[rollout]
         written = "".join(script(t, rollout, step["truth"][rollout]) + "<|im_end|>" for t in range(turns))
         assert decode([token for token, own in zip(ids, mask, strict=True) if own]) == written
         masked = decode([token for token, own in zip(ids, mask, strict=True) if not own])
         assert masked.count("<|image_pad|>") == 36 * len(step["tool_images"][rollout])
-        assert masked.count("<|im_start|>user\n") == masked.count("<|im_start|>assistant\n") == 2 - (rollout == 1)
+        assert masked.count("<|im_start|>user\n") == masked.count("<|im_start|>assistant\n") == 2
         assert step["batch"]["tool_mask"][rollout][: len(mask)].tolist() == mask
 
 
@@ -436,6 +397,64 @@ def test_a_rollout_has_the_ids_and_the_mask_of_its_chat_in_sft(trained, processo
     assert marked["assistant_masks"][0] == [0] * len(prompt) + step["tool_mask"][0] + [0]
 
 
+ANSWERS = {  # an answer as students write it, and its box
+    "plain": ('{"bbox_2d": [100, 200, 300, 400]}', BOX),
+    "Qwen's habit": ('```json\n[\n\t{"bbox_2d": [100, 200, 300, 400], "label": "red cup"}\n]\n```', BOX),
+    "no spaces": ('{"bbox_2d":[100,200,300,400]}', BOX),
+    "lines": ('{\n  "bbox_2d": [100, 200, 300, 400]\n}', BOX),
+    "quotes in a label": ('{"label": "a \\"red\\" {cup}", "bbox_2d": [100, 200, 300, 400]}', BOX),
+    "in a call": ('<tool_call>\n{"arguments": {"bbox_2d": [100, 200, 300, 400]}}\n</tool_call>', BOX),
+    "behind a trace": ('It is too high: move down. {"bbox_2d": [100, 200, 300, 400]}', BOX),
+    "no box": ("It fits: keep it.", None),
+    "two boxes": ('{"bbox_2d": [100, 200, 300, 400]} {"bbox_2d": [500, 500, 700, 900]}', None),
+    "reversed": ('{"bbox_2d": [300, 200, 100, 400]}', None),
+    "breaks off": ('```json\n[\n\t{"bbox_2d": [100, 200, 300, 400], "label": "red' + CUT, None),
+    "goes on": ('{"bbox_2d": [100, 200, 300, 400]}' + 10 * CUT, BOX),
+}
+
+
+@pytest.fixture(scope="module")
+def wider_processor():
+    """The micro student's processor with all the words of ANSWERS."""
+    known = [*micro.expression_words(), *micro.follow_up_words()]
+    written = re.findall(r" ?[A-Za-z]+|[\s\S]", "".join(text for text, _ in ANSWERS.values()))
+    more = sorted(set(written) - set(micro.vocabulary(known)))
+    return student.install_protocol(
+        micro.build_processor([*known, *more], STUDENT_RECIPE.image_side, STUDENT_RECIPE.patch)
+    )
+
+
+def test_a_rollout_is_that_of_the_loop_whatever_is_answered(
+    wider_processor, records, scripted_trainer, tiny_profile, tmp_path
+):
+    """Each of ANSWERS comes once before a feedback: its box, what is shown and every token are as in evaluation."""
+    tokenizer, wanted = wider_processor.tokenizer, list(ANSWERS.values())
+    assert all(tokenizer.decode(tokenizer.encode(text)) == text for text, _ in wanted) and len(wanted) == 4 * 3
+
+    def script(turn, rollout, truth=None):
+        return wanted[3 * rollout + turn][0] if turn < 3 else protocol.answer_text(OTHER)
+
+    policy = student.Student(micro.build_micro(wider_processor, seed=0), wider_processor, micro.GRID)
+    profile = replace(tiny_profile, max_new_tokens=64)
+    made = train(scripted_trainer, policy, records, tmp_path, profile, script, turns=3, steps=1)
+    step = made.step
+    assert [grpo.boxes_of(c) for c in step["completions"]] == [
+        [*(box for _, box in wanted[3 * rollout :][:3]), OTHER] for rollout in range(4)
+    ]
+    asked = [next(r for r in records if r["bbox"] == pytest.approx(truth)) for truth in step["truth"]]
+    loop = ScriptedModel(wider_processor, script)
+    rollouts = evaluate(student.Student(loop, wider_processor, micro.GRID), asked, profile, turns=3, batch_size=4)
+    for i, rollout in enumerate(rollouts):
+        assert [said["box"] for said in rollout["steps"]] == grpo.boxes_of(step["completions"][i])
+        ids = loop.prompt_ids(3, i) + tokenizer.encode(rollout["steps"][3]["text"] + "<|im_end|>")
+        assert step["prompt_ids"][i] + step["completion_ids"][i] == ids
+        written = [said["text"] + "<|im_end|>" * (not said["text"].endswith(CUT)) for said in rollout["steps"]]
+        own = zip(step["completion_ids"][i], step["tool_mask"][i], strict=True)
+        assert tokenizer.decode([token for token, learnt in own if learnt]) == "".join(written)
+    assert torch.equal(step["batch"]["pixel_values"], loop.shown[3]["pixel_values"])
+    assert torch.equal(step["batch"]["image_grid_thw"], loop.shown[3]["image_grid_thw"])
+
+
 def test_the_kl_term_is_taken_to_the_sft_policy(trained, sft_policy):
     reference, weights = adapter_of(trained.trainer.model, "ref"), sft_policy[1]
     assert reference.keys() == weights.keys() and all(torch.equal(reference[n], weights[n]) for n in weights)
@@ -444,10 +463,10 @@ def test_the_kl_term_is_taken_to_the_sft_policy(trained, sft_policy):
 
 
 def test_the_adapter_moves_away_from_the_sft_policy_and_is_saved_alone(trained, sft_policy):
-    learnt, weights = adapter_of(trained.trainer.model, "default"), sft_policy[1]
-    assert any(not torch.equal(learnt[name], weights[name]) for name in weights)
+    learned, weights = adapter_of(trained.trainer.model, "default"), sft_policy[1]
+    assert any(not torch.equal(learned[name], weights[name]) for name in weights)
     saved = load_file(trained.folder / "adapter_model.safetensors")
-    assert saved.keys() == learnt.keys() and all(torch.equal(saved[name], learnt[name]) for name in learnt)
+    assert saved.keys() == learned.keys() and all(torch.equal(saved[name], learned[name]) for name in learned)
     assert not (trained.folder / "ref").exists()
 
 
@@ -560,9 +579,9 @@ def test_feedback_that_the_budget_drops_stops_the_training(
 def test_the_budget_holds_the_longest_rollout(
     processor, records, fresh_student, scripted_trainer, tiny_profile, tmp_path
 ):
-    """Every answer as long as it may be, with two boxes in it: all feedback is shown, none is dropped."""
-    pair = protocol.answer_text(OTHER) + protocol.answer_text(BOX)
-    long = pair + " star" * (tiny_profile.max_new_tokens - 1 - len(processor.tokenizer.encode(pair)))
+    """Every answer as long as it may be, and cut off there: all feedback is shown, none is dropped."""
+    box = protocol.answer_text(BOX)
+    long = box + CUT * (tiny_profile.max_new_tokens - len(processor.tokenizer.encode(box)))
     made = train(
         scripted_trainer,
         fresh_student,
@@ -573,4 +592,4 @@ def test_the_budget_holds_the_longest_rollout(
         turns=4,
         steps=1,
     )
-    assert [len(images) for images in made.step["tool_images"]] == [8] * 4 and made.step["rewards"] == [0.0] * 4
+    assert [len(images) for images in made.step["tool_images"]] == [4] * 4 and min(made.step["rewards"]) > 0

@@ -12,7 +12,7 @@ from ivt_utils import cli, exercises
 from ivt_utils.course import guide
 from ivt_utils.profiles import get_profile
 from ivt_utils.runtime import pace
-from ivt_utils.runtime.store import ROOT, ArtefactError
+from ivt_utils.runtime.files import ROOT, ArtefactError
 
 PAGE = guide.GUIDE.read_text(encoding="utf-8")
 HOW = {"talk", "all together", "alone", "pairs", "break"}

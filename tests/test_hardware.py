@@ -13,7 +13,8 @@ from ivt_utils import student
 from ivt_utils.loop import evaluate
 from ivt_utils.profiles import get_profile
 from ivt_utils.runtime import hardware
-from ivt_utils.runtime.store import ArtefactError, Run
+from ivt_utils.runtime.files import ArtefactError
+from ivt_utils.runtime.store import Run
 from ivt_utils.sft import trainer_options
 
 

@@ -10,8 +10,8 @@ from ivt_utils import harvest, protocol
 from ivt_utils.boxes import iou, parse_answer, snap, valid
 from ivt_utils.profiles import get_profile
 from ivt_utils.runtime.store import REFERENCE
-from ivt_utils.show.results import read_rollouts
-from ivt_utils.teacher import fits, geometric_trace
+from ivt_utils.show.reading import read_rollouts
+from ivt_utils.teacher import geometric_trace, within_tolerance
 
 TRUTH = [100.0, 100.0, 300.0, 300.0]
 
@@ -94,7 +94,7 @@ def test_the_variant_keeps_a_box_that_fits_and_says_so(box, truth, turns):
     made = harvest.trajectory(own, turns, 10, keep=True)["steps"]
     line = harvest.straight_line(box, truth, turns, 10)
     for before, step, ahead in zip(made, made[1:], line, strict=False):
-        assert step["box"] == (before["box"] if fits(before["box"], truth) else ahead)
+        assert step["box"] == (before["box"] if within_tolerance(before["box"], truth) else ahead)
         assert step["text"].startswith(protocol.TRACE_FITS) == (step["box"] == before["box"])
 
 

@@ -21,7 +21,7 @@ from ivt_utils import records as data
 from ivt_utils.micro.model import expression_words
 from ivt_utils.paper_scale import download, fixture, hub, split
 from ivt_utils.profiles import get_profile
-from ivt_utils.runtime.store import ArtefactError, read_json, write_text
+from ivt_utils.runtime.files import ArtefactError, read_json, write_text
 
 SMALL = replace(get_profile("paper"), name="paper-dry-run", train=8, val=8, test=8)
 REFCOCOG, REF_ADV_S, REF_L4 = hub.SOURCES

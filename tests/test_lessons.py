@@ -14,7 +14,7 @@ from ivt_utils.course import execute, lessons
 from ivt_utils.course.execute import MARK, PROJECT, find_notebooks
 from ivt_utils.course.setting_up import badge_links, repository
 from ivt_utils.profiles import get_profile
-from ivt_utils.runtime.store import ROOT, ArtefactError, read_json
+from ivt_utils.runtime.files import ROOT, ArtefactError, read_json
 from ivt_utils.show.tables import paper_results
 
 NOTEBOOKS = find_notebooks(lessons.NOTEBOOKS)
@@ -65,7 +65,7 @@ def test_the_stamp_rests_on_the_code_that_is_reached_and_not_on_what_is_said_of_
     names = {path.stem for path in execute.reached(["from ivt_utils.boxes import iou\nimport numpy"])}
     assert names == {"boxes"}
     names = {path.stem for path in execute.reached(["def f():\n    from ivt_utils import loop"])}
-    assert {"loop", "protocol", "student", "store"} <= names and not names & {"book", "lessons", "widgets", "plan"}
+    assert {"loop", "protocol", "student", "files"} <= names and not names & {"book", "lessons", "widgets", "plan"}
 
 
 @each

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from ivt_utils import boxes, metrics
+from ivt_utils.metrics import Resampling
 
-FAST = {"seed": 3, "n_resamples": 200}
+FAST = Resampling(3, 200)
 UNIT = [0, 0, 100, 100]
 # Boxes whose IoU with UNIT is plain to see.
 FULL, HALF, NONE, TENTH = [0, 0, 100, 100], [0, 0, 100, 50], [500, 500, 600, 600], [0, 0, 100, 10]
@@ -64,7 +65,7 @@ def test_iou_matrix_by_hand():
 
 def test_iou_on_a_threshold_counts():
     rows = [rollout(0, HALF), rollout(1, [0, 0, 100, 70]), rollout(2, [0, 0, 90, 100])]
-    found = metrics.score(rows, **FAST)
+    found = metrics.score(rows, FAST)
     values = {name: found["final"][name]["value"] for name in ("acc50", "acc70", "acc90")}
     assert values == {"acc50": 1, "acc70": pytest.approx(2 / 3), "acc90": pytest.approx(1 / 3)}
 
@@ -80,7 +81,7 @@ def test_every_metric_by_hand():
         rollout(6, None, None, None, subset="distractors"),  # never parses: stays, but no box to be the same
         rollout(7, FULL, None, FULL, subset="distractors"),  # stays, same box
     ]
-    found = metrics.score(rows, **FAST)
+    found = metrics.score(rows, FAST)
     value = {path: cell["value"] for path, cell in cells(found)}
     size = {path: cell["n"] for path, cell in cells(found)}
     assert value["per_step", 0, "acc50"] == 5 / 8
@@ -111,19 +112,19 @@ def test_every_metric_by_hand():
 
 
 def test_degradation_has_the_papers_sign():
-    assert metrics.degradation(np.array([[0.9, 0.7, 0.5], [0.2, 0.2, 0.6]])) == pytest.approx([0.2, -0.2])
+    assert metrics.degradation_per_step(np.array([[0.9, 0.7, 0.5], [0.2, 0.2, 0.6]])) == pytest.approx([0.2, -0.2])
     with pytest.raises(ValueError, match="step 0 only"):
-        metrics.degradation(np.array([[0.9]]))
+        metrics.degradation_per_step(np.array([[0.9]]))
 
 
 def test_a_single_answer_has_no_loop_metrics_and_the_oracle_gains_nothing():
-    found = metrics.score([rollout(0, HALF), rollout(1, FULL)], **FAST)
+    found = metrics.score([rollout(0, HALF), rollout(1, FULL)], FAST)
     assert found.keys() == {"final", "per_step", "subsets", "oracle_best_step"}
     assert found["oracle_best_step"]["miou"] == found["final"]["miou"]
 
 
 def test_whatever_the_truth_chose_is_called_oracle():
-    found = metrics.score([rollout(0, HALF, FULL, NONE), rollout(1, NONE, FULL, NONE)], **FAST)
+    found = metrics.score([rollout(0, HALF, FULL, NONE), rollout(1, NONE, FULL, NONE)], FAST)
     best = [path for path, cell in cells(found) if cell["value"] == 1 and path[:2] != ("per_step", 1)]
     perfect = {path for path in best if path[-1] in ("acc50", "acc70", "acc90", "miou")}
     assert perfect and all("oracle" in path[0] for path in perfect)
@@ -133,10 +134,10 @@ def test_paired_difference_by_hand():
     a = [rollout(0, FULL), rollout(1, HALF), rollout(2, NONE)]
     b = [rollout(2, NONE, HALF), rollout(0, FULL, NONE), rollout(1, FULL, HALF)]  # another order, another T
     final = metrics.step_score("final", "miou")
-    cell = metrics.paired_difference(a, b, final, **FAST)
+    cell = metrics.paired_difference(a, b, final, FAST)
     assert cell["value"] == pytest.approx((1 + 0 - 0.5) / 3)
     assert cell["n"] == 3
-    oracle = metrics.paired_difference(b, b, metrics.step_score("oracle", "acc50"), final, **FAST)
+    oracle = metrics.paired_difference(b, b, metrics.step_score("oracle", "acc50"), FAST, final)
     assert oracle["value"] == pytest.approx((3 - 1) / 3)
 
 
@@ -150,12 +151,12 @@ def test_the_gain_of_a_learning_curve_by_hand():
     """Nine rows: a quarter are two. Of each prompt only the final answer counts, and prompts share images."""
     finals = [(0.2, 0.4), (0.4, 0.4), *[(0.0, 0.0)] * 5, (0.6, 0.4), (0.8, 0.8)]
     rows = [{"step": 5 * i, "ious": [[0.9, value] for value in pair]} for i, pair in enumerate(finals)]
-    found = metrics.curve_gain(rows, ["a", "b"], 3, 200)
+    found = metrics.curve_gain(rows, ["a", "b"], FAST)
     assert found["steps"] == [0, 5, 10, 15, 20, 25, 30, 35, 40]
     assert (found["first"], found["last"]) == pytest.approx((0.35, 0.65))
     cell = found["difference"]
     assert (cell["value"], cell["low"], cell["high"], cell["n"]) == pytest.approx((0.3, 0.2, 0.4, 2))
-    one_image = metrics.curve_gain(rows[-3:], ["a", "a"], 3, 200)  # of three rows the first and the last
+    one_image = metrics.curve_gain(rows[-3:], ["a", "a"], FAST)  # of three rows the first and the last
     assert one_image["difference"] == {"value": pytest.approx(0.8), "low": None, "high": None, "n": 2}
 
 
@@ -170,25 +171,25 @@ def test_the_gain_of_a_learning_curve_by_hand():
 )
 def test_a_learning_curve_that_is_none_is_refused(rows, images):
     with pytest.raises(ValueError):
-        metrics.curve_gain(rows, images, 0, 200)
+        metrics.curve_gain(rows, images, FAST)
 
 
 def test_paired_ratio_by_hand_and_where_it_has_no_meaning():
     gentle = [rollout(i, FULL, [0, 0, 100, 90], [0, 0, 100, 90]) for i in range(4)]
     steep = [rollout(i, FULL, HALF, HALF) for i in range(4)]
     still = [rollout(i, FULL, FULL, FULL) for i in range(4)]
-    cell = metrics.paired_ratio(gentle, steep, metrics.degradation, **FAST)
+    cell = metrics.paired_ratio(gentle, steep, metrics.degradation_per_step, FAST)
     assert (cell["value"], cell["low"], cell["high"]) == pytest.approx((0.2, 0.2, 0.2))
-    assert metrics.paired_ratio(gentle, still, metrics.degradation, **FAST) == {
+    assert metrics.paired_ratio(gentle, still, metrics.degradation_per_step, FAST) == {
         "value": None,
         "low": None,
         "high": None,
         "n": 4,
     }
     improving = [rollout(i, HALF, FULL, FULL) for i in range(4)]
-    assert metrics.paired_ratio(gentle, improving, metrics.degradation, **FAST)["value"] is None
+    assert metrics.paired_ratio(gentle, improving, metrics.degradation_per_step, FAST)["value"] is None
     mixed = [*steep[:1], *still[1:]]  # some resamples have nothing below the line
-    cell = metrics.paired_ratio(gentle, mixed, metrics.degradation, **FAST)
+    cell = metrics.paired_ratio(gentle, mixed, metrics.degradation_per_step, FAST)
     assert cell["value"] == pytest.approx(0.8) and cell["low"] is None and cell["high"] is None
 
 
@@ -197,7 +198,7 @@ def test_paired_ratio_by_hand_and_where_it_has_no_meaning():
 
 def test_interval_agrees_with_the_normal_approximation():
     scores = np.random.default_rng(0).random(800) < 0.8
-    cell = metrics.mean_interval(scores, [f"i{i}" for i in range(800)], seed=0, n_resamples=4000)
+    cell = metrics.mean_interval(scores, [f"i{i}" for i in range(800)], Resampling(0, 4000))
     error = 1.96 * (cell["value"] * (1 - cell["value"]) / 800) ** 0.5
     sides = cell["value"] - cell["low"], cell["high"] - cell["value"]
     assert sides == pytest.approx((error, error), rel=0.08)
@@ -208,7 +209,7 @@ def test_intervals_cover_the_truth_about_95_times_in_100():
     for trial in range(200):
         images = np.repeat(np.arange(60), 3).astype(str)  # three samples an image, which share a level
         scores = np.repeat(rng.normal(0, 1, 60), 3) + rng.normal(0, 0.5, 180)
-        cell = metrics.mean_interval(scores, images, seed=trial, n_resamples=400)
+        cell = metrics.mean_interval(scores, images, Resampling(trial, 400))
         covered += cell["low"] <= 0 <= cell["high"]
     assert 180 <= covered <= 198
 
@@ -216,10 +217,10 @@ def test_intervals_cover_the_truth_about_95_times_in_100():
 def test_copies_of_a_row_within_its_image_do_not_narrow_the_interval():
     scores = (np.random.default_rng(0).random(200) < 0.7).astype(float)
     images = np.array([f"i{i}" for i in range(200)])
-    once = metrics.mean_interval(scores, images, **FAST)
-    copied = metrics.mean_interval(np.repeat(scores, 9), np.repeat(images, 9), **FAST)
+    once = metrics.mean_interval(scores, images, FAST)
+    copied = metrics.mean_interval(np.repeat(scores, 9), np.repeat(images, 9), FAST)
     assert [copied[k] for k in ("value", "low", "high")] == pytest.approx([once[k] for k in ("value", "low", "high")])
-    apart = metrics.mean_interval(np.repeat(scores, 9), [f"j{i}" for i in range(1800)], **FAST)
+    apart = metrics.mean_interval(np.repeat(scores, 9), [f"j{i}" for i in range(1800)], FAST)
     assert (apart["high"] - apart["low"]) * 2 < copied["high"] - copied["low"]
 
 
@@ -228,24 +229,24 @@ def test_pairing_narrows_the_interval_of_a_small_change():
     base = [rollout(i, FULL if rng.random() < 0.8 else NONE) for i in range(300)]
     better = [rollout(i, FULL if i < 6 else r["steps"][0]["box"]) for i, r in enumerate(base)]
     score = metrics.step_score("final", "acc50")
-    paired = metrics.paired_difference(better, base, score, **FAST)
-    alone = metrics.score(base, **FAST)["final"]["acc50"]
+    paired = metrics.paired_difference(better, base, score, FAST)
+    alone = metrics.score(base, FAST)["final"]["acc50"]
     assert paired["high"] - paired["low"] < 0.5 * (alone["high"] - alone["low"])
 
 
 def test_too_few_images_have_no_interval_rather_than_a_false_one():
-    one_image = metrics.score([rollout(i, FULL if i else NONE, image="only") for i in range(5)], **FAST)
+    one_image = metrics.score([rollout(i, FULL if i else NONE, image="only") for i in range(5)], FAST)
     assert one_image["final"]["acc50"] == {"value": 0.8, "low": None, "high": None, "n": 5}
-    one_hard = metrics.score([rollout(i, FULL if i else NONE, FULL) for i in range(20)], **FAST)
+    one_hard = metrics.score([rollout(i, FULL if i else NONE, FULL) for i in range(20)], FAST)
     assert one_hard["hard"]["first"] == {"value": 0, "low": None, "high": None, "n": 1}
     assert one_hard["easy"]["first"]["low"] == 1
-    none_hard = metrics.score([rollout(i, FULL, FULL) for i in range(5)], **FAST)
+    none_hard = metrics.score([rollout(i, FULL, FULL) for i in range(5)], FAST)
     assert none_hard["hard"]["first"] == {"value": None, "low": None, "high": None, "n": 0}
 
 
 def test_seed_decides_the_interval():
     scores, images = np.random.default_rng(0).random(50), [str(i) for i in range(50)]
-    first, again, other = (metrics.mean_interval(scores, images, seed=s, n_resamples=300) for s in (1, 1, 2))
+    first, again, other = (metrics.mean_interval(scores, images, Resampling(s, 300)) for s in (1, 1, 2))
     assert first == again
     assert first != other and first["value"] == other["value"]
 
@@ -256,7 +257,7 @@ def test_seed_decides_the_interval():
 @settings(deadline=None, max_examples=60)
 @given(some_rollouts())
 def test_bounds_and_identities(rows):
-    found = metrics.score(rows, **FAST)
+    found = metrics.score(rows, FAST)
     for path, cell in cells(found):
         if cell["value"] is None:
             assert cell["n"] == 0
@@ -284,18 +285,18 @@ def test_bounds_and_identities(rows):
 def test_a_share_of_all_or_none_has_exact_limits(right):
     """Two samples an image, and a group in which only three of the four images take part."""
     images, group = list("aabbccdd"), np.array([1, 1, 1, 0, 0, 1, 0, 0], bool)
-    whole, part = metrics.intervals([[right] * 8, group & right], [np.ones(8), group], images, **FAST)
+    whole, part = metrics.intervals([[right] * 8, group & right], [np.ones(8), group], images, FAST)
     for found, count, n in ((whole, 4, 8), (part, 3, 4)):
         exact = binomtest(count * right, count).proportion_ci(method="exact")
         assert (found["low"], found["high"]) == pytest.approx((exact.low, exact.high))
         assert found["value"] == right and found["n"] == n
-    one_off = metrics.mean_interval(np.arange(505) > 0 if right else np.arange(505) == 0, np.arange(505), **FAST)
+    one_off = metrics.mean_interval(np.arange(505) > 0 if right else np.arange(505) == 0, np.arange(505), FAST)
     exact = binomtest(504 if right else 1, 505).proportion_ci(method="exact")  # no surer than with none wrong at all
     assert (one_off["low"], one_off["high"]) == pytest.approx((exact.low, exact.high))
     everyone = metrics.over_seeds(np.full((3, 8), right), images, share=True)
     exact = binomtest(4 * right, 4).proportion_ci(method="exact")
     assert (everyone["low"], everyone["high"]) == pytest.approx((exact.low, exact.high))
-    no_difference = metrics.mean_interval(np.zeros(8), images, **FAST)
+    no_difference = metrics.mean_interval(np.zeros(8), images, FAST)
     assert (no_difference["low"], no_difference["high"]) == (0, 0)
 
 
@@ -303,9 +304,9 @@ def test_a_share_of_all_or_none_has_exact_limits(right):
 @given(some_rollouts(), st.randoms(use_true_random=False))
 def test_order_of_the_rollouts_does_not_matter(rows, random):
     shuffled = random.sample(rows, len(rows))
-    assert metrics.score(shuffled, **FAST) == metrics.score(rows, **FAST)
+    assert metrics.score(shuffled, FAST) == metrics.score(rows, FAST)
     score = metrics.step_score("final", "miou")
-    assert metrics.paired_difference(shuffled, rows, score, **FAST)["value"] == 0
+    assert metrics.paired_difference(shuffled, rows, score, FAST)["value"] == 0
 
 
 def test_order_does_not_matter_to_the_last_bit():
@@ -320,16 +321,16 @@ def test_order_does_not_matter_to_the_last_bit():
         for i in range(300)
     ]
     other = [row | {"steps": row["steps"][::-1]} for row in rows]
-    assert metrics.score(rows[::-1], **FAST) == metrics.score(rows, **FAST)
+    assert metrics.score(rows[::-1], FAST) == metrics.score(rows, FAST)
     score = metrics.step_score("final", "miou")
-    there = metrics.paired_difference(rows, other, score, **FAST)
-    assert metrics.paired_difference(rows[::-1], other, score, **FAST) == there
+    there = metrics.paired_difference(rows, other, score, FAST)
+    assert metrics.paired_difference(rows[::-1], other, score, FAST) == there
 
 
 @settings(deadline=None, max_examples=30)
 @given(some_rollouts(), st.sampled_from(metrics.STEPS), st.sampled_from(["acc50", "acc70", "acc90", "miou"]))
 def test_difference_of_a_thing_with_itself_is_exactly_zero(rows, step, metric):
-    cell = metrics.paired_difference(rows, rows, metrics.step_score(step, metric), **FAST)
+    cell = metrics.paired_difference(rows, rows, metrics.step_score(step, metric), FAST)
     assert cell["value"] == 0 and cell["low"] in (0, None) and cell["high"] in (0, None)
 
 
@@ -340,8 +341,8 @@ def test_difference_changes_sign_with_its_sides(a, b):
     shared = [{key: left[key] for key in ("image_id", "truth")} for left in a[:count]]
     b = [right | same for right, same in zip(b, shared, strict=False)]
     score = metrics.step_score("final", "miou")
-    there = metrics.paired_difference(a[:count], b, score, **FAST)
-    back = metrics.paired_difference(b, a[:count], score, **FAST)
+    there = metrics.paired_difference(a[:count], b, score, FAST)
+    back = metrics.paired_difference(b, a[:count], score, FAST)
     assert there["value"] == -back["value"]
 
 
@@ -384,7 +385,7 @@ def test_first_steps_cuts_without_touching_the_original():
 )
 def test_bad_rollouts_are_refused_in_one_sentence(rows, says):
     with pytest.raises(ValueError, match=says) as error:
-        metrics.score(rows, **FAST)
+        metrics.score(rows, FAST)
     assert "\n" not in str(error.value)
 
 
@@ -392,11 +393,11 @@ def test_pairs_must_be_about_the_same_samples():
     score = metrics.step_score("final", "miou")
     a, b = [rollout(0, FULL), rollout(1, FULL)], [rollout(0, FULL), rollout(2, FULL)]
     with pytest.raises(ValueError, match="not about the same samples: 's001'"):
-        metrics.paired_difference(a, b, score, **FAST)
+        metrics.paired_difference(a, b, score, FAST)
     with pytest.raises(ValueError, match="truth of 's001'"):
-        metrics.paired_difference(a, [rollout(0, FULL), rollout(1, FULL, truth=HALF)], score, **FAST)
+        metrics.paired_difference(a, [rollout(0, FULL), rollout(1, FULL, truth=HALF)], score, FAST)
     with pytest.raises(ValueError, match="image"):
-        metrics.paired_difference(a, [rollout(0, FULL), rollout(1, FULL, image="other")], score, **FAST)
+        metrics.paired_difference(a, [rollout(0, FULL), rollout(1, FULL, image="other")], score, FAST)
 
 
 def test_unknown_scores_and_no_resamples_are_refused():
@@ -406,7 +407,7 @@ def test_unknown_scores_and_no_resamples_are_refused():
         metrics.step_score("final", "acc60")
     for wrong in (0, -1, 2.5, True):
         with pytest.raises(ValueError, match="positive integer"):
-            metrics.score([rollout(0, FULL)], 0, wrong)
+            Resampling(0, wrong)
 
 
 # --- size and speed
@@ -417,7 +418,7 @@ def test_505_rollouts_with_2000_resamples_take_less_than_3_seconds():
     steps = [FULL, HALF, NONE, TENTH, None]
     rows = [rollout(i, *(steps[k] for k in rng.integers(0, 5, 3)), image=f"i{i // 2}") for i in range(505)]
     start = time.process_time()  # of this process alone: other work on the machine does not count
-    metrics.score(rows, 0, 2000)
+    metrics.score(rows, Resampling(0, 2000))
     assert time.process_time() - start < 3
 
 
@@ -445,7 +446,7 @@ def test_refinement_metrics_by_hand():
         }
         for i, pair in enumerate(pairs)
     ]
-    found = {name: cell["value"] for name, cell in metrics.refinement(rollouts, **FAST).items()}
+    found = {name: cell["value"] for name, cell in metrics.refinement(rollouts, FAST).items()}
     gains = [0.5, 0, -0.5, 0.5, 0, 0]
     assert found == pytest.approx(
         {
@@ -459,7 +460,7 @@ def test_refinement_metrics_by_hand():
             "inherited_error": 2 / 3,
         }
     )
-    sizes = {name: cell["n"] for name, cell in metrics.refinement(rollouts, **FAST).items()}
+    sizes = {name: cell["n"] for name, cell in metrics.refinement(rollouts, FAST).items()}
     assert (sizes["nsri"], sizes["ccr"], sizes["follow"], sizes["inherited_error"]) == (6, 3, 3, 3)
 
 
@@ -469,7 +470,7 @@ def test_refinement_of_a_student_that_never_moves():
         {"id": f"{i}", "image_id": f"{i}", "subset": "s", "truth": truth, "steps": [{"box": (0, 0, side, 1000)}] * 3}
         for i, side in enumerate((300, 700, 1000))
     ]
-    found = {name: cell["value"] for name, cell in metrics.refinement(kept, **FAST).items()}
+    found = {name: cell["value"] for name, cell in metrics.refinement(kept, FAST).items()}
     assert found["nsri"] == found["worsen"] == found["ccr"] == 0 and found["follow"] == found["inherited_error"] == 1
 
 
@@ -485,7 +486,7 @@ def test_an_interval_over_seeds_covers_new_trainings_and_new_images():
         scores = 0.1 + rng.normal(0, 0.05, (5, 1)) + of_pair[:, of_image] + rng.normal(0, 0.3, (5, len(of_image)))
         cell = metrics.over_seeds(scores, of_image)
         inside += cell["low"] <= 0.1 <= cell["high"]
-        cell = metrics.mean_interval(scores.mean(axis=0), of_image, seed=0, n_resamples=100)
+        cell = metrics.mean_interval(scores.mean(axis=0), of_image, Resampling(0, 100))
         alone += cell["low"] <= 0.1 <= cell["high"]
     assert 0.92 <= inside / 300 <= 0.98 and alone / 300 < 0.9
 
@@ -494,7 +495,7 @@ def test_equal_trainings_have_the_interval_of_one():
     rng = np.random.default_rng(1)
     scores, images = rng.random(200), np.repeat(np.arange(100), 2)
     cell = metrics.over_seeds([scores] * 5, images)
-    one = metrics.mean_interval(scores, images, seed=0, n_resamples=2000)
+    one = metrics.mean_interval(scores, images, Resampling(0, 2000))
     assert cell["value"] == pytest.approx(scores.mean()) and cell["n"] == 200
     assert [cell["low"], cell["high"]] == pytest.approx([one["low"], one["high"]], abs=0.005)
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from ivt_utils import grpo, sft, student
 from ivt_utils.harvest import trajectory
 from ivt_utils.loop import evaluate
-from ivt_utils.runtime.store import DATA
+from ivt_utils.runtime.files import DATA
 
 bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: .venv/bin/pip install -e '.[gpu]'")
 

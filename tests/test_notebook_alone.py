@@ -18,7 +18,7 @@ from ivt_utils import cli
 from ivt_utils.course.doctor import read_lock
 from ivt_utils.course.execute import find_notebooks
 from ivt_utils.course.setting_up import NO_NETWORK, repository, setup_cell
-from ivt_utils.runtime.store import ROOT, ArtefactError, read_json
+from ivt_utils.runtime.files import ROOT, ArtefactError, read_json
 from ivt_utils.show.report import report_from
 
 NOTEBOOKS = find_notebooks(ROOT / "notebooks")

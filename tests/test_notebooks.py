@@ -12,7 +12,7 @@ from ivt_utils.course.execute import find_notebooks
 from ivt_utils.methods import ADAPTERS, ASKED, METHODS
 from ivt_utils.pipeline import STAGES as NOTEBOOK_STAGES
 from ivt_utils.profiles import get_profile
-from ivt_utils.runtime.store import ROOT
+from ivt_utils.runtime.files import ROOT
 
 NOTEBOOKS = find_notebooks(ROOT / "notebooks")
 

@@ -36,12 +36,12 @@ def sentence(caught) -> str:
     "mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "I;16"]
 )
 def test_every_mode_becomes_rgb_of_the_same_size(mode):
-    grey = picture().convert("L")
-    source = Image.new("LAB", grey.size) if mode == "LAB" else grey.convert(mode)
+    gray = picture().convert("L")
+    source = Image.new("LAB", gray.size) if mode == "LAB" else gray.convert(mode)
     image = overlay.load_image(source)
     assert image.mode == "RGB" and image.size == (40, 30)
     if mode in ("L", "LA", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"):
-        assert abs(np.asarray(image, int) - np.asarray(grey, int)[..., None]).max() < 12
+        assert abs(np.asarray(image, int) - np.asarray(gray, int)[..., None]).max() < 12
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_loading_gives_a_copy(records):
 
 
 @pytest.fixture
-def grey():
+def gray():
     return Image.new("RGB", (200, 100), (128, 128, 128))
 
 
@@ -196,10 +196,10 @@ def touched(before, after):
 
 
 @pytest.mark.parametrize("style", ["filled", "outline"])
-def test_a_box_changes_its_own_pixels_and_no_other(style, grey):
-    drawn = overlay.draw_box(grey, (100, 200, 600, 800), style)
-    assert drawn.mode == "RGB" and drawn.size == grey.size
-    assert touched(grey, drawn) == (20, 20, 120, 80)
+def test_a_box_changes_its_own_pixels_and_no_other(style, gray):
+    drawn = overlay.draw_box(gray, (100, 200, 600, 800), style)
+    assert drawn.mode == "RGB" and drawn.size == gray.size
+    assert touched(gray, drawn) == (20, 20, 120, 80)
     assert drawn.getpixel((20, 50)) == drawn.getpixel((119, 79)) == (255, 0, 0)
     inside = drawn.getpixel((70, 50))
     assert inside == (128, 128, 128) if style == "outline" else inside[0] > 150 and 60 < inside[1] < 128
@@ -232,16 +232,16 @@ def test_drawing_leaves_the_image_alone_and_never_draws_box_on_box(records):
     assert touched(image, second)[0] >= 100 and touched(image, first)[2] <= 60  # 192 pixels a side
 
 
-def test_no_box_or_the_style_none_gives_the_bare_image_as_a_copy(grey):
-    for bare in (overlay.draw_box(grey, None), overlay.draw_box(grey, (0, 0, 500, 500), "none")):
-        assert bare is not grey and bare.tobytes() == grey.tobytes()
+def test_no_box_or_the_style_none_gives_the_bare_image_as_a_copy(gray):
+    for bare in (overlay.draw_box(gray, None), overlay.draw_box(gray, (0, 0, 500, 500), "none")):
+        assert bare is not gray and bare.tobytes() == gray.tobytes()
 
 
 @pytest.mark.parametrize("style", ["", "Filled", "dotted", None])
 @pytest.mark.parametrize("box", [None, (0, 0, 10, 10)])
-def test_an_unknown_style_is_one_sentence_with_the_choices(style, box, grey):
+def test_an_unknown_style_is_one_sentence_with_the_choices(style, box, gray):
     with pytest.raises(ValueError, match="filled, outline, none"):
-        overlay.draw_box(grey, box, style)
+        overlay.draw_box(gray, box, style)
 
 
 # --- strips

@@ -6,8 +6,8 @@ import pytest
 
 from ivt_utils.course import execute
 from ivt_utils.runtime import pace
+from ivt_utils.runtime.files import ROOT, read_json
 from ivt_utils.runtime.pace import Pace
-from ivt_utils.runtime.store import ROOT, read_json
 
 EXPECTED = {"01_first": {"Start": 1.0, "Look": 9.0}, "02_second": {"Start": 2.0, "Train": 100.0, "Score": 20.0}}
 

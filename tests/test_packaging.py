@@ -18,7 +18,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from ivt_utils.runtime import store
+from ivt_utils.runtime import files, store
 
 PROJECT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text())
@@ -372,7 +372,7 @@ def test_a_clone_has_the_same_bytes_whatever_git_does_to_line_ends(tmp_path):
     for words in (["init", "-q"], ["add", "-A"], [*AUTHOR, "commit", "-q", "-m", "first"]):
         subprocess.run(["git", *words], cwd=tmp_path / "here", check=True)
     subprocess.run(["git", "clone", "-q", "-c", "core.autocrlf=true", "here", "there"], cwd=tmp_path, check=True)
-    assert store.intact(tmp_path / "there" / "data" / "student" / "tokenizer.json")
+    assert files.intact(tmp_path / "there" / "data" / "student" / "tokenizer.json")
     assert (tmp_path / "there" / "LICENSE").read_bytes() == (PROJECT / "LICENSE").read_bytes()
 
 

@@ -9,7 +9,8 @@ from ivt_utils import controls, pipeline
 from ivt_utils.boxes import snap
 from ivt_utils.micro.model import GRID
 from ivt_utils.protocol import answer_text
-from ivt_utils.runtime.store import SEEDS, ArtefactError, Run, read_jsonl
+from ivt_utils.runtime.files import ArtefactError, read_jsonl
+from ivt_utils.runtime.store import SEEDS, Run
 
 GOOD, BAD = '{"bbox_2d": [10, 20, 30, 40]}', "10, 20, 30, 40"
 

@@ -14,7 +14,8 @@ from ivt_utils import ablations, confidence, grpo, loop, mirage, pipeline, proto
 from ivt_utils.paper_scale import plan
 from ivt_utils.profiles import PROFILES, Profile, get_profile
 from ivt_utils.runtime import pace
-from ivt_utils.runtime.store import ROOT, ArtefactError, Run
+from ivt_utils.runtime.files import ROOT, ArtefactError
+from ivt_utils.runtime.store import Run
 
 BOX = (100, 200, 300, 400)
 TEXT = protocol.answer_text(BOX, "It is too high and too narrow: move down and make it wider.")
@@ -48,11 +49,11 @@ def test_the_rules_of_thumb_are_as_near_to_a_gpu_as_the_plan_says():
     for name, rows in MEASURED.items():
         config = plan.configuration(get_profile(name))
         each, gradients = plan.token_bytes(config), 4 * plan.lora_parameters(config, 64)
-        for chats, images, per_image, tokens, generating, learning, one, many, learnt in rows:
+        for chats, images, per_image, tokens, generating, learning, one, many, learned in rows:
             memory.append(generating * 1e9 / (chats * tokens * each["generating"]))
             memory.append(learning * 1e9 / (chats * tokens * each["learning"] + gradients))
             read = plan.REACHED * chats * plan.reading_seconds(config, H200, images, per_image, tokens)
-            reached += [read / one, 3 * read / learnt]
+            reached += [read / one, 3 * read / learned]
             token.append((many - one) / 127)
     assert f"{max(memory) - 1:.0%} above to {1 - min(memory):.0%} below".replace("%", " %") in plan.ASSUMED
     assert f"{100 * min(reached):.0f} to {max(reached):.0%}".replace("%", " %") in plan.ASSUMED

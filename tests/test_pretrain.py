@@ -23,7 +23,7 @@ SMALL = replace(
 
 
 def test_the_loss_of_the_image_tokens_is_zero_for_a_perfect_guess_and_not_otherwise():
-    """Tokens that are the words' own embeddings, here unit vectors: six colours, then five shapes."""
+    """Tokens that are the words' own embeddings, here unit vectors: six colors, then five shapes."""
     colors, shapes = len(scenes.COLORS), len(scenes.SHAPES)
     cells = torch.tensor([[0, 0, 0, 0, 0, 0], [1, 4, 0.1, 0.2, 0.3, 0.4], [6, 5, 0.5, 0.5, 0.9, 0.9]])
     tokens, guesses = torch.zeros(3, colors + shapes), torch.zeros(3, 5)
@@ -207,7 +207,7 @@ def test_the_student_comes_with_its_curve_and_a_card(whole):
 
 @pytest.mark.parametrize("stops", [(1,), (2, 2), (3,)])
 def test_ctrl_c_and_the_same_call_again_end_on_the_same_student(whole, tmp_path, monkeypatch, stops):
-    """The first two steps train the vision tower alone, so the text model has no optimiser state by then."""
+    """The first two steps train the vision tower alone, so the text model has no optimizer state by then."""
     out = tmp_path / "student"
     for stop in stops:
         monkeypatch.setattr(Now, "stop", stop)

@@ -4,6 +4,7 @@ A difference of one token between training and evaluation costs a small model ma
 chat into ids is compared with the others here.
 """
 
+import copy
 import itertools
 import random
 import re
@@ -77,7 +78,6 @@ def test_plain_turns_render_as_qwens_own_template_does(render, chat, opened, who
 
 def test_the_tokenizer_and_the_processor_carry_the_template(processor):
     assert processor.chat_template == processor.tokenizer.chat_template == protocol.chat_template()
-    assert processor.tokenizer.response_template == protocol.RESPONSE_TEMPLATE
 
 
 @pytest.mark.parametrize(
@@ -181,24 +181,31 @@ def test_what_each_turn_says():
     assert "no valid box" in protocol.FEEDBACK_NO_BOX
 
 
-# --- the response template
+# --- answers as calls
 
 
-@pytest.mark.parametrize("text, box, trace", list(zip(TEXTS, BOXES, TRACES, strict=True)))
-def test_an_answer_is_parsed_as_a_call_of_draw_box(processor, records, text, box, trace):
-    tokenizer = processor.tokenizer
-    prompt = processor.apply_chat_template(
-        [[protocol.question(records[0]["image"], "the star")]],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-    )["input_ids"][0]
-    ids = tokenizer.encode(text + "<|im_end|>")
+@pytest.fixture(scope="module")
+def called(processor):
+    """(ids, tools) -> the message as TRL parses it."""
+    from trl.chat_template_utils import parse_response
+
+    tokenizer = copy.copy(processor.tokenizer)
+    grpo.answers_as_calls(tokenizer)
+    prefix = tokenizer.encode("<|im_start|>assistant\n")
+    return lambda ids, tools=None: parse_response(tokenizer, ids, prefix=prefix, tools=tools)
+
+
+@pytest.mark.parametrize(
+    "text, box", [*zip(TEXTS, BOXES, strict=True), ("It fits: keep it.", None), (TEXTS[0] * 2, None)]
+)
+@pytest.mark.parametrize("end", ["<|im_end|>", "<|endoftext|>", ""])
+def test_an_answer_is_one_call_of_draw_box(processor, called, text, box, end):
+    ids = processor.tokenizer.encode(text + end)
     for tools in (None, [grpo.make_environment()().draw_box]):
-        message = tokenizer.parse_response(ids, prefix=prompt, tools=tools)
-        call = {"name": "draw_box", "arguments": {"bbox_2d": list(box)}}
-        assert message["tool_calls"] == [{"type": "function", "function": call}]
-        assert message["role"] == "assistant" and (message.get("content") or "") == trace
+        message = called(ids, tools)
+        arguments = {"bbox_2d": box, "ended": end == "<|im_end|>"}
+        call = {"type": "function", "function": {"name": "draw_box", "arguments": arguments}}
+        assert message == {"role": "assistant", "content": text, "tool_calls": [call]}
 
 
 PIECES = [
@@ -227,27 +234,21 @@ WHOLE = ['{"bbox_2d": [', "10", ", 0", ", 60", ", 80", "]}"]
 
 @settings(max_examples=400)
 @given(st.lists(st.one_of(st.sampled_from(PIECES).map(lambda p: [p]), st.just(WHOLE)), min_size=1, max_size=6))
-def test_grpo_reads_any_sampled_answer_as_the_loop_does(processor, pieces):
-    """What the loop takes for a box is what TRL draws and what the reward scores."""
-    from trl.chat_template_utils import parse_response
-
+def test_grpo_reads_any_sampled_answer_as_the_loop_does(processor, called, records, pieces):
+    """What the loop takes for a box is what TRL draws and what the reward scores; without one the image is bare."""
     tokenizer = processor.tokenizer
     ids = tokenizer.convert_tokens_to_ids(list(itertools.chain(*pieces)))
     if tokenizer.eos_token_id in ids:
         ids = ids[: ids.index(tokenizer.eos_token_id) + 1]  # generation stops there
     box = parse_answer(tokenizer.decode(ids, skip_special_tokens=True))
-    message = parse_response(tokenizer, ids, prefix=tokenizer.encode("<|im_start|>assistant\n"))
+    message = called(ids)
     assert grpo.boxes_of([message]) == [box]
     environment = grpo.make_environment()()
-    environment.reset(images=[scenes.draw_scene(scenes.sample_scene(random.Random(0), "attributes", 1), 16)])
-    drawn = []
-    for call in message.get("tool_calls", []):
-        try:
-            environment.draw_box(**call["function"]["arguments"])
-            drawn.append(tuple(call["function"]["arguments"]["bbox_2d"]))
-        except ValueError:
-            drawn.append(None)
-    assert (drawn[0] if len(drawn) == 1 else None) == box
+    environment.reset(images=[records[0]["image"]])
+    (call,) = message["tool_calls"]
+    image, request = environment.draw_box(**call["function"]["arguments"])
+    assert request == protocol.feedback_content(None, box)[1]
+    assert image["image"].tobytes() == draw_box(records[0]["image"], box).tobytes()
 
 
 # --- the same ids on every path

@@ -17,7 +17,7 @@ from ivt_utils import records as data
 from ivt_utils.micro import benchmark, scenes
 from ivt_utils.micro.model import expression_words
 from ivt_utils.profiles import get_profile
-from ivt_utils.runtime.store import ArtefactError, read_json
+from ivt_utils.runtime.files import ArtefactError, read_json
 
 SIZES = {"train": 2400, "val": 510, "test": 505}
 

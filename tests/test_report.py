@@ -10,15 +10,16 @@ import pytest
 
 from ivt_utils import closer, controls, metrics
 from ivt_utils.methods import METHODS, SINGLE
+from ivt_utils.metrics import Resampling
 from ivt_utils.profiles import get_profile
-from ivt_utils.runtime.store import ArtefactError, Run, checksum
-from ivt_utils.show import figures, report, results, tables
+from ivt_utils.runtime.files import ArtefactError, checksum
+from ivt_utils.runtime.store import Run
+from ivt_utils.show import figures, reading, report, results, tables, targets
 
 FULL, HALF, NONE, SMALL = [0, 0, 100, 100], [0, 0, 100, 50], [500, 500, 600, 600], [0, 0, 100, 80]
 SETTINGS = {
     "profile_name": "smoke",
-    "seed": 0,
-    "n_resamples": 200,
+    "resampling": Resampling(0, 200),
     "wall_seconds": {"base_ivt": 1.5},
     "versions": {"numpy": "2"},
     "commit": "abc",
@@ -111,7 +112,7 @@ def test_shape_of_the_results(built):
         "wall_seconds": 1.5,
         "answers_per_sample": 3,
     }
-    assert one["metrics"] == metrics.score(all_methods()["base_ivt"], 0, 200)
+    assert one["metrics"] == metrics.score(all_methods()["base_ivt"], Resampling(0, 200))
     assert json.loads(json.dumps(built, allow_nan=False)) == built
 
 
@@ -218,7 +219,7 @@ def test_several_trainings_are_one_row_a_score_with_an_interval_for_both_chances
     assert found[f"sft_ivt {results.CONSENSUS} - sft_ivt step 0", "acc50"]["seeds"] == pytest.approx({"0": 0.2, "1": 0})
     lost = found["sft_ivt", "degradation_per_step"]
     assert lost["value"] == pytest.approx(0.075) and lost["low"] < 0 < lost["high"]
-    goals = {goal["key"]: goal for goal in results.targets(content)}
+    goals = {goal["key"]: goal for goal in targets.targets(content)}
     assert goals["e"]["value"] == pytest.approx(0.2)
     assert (goals["e"]["trainings"], goals["h"]["trainings"]) == (2, None)
     text = report.summary(content, tables.paper_results())
@@ -245,7 +246,7 @@ def test_other_seeds_are_read_from_their_folders(run):
     folder.mkdir(parents=True)
     for name in ("sft_ivt_long", "grpo_single"):
         shutil.copy(run / "rollouts" / f"{name}.jsonl", folder)
-    content = results.results_from(run, versions={}, commit=None)
+    content = reading.results_from(run, versions={}, commit=None)
     found = {row["name"]: row["seeds"] for row in content["seeds"] if row["metric"] == "acc50" and row["b"] is None}
     assert {name: list(seeds) for name, seeds in found.items()} == {
         name: ["0", "3"] for name in ("sft_ivt", "grpo_single", "sft_ivt_long")
@@ -254,14 +255,14 @@ def test_other_seeds_are_read_from_their_folders(run):
     path = folder / "grpo_single.jsonl"
     path.write_text(path.read_text().split("\n", 1)[1])
     with pytest.raises(ArtefactError, match="has answers to other samples"):
-        results.results_from(run, versions={}, commit=None)
+        reading.results_from(run, versions={}, commit=None)
 
 
 # --- targets
 
 
 def verdicts(content):
-    return {goal["key"]: goal["verdict"] for goal in results.targets(content)}
+    return {goal["key"]: goal["verdict"] for goal in targets.targets(content)}
 
 
 def cell(low, high):
@@ -291,14 +292,14 @@ def cell(low, high):
     ],
 )
 def test_the_interval_decides_about_a_claim(found, claim, said):
-    assert results.verdict(found, **claim) == said
+    assert targets.verdict(found, **claim) == said
 
 
 @pytest.mark.slow
 def test_targets_are_reached_by_a_run_that_reaches_them():
     content = results.build_results(all_methods(2000, 5), **SETTINGS, curves={"grpo": CURVE}, looks=looks(0.02))
     assert verdicts(content) == dict.fromkeys("abcdefghijklmn", "reached")
-    goals = {goal["key"]: goal for goal in results.targets(content)}
+    goals = {goal["key"]: goal for goal in targets.targets(content)}
     values = {key: goal["value"] for key, goal in goals.items()}
     assert values == pytest.approx(
         {
@@ -402,7 +403,7 @@ def test_an_interval_on_both_sides_of_a_limit_leaves_a_target_open():
 )
 def test_where_sft_does_not_surely_lose_there_is_nothing_to_mend(sft):
     content = results.build_results(all_methods() | {"sft_ivt": rows(*sft)}, **SETTINGS)
-    (goal,) = [goal for goal in results.targets(content) if goal["key"] == "g"]
+    (goal,) = [goal for goal in targets.targets(content) if goal["key"] == "g"]
     assert goal["verdict"] == "open" and "nothing to mend" in goal["claim"] and goal["low"] is None
     assert any(
         line.startswith("g ") and " open " in line
@@ -487,7 +488,7 @@ def second_turns():
 
 
 def test_the_second_turn_is_a_table_of_words_by_pictures(tmp_path):
-    table = controls.second_turn_rows(second_turns(), seed=0, n_resamples=200)
+    table = controls.second_turn_rows(second_turns(), Resampling(0, 200))
     head, *lines = tables.second_turn_table(table)
     assert head[1:] == ["bare image", "box outlined", "box filled"] and len(lines) == 4
     for accuracy, loss in (lines[:2], lines[2:]):
@@ -625,16 +626,16 @@ def write(path, rollouts):
 def test_the_second_turns_are_recomputed_from_their_predictions(run):
     turns = second_turns()
     for turn, rollouts in turns.items():
-        assert results.results_from(run, versions={}, commit=None)["second_turn"] == []  # one is missing yet
+        assert reading.results_from(run, versions={}, commit=None)["second_turn"] == []  # one is missing yet
         write(run / "rollouts" / f"{controls.second_turn_stage(*turn)}.jsonl", rollouts)
-    content = results.results_from(run, versions={}, commit=None)
-    assert content["second_turn"] == controls.second_turn_rows(turns, seed=0, n_resamples=200)
+    content = reading.results_from(run, versions={}, commit=None)
+    assert content["second_turn"] == controls.second_turn_rows(turns, Resampling(0, 200))
     other = run / "rollouts" / "second_question_outline.jsonl"
     write(other, rows([FULL], [FULL]))  # after other first answers
-    assert results.results_from(run, versions={}, commit=None)["second_turn"] == []
+    assert reading.results_from(run, versions={}, commit=None)["second_turn"] == []
     other.write_text("damaged\n")
     with pytest.raises(ArtefactError, match="second_question_outline.jsonl is damaged in line 1"):
-        results.results_from(run, versions={}, commit=None)
+        reading.results_from(run, versions={}, commit=None)
 
 
 def test_learning_curves_are_read_where_a_training_left_one(run):
@@ -644,24 +645,25 @@ def test_learning_curves_are_read_where_a_training_left_one(run):
     }
     folder = run / "adapters" / "grpo"
     folder.mkdir(parents=True)
-    assert results.results_from(run, versions={}, commit=None)["learning_curve"] == {}
+    assert reading.results_from(run, versions={}, commit=None)["learning_curve"] == {}
     (folder / "probe.json").write_text(json.dumps(curve))
     note = json.loads((run / "stages.json").read_text())
     (run / "stages.json").write_text(json.dumps(note | {"adapters/grpo": {"sha256": checksum(folder)}}))
-    content = results.results_from(run, versions={}, commit=None)
-    assert content["learning_curve"] == {"grpo": metrics.curve_gain(curve["rows"], curve["image_ids"], 0, 200)}
+    content = reading.results_from(run, versions={}, commit=None)
+    gain = metrics.curve_gain(curve["rows"], curve["image_ids"], Resampling(0, 200))
+    assert content["learning_curve"] == {"grpo": gain}
     assert "grpo: learning curve, last quarter - first" in report.summary(content, tables.paper_results())
     (folder / "probe.json").write_text(json.dumps(curve | {"image_ids": ["a"]}))
     with pytest.raises(ArtefactError, match="grpo is damaged .its checksum"):
-        results.results_from(run, versions={}, commit=None)
+        reading.results_from(run, versions={}, commit=None)
     (run / "stages.json").write_text(json.dumps(note))
     for text in (json.dumps(curve | {"image_ids": ["a"]}), "[]", '{"rows": 3}', '{"image_ids": [], "rows": [{}]}'):
         (folder / "probe.json").write_text(text)
         with pytest.raises(ArtefactError, match="probe.json is not a learning curve"):
-            results.results_from(run, versions={}, commit=None)
+            reading.results_from(run, versions={}, commit=None)
     (folder / "probe.json").write_text("{")
     with pytest.raises(ArtefactError, match="probe.json is not valid JSON"):
-        results.results_from(run, versions={}, commit=None)
+        reading.results_from(run, versions={}, commit=None)
 
 
 def test_a_failed_write_leaves_the_old_results(run, monkeypatch):
@@ -678,7 +680,7 @@ def test_a_failed_write_leaves_the_old_results(run, monkeypatch):
 
 
 def test_a_line_separator_inside_an_expression_is_not_a_new_line(run):
-    assert results.read_rollouts(run / "rollouts" / "base_ivt.jsonl") == all_methods()["base_ivt"]
+    assert reading.read_rollouts(run / "rollouts" / "base_ivt.jsonl") == all_methods()["base_ivt"]
 
 
 @pytest.mark.parametrize("why", ["the reference", "read-only"])
@@ -687,7 +689,7 @@ def test_a_report_of_what_may_not_change_is_printed_and_writes_nothing(run, monk
         monkeypatch.setattr(report.store, "REFERENCE", run)
     else:
         monkeypatch.setattr(report.os, "access", lambda *_: False)  # root may write everywhere
-    content = results.results_from(run, versions={}, commit=None)
+    content = reading.results_from(run, versions={}, commit=None)
     (run / "results.json").write_text(json.dumps(content | {"machine": {}, "created": "before"}))
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     report.report_from(run)

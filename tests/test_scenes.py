@@ -1,7 +1,7 @@
 """Scenes: every expression is read back from its English by a second implementation and points at one thing.
 
-The reader below shares nothing with `ivt_utils.micro.scenes` but the names of the colours' values: it parses the
-words with a grammar of its own, takes sizes and colours from what was measured, and counts which things the words fit.
+The reader below shares nothing with `ivt_utils.micro.scenes` but the names of the colors' values: it parses the
+words with a grammar of its own, takes sizes and colors from what was measured, and counts which things the words fit.
 """
 
 import random
@@ -47,7 +47,7 @@ def read(expression: str) -> tuple[dict, list[dict]]:
 
 
 def color_of(thing) -> str:
-    """The named colour that the painted one is nearest to."""
+    """The named color that the painted one is nearest to."""
     return min(
         scenes.COLORS, key=lambda name: sum((a - b) ** 2 for a, b in zip(thing.tint, scenes.COLORS[name], strict=True))
     )
@@ -248,7 +248,7 @@ def test_what_is_drawn_fills_its_box(shape, side):
     assert abs(found - thing.box).max() < 0.03 * side + 4  # the outline is drawn on the edge
 
 
-def test_a_picture_is_rgb_of_the_size_asked_for_and_shows_the_colours():
+def test_a_picture_is_rgb_of_the_size_asked_for_and_shows_the_colors():
     for scene, _ in sampled("compositional", 10):
         image = scenes.draw_scene(scene)
         assert image.mode == "RGB" and image.size == (192, 192)

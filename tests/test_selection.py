@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from ivt_utils import metrics, selection
+from ivt_utils.metrics import Resampling
 
 TRUTH = [100, 100, 300, 300]
 A, NEAR_A, B = (100, 100, 300, 300), (110, 100, 310, 300), (600, 600, 900, 900)
@@ -49,7 +50,7 @@ def test_a_rule_on_boxes(rule, boxes, chosen):
 def test_rules_that_ask_the_student():
     steps = rollout([A, B, A], fits=[0.2, 0.9, 0.4], likelihood=[-0.5, -2.0, -0.1])["steps"]
     assert (selection.verified(steps), selection.likely(steps)) == (1, 2)
-    assert selection.fits(0.3)(steps) == 1 and selection.fits(0.1)(steps) == 0 and selection.fits(0.95)(steps) == 0
+    assert [selection.first_verified(threshold)(steps) for threshold in (0.3, 0.1, 0.95)] == [1, 0, 0]
     unparsed = rollout([None, B, None], fits=[None, 0.1, None], likelihood=[-0.1, -9.0, None])["steps"]
     assert (selection.verified(unparsed), selection.likely(unparsed)) == (1, 1)
 
@@ -58,7 +59,7 @@ def test_nothing_is_chosen_with_the_truth_of_the_test_samples():
     rows, test = table()
     elsewhere = [{**r, "truth": [0, 0, 50, 50]} for r in test]
     sampled = [{**r, "steps": [r["steps"][0]] * 3} for r in elsewhere]
-    again = selection.rule_rows(elsewhere, test, sampled, sampled, (0.1, 0.5, 0.9), seed=0, n_resamples=100)
+    again = selection.rule_rows(elsewhere, test, sampled, sampled, (0.1, 0.5, 0.9), Resampling(0, 100))
     assert [row["acc50"]["value"] for row in again] == [0.0] * len(again)  # no box is right now
     assert [(r["rule"], r["threshold"]) for r in again] == [(r["rule"], r["threshold"]) for r in rows]
     assert [r["val_acc50"] for r in again[:-2]] == [r["val_acc50"] for r in rows[:-2]]
@@ -75,7 +76,7 @@ def table(n=40):
         for i in range(n)
     ]
     sampled = [{**r, "steps": [r["steps"][0]] * 3} for r in test]
-    return selection.rule_rows(test, test, sampled, sampled, (0.1, 0.5, 0.9), seed=0, n_resamples=100), test
+    return selection.rule_rows(test, test, sampled, sampled, (0.1, 0.5, 0.9), Resampling(0, 100)), test
 
 
 def test_there_is_a_row_a_rule_with_everything_that_is_reported():
@@ -146,11 +147,11 @@ def test_random_signs_give_the_p_value_of_a_fair_coin():
     """Ten images, each with a gain of the same size: only the two tables with one sign throughout are as extreme."""
     a = [rollout([A], f"{i}-0") for i in range(10)]
     b = [rollout([B], f"{i}-0") for i in reversed(range(10))]
-    score, chance = metrics.step_score("final", "miou"), {"seed": 0, "n_resamples": 5000}
-    assert selection.sign_flip_p(a, b, score, **chance) == pytest.approx(2 / 2**10)
-    assert selection.sign_flip_p(a, a, score, **chance) == 1.0
+    score, chance = metrics.step_score("final", "miou"), Resampling(0, 5000)
+    assert selection.sign_flip_p(a, b, score, chance) == pytest.approx(2 / 2**10)
+    assert selection.sign_flip_p(a, a, score, chance) == 1.0
     twice = [[{**r, "id": f"{r['image_id']}-{k}"} for r in rollouts for k in range(2)] for rollouts in (a, b)]
-    assert selection.sign_flip_p(*twice, score, **chance) == pytest.approx(2 / 2**10)  # images count, not samples
+    assert selection.sign_flip_p(*twice, score, chance) == pytest.approx(2 / 2**10)  # images count, not samples
 
 
 def test_the_smallest_difference_is_found_as_often_as_it_says():

@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 from ivt_utils.course import setting_up
 from ivt_utils.course.execute import find_notebooks
 from ivt_utils.course.setting_up import NotReady, badge_links, badges, needed, ready, repository, setup_cell
-from ivt_utils.runtime.store import ROOT
+from ivt_utils.runtime.files import ROOT
 
 ADDRESS = "https://github.com/someone/course"
 NOTEBOOKS = find_notebooks(ROOT / "notebooks")

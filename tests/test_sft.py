@@ -14,7 +14,7 @@ from ivt_utils import protocol, sft, student
 from ivt_utils.harvest import trajectory
 from ivt_utils.micro import model as micro
 from ivt_utils.overlay import draw_box, load_image
-from ivt_utils.runtime.store import ArtefactError
+from ivt_utils.runtime.files import ArtefactError
 
 
 def errors(records) -> list[dict]:
@@ -251,13 +251,13 @@ def test_a_half_written_first_checkpoint_is_as_good_as_none(stub, tmp_path):
 
 
 def test_an_adapter_that_was_rounded_on_the_way_is_trained_as_it_was(stub, tmp_path):
-    """TRL rounds the adapter of a 4-bit model to bfloat16; what was learnt before comes back, in float32."""
-    learnt, frozen = torch.tensor([0.1234567]), torch.zeros(1, dtype=torch.bfloat16)
-    rounded = torch.nn.Parameter(learnt.bfloat16())
+    """TRL rounds the adapter of a 4-bit model to bfloat16; what was learned before comes back, in float32."""
+    learned, frozen = torch.tensor([0.1234567]), torch.zeros(1, dtype=torch.bfloat16)
+    rounded = torch.nn.Parameter(learned.bfloat16())
     stub.model.named_parameters = lambda: [("lora", rounded), ("base", torch.nn.Parameter(frozen, False))]
-    sft.finish(stub, tmp_path, "data/student", {"lora": learnt})
-    assert rounded.dtype == torch.float32 and torch.equal(rounded.data, learnt)
-    fresh = torch.nn.Parameter(learnt.bfloat16())
+    sft.finish(stub, tmp_path, "data/student", {"lora": learned})
+    assert rounded.dtype == torch.float32 and torch.equal(rounded.data, learned)
+    fresh = torch.nn.Parameter(learned.bfloat16())
     stub.model.named_parameters = lambda: [("lora", fresh)]
     sft.finish(stub, tmp_path, "data/student")
     assert fresh.dtype == torch.float32

@@ -7,7 +7,7 @@ from fnmatch import fnmatch
 
 import pytest
 
-from ivt_utils.runtime.store import DATA, ROOT
+from ivt_utils.runtime.files import DATA, ROOT
 
 # What a run takes from data/, by pattern; the rest is for readers, or made to be changed by them.
 READ = (
@@ -40,11 +40,12 @@ from pathlib import Path
 from ivt_utils.runtime import pace
 from ivt_utils.course import lessons
 from ivt_utils.paper_scale import plan
-from ivt_utils.runtime.store import DATA, ArtefactError, Run
+from ivt_utils.runtime.store import Run
+from ivt_utils.runtime.files import DATA, ArtefactError
 from ivt_utils.records import SPLITS, load_split
 from ivt_utils.profiles import get_profile
 from ivt_utils.show.tables import paper_results
-from ivt_utils.show.results import seeds_from
+from ivt_utils.show.reading import seeds_from
 from ivt_utils.student import load_student
 
 micro, scratch = get_profile("micro"), Path(sys.argv[1])

@@ -16,8 +16,9 @@ import pytest
 
 from ivt_utils.methods import ADAPTERS
 from ivt_utils.profiles import get_profile
-from ivt_utils.runtime import store
-from ivt_utils.runtime.store import ArtefactError, Run
+from ivt_utils.runtime import files, store
+from ivt_utils.runtime.files import ArtefactError
+from ivt_utils.runtime.store import Run
 
 SMOKE = get_profile("smoke")
 ROWS = [
@@ -49,7 +50,7 @@ def git(folder: Path, *words: str) -> None:
     subprocess.run(["git", *author, *words], cwd=folder, check=True)
 
 
-def files(folder: Path) -> list[str]:
+def files_in(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
@@ -60,7 +61,7 @@ def test_rollouts_are_made_once_and_read_afterwards(run):
     made = run.rollouts("base_ivt", lambda: ROWS)
     assert made == ROWS and run.rollouts("base_ivt", never) == ROWS
     assert Run(SMOKE, 0, run.root).rollouts("base_ivt", never) == ROWS  # another session
-    assert files(run.root) == ["rollouts/base_ivt.jsonl", "run.json", "stages.json"]
+    assert files_in(run.root) == ["rollouts/base_ivt.jsonl", "run.json", "stages.json"]
     assert len((run.root / "rollouts/base_ivt.jsonl").read_text().split("\n")) == 3
 
 
@@ -87,7 +88,7 @@ def test_stages_say_how_long_they_took_and_what_they_left(run):
     assert 0.1 <= run.seconds("tables/slow") < 5 and run.seconds("tables/never") == 0.0
     assert set(run.stages()) == {"tables/slow", "rollouts/quick"}
     for key, path in (("tables/slow", "tables/slow.json"), ("rollouts/quick", "rollouts/quick.jsonl")):
-        assert run.stages()[key]["sha256"] == store.checksum(run.root / path)
+        assert run.stages()[key]["sha256"] == files.checksum(run.root / path)
 
 
 @pytest.mark.parametrize("kind, path", [("rollouts", "rollouts/a.jsonl"), ("rows", "tables/a.json")])
@@ -111,7 +112,7 @@ def test_a_stage_that_stops_in_the_middle_is_made_again_and_leaves_nothing(run, 
     for kind in ("rollouts", "rows"):
         with pytest.raises(stop):
             getattr(run, kind)("a", lambda: list(half()))
-    assert files(run.root) == ["run.json"] and run.stages() == {}
+    assert files_in(run.root) == ["run.json"] and run.stages() == {}
     assert run.rollouts("a", lambda: ROWS) == ROWS
 
 
@@ -133,7 +134,7 @@ def train(folder: Path):
 
 def test_an_adapter_is_trained_once_and_its_checkpoints_go(run):
     path = run.adapter("sft", train)
-    assert path == run.root / "adapters" / "sft" and files(path) == ["adapter_model.safetensors"]
+    assert path == run.root / "adapters" / "sft" and files_in(path) == ["adapter_model.safetensors"]
     assert run.adapter("sft", never) == path and not path.with_name("sft.training").exists()
 
 
@@ -150,7 +151,7 @@ def test_a_training_that_stops_finds_its_checkpoint_next_time(run):
     with pytest.raises(KeyboardInterrupt):
         run.adapter("sft", stopped)
     assert not (run.root / "adapters" / "sft").exists() and run.stages() == {}
-    assert files(run.adapter("sft", resumed)) == ["adapter_model.safetensors"]
+    assert files_in(run.adapter("sft", resumed)) == ["adapter_model.safetensors"]
 
 
 @pytest.mark.parametrize(
@@ -294,7 +295,7 @@ def finished(run):
     run.rows("ablations", lambda: [2])
     run.rollouts("base_ivt", lambda: ROWS)
     for name in ("results.json", "figures/final.png"):
-        store.write_text(run.root / name, "{}")
+        files.write_text(run.root / name, "{}")
     return run
 
 
@@ -303,9 +304,9 @@ def test_a_finished_run_becomes_the_reference(finished, reference, tmp_path, cap
     other = Run(SMOKE, 1, tmp_path / "other")
     for relative in (*RELATIVE, "figures/final.png", "adapters/grpo"):
         assert other.find(relative) == reference / relative
-        assert store.checksum(reference / relative) == store.checksum(finished.root / relative)
+        assert files.checksum(reference / relative) == files.checksum(finished.root / relative)
     assert capsys.readouterr().out.count("reference") == 5
-    assert not [path for path in files(reference) if "checkpoint" in path or "training" in path]
+    assert not [path for path in files_in(reference) if "checkpoint" in path or "training" in path]
 
 
 def test_of_what_is_only_counted_the_boxes_are_shipped(finished, reference):
@@ -317,12 +318,12 @@ def test_of_what_is_only_counted_the_boxes_are_shipped(finished, reference):
         seed.rollouts(name, lambda: [asked])
     store.ship_reference(finished.root, ADAPTERS)
     boxes = [{"id": "a", "steps": [{"box": [1, 2, 3, 4], "shown": None}]}]
-    assert store.read_jsonl(reference / "rollouts" / "control_sft_ivt_no_box.jsonl") == boxes
-    assert store.read_jsonl(reference / "rollouts" / "sft_ivt.jsonl") == [asked]
+    assert files.read_jsonl(reference / "rollouts" / "control_sft_ivt_no_box.jsonl") == boxes
+    assert files.read_jsonl(reference / "rollouts" / "sft_ivt.jsonl") == [asked]
     shipped = sorted(path.name for path in (reference / "seeds" / "3").rglob("*.*"))
     assert shipped == ["grpo_single.jsonl", "sft_ivt_long.jsonl", "stages.json"]  # a long loop begins as the short one
-    assert store.read_jsonl(reference / "seeds" / "3" / "rollouts" / "sft_ivt_long.jsonl") == boxes
-    assert set(store.read_json(reference / "seeds" / "3" / "stages.json")) == {
+    assert files.read_jsonl(reference / "seeds" / "3" / "rollouts" / "sft_ivt_long.jsonl") == boxes
+    assert set(files.read_json(reference / "seeds" / "3" / "stages.json")) == {
         "rollouts/grpo_single",
         "rollouts/sft_ivt_long",
     }
@@ -330,11 +331,11 @@ def test_of_what_is_only_counted_the_boxes_are_shipped(finished, reference):
 
 @pytest.mark.parametrize("missing", ["results.json", "adapters/grpo"])
 def test_an_unfinished_run_does_not_become_the_reference(finished, reference, missing):
-    before = {path: (reference / path).read_bytes() for path in files(reference)}
+    before = {path: (reference / path).read_bytes() for path in files_in(reference)}
     (finished.root / missing).rename(finished.root / "elsewhere")
     with pytest.raises(ArtefactError) as caught:
         store.ship_reference(finished.root, ADAPTERS)
-    assert missing in sentence(caught) and {p: (reference / p).read_bytes() for p in files(reference)} == before
+    assert missing in sentence(caught) and {p: (reference / p).read_bytes() for p in files_in(reference)} == before
     assert not list(reference.parent.glob(".*"))
 
 
@@ -347,21 +348,21 @@ def full(*_, **__):
 
 def test_a_text_is_written_with_its_folders_and_replaces_the_old_one(tmp_path):
     path = tmp_path / "a" / "b" / "note.txt"
-    store.write_text(path, "ä\n")
-    store.write_text(path, "second")
-    assert path.read_text(encoding="utf-8") == "second" and files(tmp_path) == ["a/b/note.txt"]
+    files.write_text(path, "ä\n")
+    files.write_text(path, "second")
+    assert path.read_text(encoding="utf-8") == "second" and files_in(tmp_path) == ["a/b/note.txt"]
 
 
 @pytest.mark.parametrize("call", ["write_text", "mkdir"])
 def test_no_disk_space_is_one_sentence_and_the_old_file_stays(tmp_path, monkeypatch, call):
     path = tmp_path / "note.txt"
-    store.write_text(path, "old")
+    files.write_text(path, "old")
     monkeypatch.setattr(Path, call, full)
     with pytest.raises(ArtefactError) as caught:
-        store.write_text(path, "new")
+        files.write_text(path, "new")
     monkeypatch.undo()
     assert "No space left on the disk for" in sentence(caught) and "note.txt" in sentence(caught)
-    assert path.read_text() == "old" and files(tmp_path) == ["note.txt"]
+    assert path.read_text() == "old" and files_in(tmp_path) == ["note.txt"]
 
 
 def test_a_disk_that_fills_up_while_writing_leaves_no_half_file(tmp_path, monkeypatch):
@@ -373,8 +374,8 @@ def test_a_disk_that_fills_up_while_writing_leaves_no_half_file(tmp_path, monkey
 
     monkeypatch.setattr(Path, "write_text", half)
     with pytest.raises(ArtefactError):
-        store.write_text(path, "a long text")
-    assert files(tmp_path) == []
+        files.write_text(path, "a long text")
+    assert files_in(tmp_path) == []
 
 
 def test_no_disk_space_in_a_stage_is_the_same_sentence(run, monkeypatch):
@@ -399,13 +400,13 @@ def test_no_disk_space_in_a_stage_is_the_same_sentence(run, monkeypatch):
             "free some",
         ),
         (errno.EACCES, "runs/a.json", "(Permission denied): name a folder of yours with --run-dir", "free some"),
-        (errno.EACCES, store.DATA / "hub/paper-dry-run", "copy the course into a folder of yours", "--run-dir"),
+        (errno.EACCES, files.DATA / "hub/paper-dry-run", "copy the course into a folder of yours", "--run-dir"),
         (errno.EIO, "runs/a.json", "runs/a.json: Input/output error.", "free some"),
         (errno.EINVAL, None, "Invalid argument", "free some"),
     ],
 )
 def test_the_remedy_fits_what_the_disk_says(number, path, says, never_says):
-    told = store.trouble(OSError(number, os.strerror(number)), path)
+    told = files.trouble(OSError(number, os.strerror(number)), path)
     assert says in told and never_says not in told and "\n" not in told
 
 
@@ -413,7 +414,7 @@ def test_what_may_not_be_read_is_not_told_to_be_written(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
     path.write_text("{}")
     monkeypatch.setattr(store.os, "access", lambda *_: False)  # root may read everything
-    told = store.trouble(PermissionError(errno.EACCES, "Permission denied", str(path)))
+    told = files.trouble(PermissionError(errno.EACCES, "Permission denied", str(path)))
     assert told == f"{path} cannot be read: Permission denied."
 
 
@@ -421,13 +422,13 @@ CLOSED = """
 import os, sys, tempfile
 from pathlib import Path
 from ivt_utils.course import doctor
-from ivt_utils.runtime import store
+from ivt_utils.runtime import files
 if os.getuid() == 0:  # root may write everywhere, so become nobody
     os.setgroups([]), os.setgid(65534), os.setuid(65534)
 place = Path(sys.argv[1])
 try:
-    store.write_text(place / "run" / "a.json", "{}")
-except store.ArtefactError as error:
+    files.write_text(place / "run" / "a.json", "{}")
+except files.ArtefactError as error:
     print(error)
 print(*doctor.writable(place))
 """
@@ -435,8 +436,8 @@ print(*doctor.writable(place))
 
 @pytest.mark.parametrize("name", [b"runs/a.json", "runs/a.json", Path("runs/a.json")])
 def test_a_file_may_be_named_in_any_way(name):
-    assert store.trouble(OSError(errno.EIO, "Input/output error"), name) == "runs/a.json: Input/output error."
-    assert "what was to be written" in store.trouble(OSError(errno.ENOSPC, "No space left on device", 3))
+    assert files.trouble(OSError(errno.EIO, "Input/output error"), name) == "runs/a.json: Input/output error."
+    assert "what was to be written" in files.trouble(OSError(errno.ENOSPC, "No space left on device", 3))
 
 
 def test_a_folder_that_really_may_not_be_written_names_the_way_out():
@@ -444,7 +445,7 @@ def test_a_folder_that_really_may_not_be_written_names_the_way_out():
         os.chmod(outer, 0o755)
         closed = Path(outer, "closed")
         closed.mkdir(mode=0o555)
-        done = subprocess.run([sys.executable, "-c", CLOSED, closed], cwd=store.ROOT, text=True, capture_output=True)
+        done = subprocess.run([sys.executable, "-c", CLOSED, closed], cwd=files.ROOT, text=True, capture_output=True)
         if "setgroups" in done.stderr or "setuid" in done.stderr:
             pytest.skip("this root may not become another user")
         assert done.returncode == 0, done.stderr
@@ -460,18 +461,18 @@ def test_the_advice_restores_a_clone_that_was_made_with_other_line_ends(tmp_path
     """In a clone of before .gitattributes, git takes the files with CRLF for unchanged, and leaves them alone."""
     here, there = tmp_path / "here", tmp_path / "there"
     (here / "data").mkdir(parents=True)
-    store.write_text(here / "data" / "a.json", "{}\n")
-    store.note_files(here / "data", ["a.json"])
+    files.write_text(here / "data" / "a.json", "{}\n")
+    files.note_files(here / "data", ["a.json"])
     git(here, "init", "-q")
     git(here, "add", "-A")
     git(here, "commit", "-q", "-m", "first")
     git(tmp_path, "clone", "-q", "-c", "core.autocrlf=true", "here", "there")
-    monkeypatch.setattr(store, "ROOT", there)
+    monkeypatch.setattr(files, "ROOT", there)
     (there / ".gitattributes").write_text("* text=auto eol=lf\n")
     with pytest.raises(ArtefactError, match="damaged") as caught:
-        store.intact(there / "data" / "a.json")
+        files.intact(there / "data" / "a.json")
     subprocess.run(sentence(caught).rpartition("restore it with: ")[2], shell=True, cwd=there, check=True)
-    assert store.intact(there / "data" / "a.json")
+    assert files.intact(there / "data" / "a.json")
 
 
 @needs_git
@@ -487,13 +488,13 @@ def test_a_project_inside_another_repository_has_no_commit(tmp_path, monkeypatch
 
 
 def test_advice_fits_a_clone_an_archive_and_a_folder_of_ones_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "ROOT", tmp_path)
-    assert "git" not in store.restoring(tmp_path / "data" / "student")
-    assert "archive (ZIP)" in store.restoring(tmp_path / "data" / "student")
+    monkeypatch.setattr(files, "ROOT", tmp_path)
+    assert "git" not in files.restoring(tmp_path / "data" / "student")
+    assert "archive (ZIP)" in files.restoring(tmp_path / "data" / "student")
     (tmp_path / ".git").mkdir()
-    told = store.restoring(tmp_path / "data" / "student")
+    told = files.restoring(tmp_path / "data" / "student")
     assert told == "restore it with: rm -rf data/student && git checkout -- data/student"
-    assert "git" not in store.restoring(tmp_path.parent / "mine")
+    assert "git" not in files.restoring(tmp_path.parent / "mine")
 
 
 def test_a_kill_at_any_moment_leaves_the_old_text_or_the_new_one(tmp_path):
@@ -504,7 +505,7 @@ def test_a_kill_at_any_moment_leaves_the_old_text_or_the_new_one(tmp_path):
     )
     for pause in (0.0, 0.013, 0.029):
         path.unlink(missing_ok=True)
-        child = subprocess.Popen([sys.executable, "-c", code, path], cwd=store.ROOT)
+        child = subprocess.Popen([sys.executable, "-c", code, path], cwd=files.ROOT)
         try:
             until = time.monotonic() + 60
             while not path.exists() and time.monotonic() < until:
@@ -526,19 +527,19 @@ def folder(tmp_path):
 
 
 def test_a_folder_is_replaced_as_a_whole(folder):
-    with store.replace_folder(folder) as new:
-        assert files(new) == [] and files(folder) == ["old"]
+    with files.replace_folder(folder) as new:
+        assert files_in(new) == [] and files_in(folder) == ["old"]
         (new / "new").write_text("new")
-    assert files(folder.parent) == ["folder/new"]
+    assert files_in(folder.parent) == ["folder/new"]
 
 
 @pytest.mark.parametrize("stop", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
 def test_an_error_while_a_folder_is_written_keeps_the_old_one(folder, stop):
     with pytest.raises(type(stop)):
-        with store.replace_folder(folder) as new:
+        with files.replace_folder(folder) as new:
             (new / "new").write_text("new")
             raise stop
-    assert files(folder.parent) == ["folder/old"]
+    assert files_in(folder.parent) == ["folder/old"]
 
 
 @pytest.mark.parametrize("failing", [1, 2])
@@ -553,16 +554,16 @@ def test_an_error_while_a_folder_is_renamed_keeps_the_old_one(folder, monkeypatc
 
     monkeypatch.setattr(store.os, "replace", replace_or_fail)
     with pytest.raises((OSError, ArtefactError)):
-        with store.replace_folder(folder) as new:
+        with files.replace_folder(folder) as new:
             (new / "new").write_text("new")
-    assert files(folder.parent) == ["folder/old"]
+    assert files_in(folder.parent) == ["folder/old"]
 
 
 def test_a_first_folder_that_fails_leaves_nothing(tmp_path):
     with pytest.raises(ValueError):
-        with store.replace_folder(tmp_path / "deep" / "folder"):
+        with files.replace_folder(tmp_path / "deep" / "folder"):
             raise ValueError
-    assert files(tmp_path) == [] and not (tmp_path / "deep" / "folder").exists()
+    assert files_in(tmp_path) == [] and not (tmp_path / "deep" / "folder").exists()
 
 
 # --- reading
@@ -570,16 +571,16 @@ def test_a_first_folder_that_fails_leaves_nothing(tmp_path):
 
 def test_an_unreadable_file_is_one_sentence(tmp_path):
     with pytest.raises(ArtefactError) as caught:
-        store.read_json(tmp_path / "gone.json")
+        files.read_json(tmp_path / "gone.json")
     assert "gone.json is missing" in sentence(caught)
     for name, content in (("a.json", b"{"), ("b.json", b"\xff\xfe")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ArtefactError) as caught:
-            store.read_json(tmp_path / name)
+            files.read_json(tmp_path / name)
         assert f"{name} is not valid JSON" in sentence(caught)
     (tmp_path / "c.jsonl").write_text('{"a": 1}\n{"a": \n')
     with pytest.raises(ArtefactError) as caught:
-        store.read_jsonl(tmp_path / "c.jsonl")
+        files.read_jsonl(tmp_path / "c.jsonl")
     assert "damaged in line 2" in sentence(caught) and "c.jsonl" in sentence(caught)
 
 
@@ -589,19 +590,19 @@ def test_rows_that_are_missing_or_of_another_encoding_are_one_sentence_and_other
     if content is not None:
         path.write_bytes(content)
     if content and content[0] == ord("{"):
-        assert store.read_jsonl(path) == [{"a": "line\u2028separator"}]
+        assert files.read_jsonl(path) == [{"a": "line\u2028separator"}]
     else:
         with pytest.raises(ArtefactError) as caught:
-            store.read_jsonl(path)
+            files.read_jsonl(path)
         assert "rows.jsonl" in sentence(caught)
 
 
 def test_a_checksum_knows_names_and_contents(tmp_path):
     for name, content in (("x/a", "1"), ("y/a", "1"), ("z/b", "1"), ("w/a", "2"), ("v/sub/a", "1")):
-        store.write_text(tmp_path / name, content)
-    sums = {name: store.checksum(tmp_path / name) for name in "vwxyz"}
+        files.write_text(tmp_path / name, content)
+    sums = {name: files.checksum(tmp_path / name) for name in "vwxyz"}
     assert sums["x"] == sums["y"] and len(set(sums.values())) == 4
-    assert store.checksum(tmp_path / "x/a").startswith("6b86b273ff34fce1")  # SHA-256 of "1"
+    assert files.checksum(tmp_path / "x/a").startswith("6b86b273ff34fce1")  # SHA-256 of "1"
 
 
 # --- where results come from

@@ -11,7 +11,7 @@ from ivt_utils.loop import evaluate
 from ivt_utils.micro import model as micro
 from ivt_utils.profiles import STUDENT_RECIPE, get_profile
 from ivt_utils.records import load_split
-from ivt_utils.runtime.store import ArtefactError, note_files
+from ivt_utils.runtime.files import ArtefactError, note_files
 
 
 def test_the_classes_are_those_of_the_papers_model(tiny_student):
@@ -94,7 +94,6 @@ def test_a_loaded_student_answers_as_it_did_when_it_was_saved(shipped, processor
     assert loaded.grid == 10 and not loaded.model.training
     a, b = (evaluate(s, records[:2], get_profile("micro"), turns=1, max_new_tokens=6) for s in (made, loaded))
     assert a == b
-    assert loaded.processor.tokenizer.response_template == protocol.RESPONSE_TEMPLATE
     assert loaded.processor.chat_template == protocol.chat_template()
     assert loaded.processor.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
 

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ivt_utils import protocol, teacher
+from ivt_utils.profiles import TEACHER_TOLERANCE
 
 # What each phrase claims, in numbers: (shown box, true box) -> error as a share of the true width or height,
 # positive when the phrase is right; and how its advice changes the box.
@@ -72,24 +73,26 @@ def test_a_trace_says_what_is_true(pair):
     pairs = read(teacher.geometric_trace(box, truth))
     assert len(pairs) <= 2
     for place, (phrase, advice) in enumerate(pairs):
-        assert errors[phrase] > (teacher.TOLERANCE if place else 0) - SLACK
+        assert errors[phrase] > (TEACHER_TOLERANCE if place else 0) - SLACK
         moved = [v + step * 1e-3 for v, step in zip(box, ADVICE[advice], strict=True)]
         assert CLAIMS[phrase](moved, truth) < errors[phrase]  # following the advice makes it less wrong
-    assert teacher.fits(box, truth) == (errors[worst] <= teacher.TOLERANCE) or abs(errors[worst] - 0.1) < SLACK
+    assert (
+        teacher.within_tolerance(box, truth) == (errors[worst] <= TEACHER_TOLERANCE) or abs(errors[worst] - 0.1) < SLACK
+    )
     if not pairs:
         assert errors[worst] <= SLACK
     else:
         named = [errors[phrase] for phrase, _ in pairs]
         assert max(named) >= errors[worst] - SLACK
         left_out = sorted((e for phrase, e in errors.items() if phrase not in dict(pairs)), reverse=True)
-        assert left_out[0] <= min(named) + SLACK or len(pairs) == 1 and left_out[0] <= teacher.TOLERANCE + SLACK
+        assert left_out[0] <= min(named) + SLACK or len(pairs) == 1 and left_out[0] <= TEACHER_TOLERANCE + SLACK
 
 
 @given(box_and_truth())
 def test_the_true_box_fits(pair):
     truth = pair[1]
     assert teacher.geometric_trace(truth, truth) == protocol.TRACE_FITS == "It fits: keep it."
-    assert teacher.fits(truth, truth)
+    assert teacher.within_tolerance(truth, truth)
 
 
 @pytest.mark.parametrize(

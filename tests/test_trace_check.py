@@ -2,11 +2,11 @@
 
 import pytest
 
-from ivt_utils.metrics import side
+from ivt_utils.metrics import Resampling, side
 from ivt_utils.paper_scale.trace_check import says_and_does, traces_told, ways
 
 TRUTH, LEFT, NEARER = [400.0, 400.0, 600.0, 600.0], [300, 400, 500, 600], [350, 400, 550, 600]
-CHANCE = {"seed": 0, "n_resamples": 20}
+CHANCE = Resampling(0, 20)
 
 
 def rollout(number, *steps):
@@ -21,7 +21,7 @@ def rollout(number, *steps):
 
 
 def values(rollouts):
-    return {kind: (cell["value"], cell["n"]) for kind, cell in traces_told(rollouts, **CHANCE).items()}
+    return {kind: (cell["value"], cell["n"]) for kind, cell in traces_told(rollouts, CHANCE).items()}
 
 
 def test_the_ways_in_which_boxes_differ_are_the_words_of_a_trace():
@@ -50,7 +50,7 @@ def test_traces_are_compared_with_the_boxes_and_with_shuffled_traces():
 def test_words_that_are_always_the_same_tell_no_more_than_shuffled_ones():
     said = "It is too far left: move right."
     boxes = [LEFT, NEARER, [450, 400, 650, 600]]
-    told = traces_told([rollout(i, ("", box), (said, TRUTH)) for i, box in enumerate(boxes)], **CHANCE)
+    told = traces_told([rollout(i, ("", box), (said, TRUTH)) for i, box in enumerate(boxes)], CHANCE)
     assert told["true"]["value"] == pytest.approx(2 / 3)
     assert all(told["true_more"][limit] == pytest.approx(0, abs=1e-8) for limit in ("value", "low", "high"))
     assert side(told["true_more"]) == side(told["followed_more"]) == "open"
@@ -62,7 +62,7 @@ def test_keep_it_is_asked_whether_it_keeps_and_an_answer_without_a_box_is_left_o
     told = values([kept, moved])
     assert told["kept"] == (0.5, 2) and told["true"] == (None, 0)
     with pytest.raises(ValueError):
-        traces_told([rollout(1, ("", None), (keep, LEFT))], **CHANCE)
+        traces_told([rollout(1, ("", None), (keep, LEFT))], CHANCE)
 
 
 def test_what_the_last_step_says_and_what_it_does():
@@ -74,5 +74,5 @@ def test_what_the_last_step_says_and_what_it_does():
         (("", LEFT), ("", LEFT)),
         (("", None), ("", None)),
     ]
-    found = says_and_does([rollout(i, ("", LEFT), *pair) for i, pair in enumerate(steps)], **CHANCE)
+    found = says_and_does([rollout(i, ("", LEFT), *pair) for i, pair in enumerate(steps)], CHANCE)
     assert [found[kind]["value"] for kind in ("says", "does", "difference")] == pytest.approx([0.6, 0.4, 0.2])

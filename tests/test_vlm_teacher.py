@@ -28,7 +28,7 @@ from ivt_utils.boxes import format_answer
 from ivt_utils.overlay import draw_box
 from ivt_utils.paper_scale import trace_check, vlm_teacher
 from ivt_utils.profiles import get_profile
-from ivt_utils.runtime.store import ArtefactError
+from ivt_utils.runtime.files import ArtefactError
 from ivt_utils.teacher import geometric_trace
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -289,7 +289,7 @@ TRUTH = (200, 100, 300, 200)  # LEFT has to move right
     [
         ("The red box covers the cup. It is too far left: move right.", LEFT, ""),
         ("\n“It's too far to the left, so move it a bit to the right.” ", LEFT, ""),
-        ("This is the neighbour's chair; shift the red box right so that it fits the whole chair!", LEFT, ""),
+        ("This is the neighbor's chair; shift the red box right so that it fits the whole chair!", LEFT, ""),
         ("The dog on the left side of the image is missed, the box should be moved right.", LEFT, ""),
         ("It is much too large and too low: make it smaller and move up.", FAR, ""),
         ("It covers half the room and is too far right and low, move it up and to the left.", FAR, ""),

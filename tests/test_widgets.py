@@ -10,8 +10,10 @@ import pytest
 from IPython import display as ipython
 
 from ivt_utils import grpo, metrics, protocol, selection
+from ivt_utils.metrics import Resampling
 from ivt_utils.profiles import get_profile
-from ivt_utils.runtime.store import REFERENCE, read_jsonl
+from ivt_utils.runtime.files import read_jsonl
+from ivt_utils.runtime.store import REFERENCE
 from ivt_utils.show import views, widgets
 
 THRESHOLDS = get_profile("smoke").thresholds
@@ -127,7 +129,7 @@ def displays(records, methods, confident, folder) -> list:
     return [
         lambda: widgets.trajectory_explorer(records, methods, path=folder / "a.png"),
         lambda: widgets.group_viewer(records, [group, group[:4]], 0.1, path=folder / "b.png"),
-        lambda: widgets.stop_rule_slider(confident, THRESHOLDS, path=folder / "c.png", n_resamples=50),
+        lambda: widgets.stop_rule_slider(confident, THRESHOLDS, Resampling(0, 50), path=folder / "c.png"),
     ]
 
 
@@ -149,7 +151,7 @@ def test_without_a_notebook_each_is_one_picture_with_alt_text_and_a_sentence(
 
 
 def test_a_thresholds_sentence_says_where_it_is_chosen(confident, shown, tmp_path):
-    widgets.stop_rule_slider(confident, THRESHOLDS, path=tmp_path / "c.png", n_resamples=50)
+    widgets.stop_rule_slider(confident, THRESHOLDS, Resampling(0, 50), path=tmp_path / "c.png")
     words = shown[1][0][0].data
     assert "These are 60 validation samples. Thresholds are chosen on validation samples" in words
 
@@ -192,7 +194,7 @@ def test_what_cannot_be_shown_is_one_sentence(records, methods, confident, tmp_p
     with pytest.raises(ValueError, match="'elsewhere' is about none of the records"):
         widgets.group_viewer(records, [[rollout("elsewhere", GOOD)]], 0.1, path=path)
     with pytest.raises(ValueError, match="needs rollouts with confidence"):
-        widgets.stop_rule_slider(methods["one"], THRESHOLDS, path=path)
+        widgets.stop_rule_slider(methods["one"], THRESHOLDS, Resampling(0, 50), path=path)
 
 
 # ------------------------------------------------------------------------------------------------ live
@@ -255,7 +257,7 @@ def test_each_control_of_the_group_viewer_changes_the_picture(records):
 
 def test_each_control_of_the_stop_rule_changes_the_picture(confident):
     curves = {name: selection.rule_curve(confident, stop, THRESHOLDS) for name, stop in selection.STOPS.items()}
-    panel = widgets._rule_panel(confident, curves, 0.5, "A note.", {"seed": 0, "n_resamples": 50})
+    panel = widgets._rule_panel(confident, curves, 0.5, "A note.", Resampling(0, 50), "validation")
     assert "“two boxes agree” at 0.50" in alt(panel)
     assert "oracle (best step, chosen with the ground truth)" in alt(panel)
     assert "A note." in all_html(panel) and "points over step 0" in all_html(panel)

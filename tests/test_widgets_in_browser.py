@@ -20,7 +20,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from ivt_utils.metrics import iou_matrix
 from ivt_utils.profiles import get_profile
-from ivt_utils.runtime.store import ROOT
+from ivt_utils.runtime.files import ROOT
 from ivt_utils.show.widgets import WIDGET
 
 SHOTS = ROOT / "build" / "screenshots"
@@ -28,7 +28,8 @@ CELLS = (
     """
 from pathlib import Path
 from ivt_utils.show import widgets
-from ivt_utils.runtime.store import REFERENCE, read_jsonl
+from ivt_utils.runtime.store import REFERENCE
+from ivt_utils.runtime.files import read_jsonl
 from ivt_utils.records import load_split
 from ivt_utils.loop import evaluate
 from ivt_utils.profiles import get_profile

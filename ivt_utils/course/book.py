@@ -14,11 +14,14 @@ from ivt_utils.exercises import LESSONS
 from ivt_utils.methods import method_label
 from ivt_utils.metrics import exact_limits, iou_matrix, side
 from ivt_utils.records import BENCHMARK
-from ivt_utils.runtime.store import REFERENCE, ROOT, read_json
+from ivt_utils.runtime.files import ROOT, read_json
+from ivt_utils.runtime.store import REFERENCE
 from ivt_utils.runtime.text import markdown_table, number, write_between
 from ivt_utils.selection import ORACLE, best_rule
-from ivt_utils.show.results import CONSENSUS, by_name, read_rollouts
+from ivt_utils.show.reading import read_rollouts
+from ivt_utils.show.results import CONSENSUS
 from ivt_utils.show.tables import paper_results
+from ivt_utils.show.targets import by_name
 
 EXPLORED = ("base_ivt", "sft_ivt", "sft_grpo_ivt")
 SEEN, NOT_SEEN, OPEN = "seen", "not seen", "open"
@@ -29,14 +32,17 @@ HEAD = ["claim of the paper", "the paper", "measured here", "seen here?", "noteb
 
 def claims(results: dict, paper: dict) -> list[list[str]]:
     """Return the table of claims as a grid of text, its head first: the paper's number, ours, whether ours show it."""
-    theirs, ours = paper["methods"], {name: found["metrics"] for name, found in results["methods"].items()}
+    theirs, ours = paper["methods"], {name: method["metrics"] for name, method in results["methods"].items()}
     compared = by_name((*results["differences"], *results["seeds"]))  # of several trainings, where there are several
     slices, sft, grpo = paper["slices"], ours["sft_ivt"], ours["sft_grpo_ivt"]
     rules = [row for row in results["methods"]["sft_ivt"]["rules"] if row["rule"] not in (ORACLE, "step 0")]
     consensus = compared.get((f"sft_ivt {CONSENSUS} - sft_ivt step 0", "acc50"))  # a rule, over several trainings
-    shown = {row["control"]: row["difference"] for row in results["methods"]["sft_ivt"]["controls"]}
+    control_differences = {row["control"]: row["difference"] for row in results["methods"]["sft_ivt"]["controls"]}
     r = results["methods"]["sft_ivt"]["calibration"][0]["fits"]["r"]
-    presence, quality = shown["no box"], {"a true box (oracle)": shown[TRUTH], "a random box": shown["random box"]}
+    presence, quality = (
+        control_differences["no box"],
+        {"a true box (oracle)": control_differences[TRUTH], "a random box": control_differences["random box"]},
+    )
 
     def points(name, metric="acc50"):
         return compared[name, metric]
@@ -157,7 +163,7 @@ def _cell(cell: Mapping[str, Any], kind: str) -> str:
     scale, digits, unit = {"share": (100, 1, " %"), "points": (100, 1, " points")}.get(kind, (1, 3, ""))
     unit = f" {kind}" if kind == "IoU" else unit
     trainings = f" ({len(cell['seeds'])} trainings)" if "seeds" in cell else ""
-    return number(cell, scale, digits) + unit + trainings + "\u2020" * (cell.get("step") == "not stated")
+    return number(cell, scale, digits) + unit + trainings + ("\u2020" if cell.get("step") == "not stated" else "")
 
 
 def _way(cells: dict) -> str:
@@ -203,11 +209,13 @@ def explorer_samples(each: int = 6) -> dict:
     from pyarrow import parquet
 
     rollouts = {name: read_rollouts(REFERENCE / "rollouts" / f"{name}.jsonl") for name in EXPLORED}
-    ious = {name: iou_matrix(found) for name, found in rollouts.items()}
+    ious = {name: iou_matrix(answered) for name, answered in rollouts.items()}
     picked = dict.fromkeys(range(each))
-    for found in ious.values():
-        change = (found[:, -1] - found[:, 0]).argsort(kind="stable").tolist()
-        picked |= dict.fromkeys(change[:each] + change[-each:] + found[:, -1].argsort(kind="stable").tolist()[:each])
+    for method_ious in ious.values():
+        change = (method_ious[:, -1] - method_ious[:, 0]).argsort(kind="stable").tolist()
+        picked |= dict.fromkeys(
+            change[:each] + change[-each:] + method_ious[:, -1].argsort(kind="stable").tolist()[:each]
+        )
     table = parquet.read_table(BENCHMARK / "test.parquet", columns=["id", "image"]).to_pylist()
     images = {row["id"]: "data:image/jpeg;base64," + base64.b64encode(row["image"]["bytes"]).decode() for row in table}
     samples = []
@@ -216,9 +224,9 @@ def explorer_samples(each: int = 6) -> dict:
         answers = {
             name: [
                 {**step, "iou": round(float(value), 2)}
-                for step, value in zip(found[i]["steps"], ious[name][i], strict=True)
+                for step, value in zip(answered[i]["steps"], ious[name][i], strict=True)
             ]
-            for name, found in rollouts.items()
+            for name, answered in rollouts.items()
         }
         samples.append(
             {

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from ivt_utils.runtime.files import ArtefactError, intact, trouble
 from ivt_utils.runtime.hardware import usable_cores
-from ivt_utils.runtime.store import ArtefactError, installed, intact, trouble
+from ivt_utils.runtime.store import installed
 
 OK, NOTE, MISS = " OK ", "NOTE", "MISS"
 MAIN = (

@@ -15,8 +15,8 @@ import tokenize
 from contextlib import contextmanager
 from pathlib import Path
 
+from ivt_utils.runtime.files import read_json
 from ivt_utils.runtime.pace import START, Pace, clock, heading, machine, section_seconds
-from ivt_utils.runtime.store import read_json
 
 PACKAGE = Path(__file__).resolve().parent.parent
 PROJECT = PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").is_file() else Path.cwd()
@@ -34,42 +34,42 @@ def find_notebooks(folder: Path, only: list[str] | None = None) -> list[Path]:
 
     ValueError when there are none, or a name in `only` fits none.
     """
-    found = sorted(path for path in folder.glob("0*.ipynb") if re.fullmatch(r"\w+", path.stem))  # no "-Copy1"
-    if not found:
+    notebooks = sorted(path for path in folder.glob("0*.ipynb") if re.fullmatch(r"\w+", path.stem))  # no "-Copy1"
+    if not notebooks:
         raise ValueError(
             f"No notebooks (0*.ipynb) in {shown(folder)}: "
             "run this from a clone of the course, or name their folder with --notebooks."
         )
     if not only:
-        return found
-    wanted = [name.removesuffix(".ipynb") for name in only]
-    for name in wanted:
-        if not any(path.stem.startswith(name) for path in found):
-            names = ", ".join(path.stem for path in found)
+        return notebooks
+    prefixes = [name.removesuffix(".ipynb") for name in only]
+    for name in prefixes:
+        if not any(path.stem.startswith(name) for path in notebooks):
+            names = ", ".join(path.stem for path in notebooks)
             raise ValueError(f"There is no notebook {name}; choose from {names}.")
-    return [path for path in found if any(path.stem.startswith(name) for name in wanted)]
+    return [path for path in notebooks if any(path.stem.startswith(name) for name in prefixes)]
 
 
-def run_course(profile, seed: int, run_dir: Path, folder: Path, only=None, out=None, told: str = "") -> None:
+def run_course(profile, seed: int, run_dir: Path, folder: Path, only=None, out=None, cost_told: str = "") -> None:
     """Execute the notebooks of `folder` into `<run_dir>/notebooks/`, with progress on `out`; return nothing.
 
-    `told` is said of the cost in place of `cost`.
+    `cost_told` is said of the cost in place of `cost`.
     Raises NotebookStopped for a failing cell and KeyboardInterrupt (with one sentence) for Ctrl-C.
     """
     out = out or sys.stdout
     everything = find_notebooks(folder)
-    chosen = find_notebooks(folder, only)
+    notebooks = find_notebooks(folder, only)
     target = run_dir / "notebooks"
     target.mkdir(parents=True, exist_ok=True)
     parameters = {"PROFILE": profile.name, "SEED": seed, "RUN_DIR": str(run_dir)}
-    print(f"{told or cost(profile, chosen)} Results go to {shown(run_dir)}.", file=out, flush=True)
+    print(f"{cost_told or cost(profile, notebooks)} Results go to {shown(run_dir)}.", file=out, flush=True)
 
     started, expected = time.monotonic(), section_seconds(profile.name)
-    timed = all(path.stem in expected for path in chosen)
-    pace = Pace({path.stem: expected[path.stem] for path in chosen} if timed else {})
+    timed = all(path.stem in expected for path in notebooks)
+    pace = Pace({path.stem: expected[path.stem] for path in notebooks} if timed else {})
     finished: list[str] = []
-    for number, notebook in enumerate(chosen, 1):
-        label = f"[{number}/{len(chosen)}] {notebook.stem}"
+    for number, notebook in enumerate(notebooks, 1):
+        label = f"[{number}/{len(notebooks)}] {notebook.stem}"
         earlier = [target / path.name for path in everything if path < notebook]
         stamp = made_from(notebook, parameters, earlier)
         if is_current(target / notebook.name, stamp, run_dir):
@@ -81,9 +81,9 @@ def run_course(profile, seed: int, run_dir: Path, folder: Path, only=None, out=N
             try:
                 execute(notebook, target / notebook.name, parameters, stamp, label, pace, started, out)
             except KeyboardInterrupt:
-                done = ", ".join(finished) or "no notebook yet"
+                names = ", ".join(finished) or "no notebook yet"
                 raise KeyboardInterrupt(
-                    f"Stopped in {notebook.stem}. Finished: {done}. The same command goes on from there."
+                    f"Stopped in {notebook.stem}. Finished: {names}. The same command goes on from there."
                 ) from None
             print(f"{label}: done in {clock(time.monotonic() - begun)}", file=out, flush=True)
         finished.append(notebook.stem)
@@ -170,11 +170,11 @@ def counts(cell) -> bool:
 
 def make_portable(executed, notebook: Path, output: Path) -> None:
     """Make what papermill noted of paths inside the project relative to it, in place."""
-    noted = executed.metadata.papermill
-    noted["input_path"], noted["output_path"] = shown(notebook), shown(output)
+    metadata = executed.metadata.papermill
+    metadata["input_path"], metadata["output_path"] = shown(notebook), shown(output)
     prefix = f"{PROJECT}{os.sep}"
-    for name, value in noted.get("parameters", {}).items():
-        noted["parameters"][name] = value.removeprefix(prefix) if isinstance(value, str) else value
+    for name, value in metadata.get("parameters", {}).items():
+        metadata["parameters"][name] = value.removeprefix(prefix) if isinstance(value, str) else value
     for cell in executed.cells:
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.source = cell.source.replace(prefix, "")
@@ -188,10 +188,10 @@ def made_from(notebook: Path, parameters: dict, earlier: list[Path]) -> str:
     executed anew, the later ones are too, quickly, for finished stages stay.
     """
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    kept = [[cell["cell_type"], cell["metadata"].get("tags", []), "".join(cell["source"])] for cell in cells]
+    sources = [[cell["cell_type"], cell["metadata"].get("tags", []), "".join(cell["source"])] for cell in cells]
     resources = sorted(path for kind in ("*.jinja", "*.js") for path in PACKAGE.rglob(kind))
-    parts = [("parameters", json.dumps(parameters, sort_keys=True)), (notebook.name, json.dumps(kept))]
-    parts += [(path.name, code_of(path)) for path in reached([text for kind, _, text in kept if kind == "code"])]
+    parts = [("parameters", json.dumps(parameters, sort_keys=True)), (notebook.name, json.dumps(sources))]
+    parts += [(path.name, code_of(path)) for path in reached([text for kind, _, text in sources if kind == "code"])]
     parts += [
         (path.name, path.read_text(encoding="utf-8") if path.is_file() else "missing")
         for path in (*resources, *earlier)
@@ -204,15 +204,15 @@ def reached(texts: list[str]) -> list[Path]:
 
     Imports inside functions count as well.
     """
-    found, waiting = set(), list(texts)
+    modules, waiting = set(), list(texts)
     while waiting:
         for name in imported(waiting.pop()):
             place = PACKAGE.parent / name.replace(".", "/")
             path = next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()), None)
-            if path and path not in found:
-                found.add(path)
+            if path and path not in modules:
+                modules.add(path)
                 waiting.append(path.read_text(encoding="utf-8"))
-    return sorted(found)
+    return sorted(modules)
 
 
 def imported(text: str):
@@ -251,8 +251,8 @@ def is_current(executed: Path, stamp: str, run_dir: Path) -> bool:
 
 def artefacts_in(run_dir: Path) -> list[str]:
     """Return the names, relative to the run, of its predictions, tables, adapters and figures."""
-    found = (path for pattern in ARTEFACTS for path in run_dir.glob(pattern))
-    return sorted(path.relative_to(run_dir).as_posix() for path in found)
+    paths = (path for pattern in ARTEFACTS for path in run_dir.glob(pattern))
+    return sorted(path.relative_to(run_dir).as_posix() for path in paths)
 
 
 def cost(profile, notebooks: list[Path]) -> str:

@@ -12,8 +12,8 @@ from typing import Any
 
 from ivt_utils import exercises
 from ivt_utils.runtime import hardware, pace
+from ivt_utils.runtime.files import ROOT, ArtefactError, note_files, read_json, write_text
 from ivt_utils.runtime.pace import START, clock, heading, measured
-from ivt_utils.runtime.store import ROOT, ArtefactError, note_files, read_json, write_text
 from ivt_utils.runtime.text import markdown_table, write_between
 
 GUIDE = ROOT / "docs" / "instructor.md"
@@ -30,12 +30,12 @@ def sections(cells: list[dict]) -> list[dict]:
     `cells` as in the file of a notebook. `read` counts prose, code and figures; `write` the exercises, by
     their authors' estimates, whose texts are not counted again.
     """
-    found: list[dict[str, Any]] = [{"title": START, "read": 0.0, "write": 0.0, "exercises": []}]
+    parts: list[dict[str, Any]] = [{"title": START, "read": 0.0, "write": 0.0, "exercises": []}]
     for cell in cells:
         text, name = "".join(cell["source"]), cell["metadata"].get("exercise")
         if title := heading(cell):
-            found.append({"title": title, "read": 0.0, "write": 0.0, "exercises": []})
-        now = found[-1]
+            parts.append({"title": title, "read": 0.0, "write": 0.0, "exercises": []})
+        now = parts[-1]
         if name:
             if cell["cell_type"] == "code":
                 now["write"] += exercises.find(name).minutes
@@ -45,7 +45,7 @@ def sections(cells: list[dict]) -> list[dict]:
         elif {"parameters", "injected-parameters", "setup"}.isdisjoint(cell["metadata"].get("tags", [])):
             figures = len(re.findall(r"^show\(", text, re.MULTILINE))
             now["read"] += len(text.splitlines()) / LINES_A_MINUTE + FIGURE_MINUTES * figures
-    return found
+    return parts
 
 
 def without_made(text: str) -> str:
@@ -63,31 +63,33 @@ def keep_timings(run_dir: Path) -> Path:
 
     A run that holds nothing but closer looks renews their seconds alone, on the machine of the others.
     """
-    kept: dict[str, Any] = pace.timings() if pace.TIMINGS.exists() else {}
+    timings: dict[str, Any] = pace.timings() if pace.TIMINGS.exists() else {}
     machine = {"processor": hardware.processor(), "cores": hardware.usable_cores(), "python": platform.python_version()}
-    if kept.get("machine") != machine:
-        kept = {"machine": machine}  # seconds of two machines do not go together
+    if timings.get("machine") != machine:
+        timings = {"machine": machine}  # seconds of two machines do not go together
     stages = read_json(run_dir / "stages.json")
-    if any("seconds" not in noted for noted in stages.values()):
+    if any("seconds" not in stage for stage in stages.values()):
         raise ArtefactError(
             f"{run_dir} began with the reference results, so its trainings were not timed: take a run of `make course`."
         )
     # A table's seconds hold those of the trainings and answers that it is made of.
-    spent = {key: noted["seconds"] for key, noted in stages.items() if not key.startswith("tables/")}
+    spent = {key: stage["seconds"] for key, stage in stages.items() if not key.startswith("tables/")}
     looks = {key: seconds for key, seconds in spent.items() if "/closer_" in key}  # `ivt closer` makes them
     if seeds := sum(key.startswith("adapters/closer_seed") for key in looks):
-        kept["closer"] = round(sum(looks.values()) / seeds, 1)
-    found = [run_dir / "notebooks" / f"{stem}.ipynb" for stem in exercises.LESSONS]
-    if all(path.is_file() for path in found):
-        kept["seconds"] = {path.stem: measured(read_cells(path)) for path in found}
-        if sum(sum(parts.values()) for parts in kept["seconds"].values()) < sum(spent.values()) - sum(looks.values()):
+        timings["closer"] = round(sum(looks.values()) / seeds, 1)
+    notebooks = [run_dir / "notebooks" / f"{stem}.ipynb" for stem in exercises.LESSONS]
+    if all(path.is_file() for path in notebooks):
+        timings["seconds"] = {path.stem: measured(read_cells(path)) for path in notebooks}
+        if sum(sum(parts.values()) for parts in timings["seconds"].values()) < sum(spent.values()) - sum(
+            looks.values()
+        ):
             raise ArtefactError(
                 f"{run_dir} was interrupted and went on later, so its notebooks ran for less than its "
                 "stages took: take a run of `make course` in one go."
             )
-    elif not (seeds and "seconds" in kept):
+    elif not (seeds and "seconds" in timings):
         raise ArtefactError(f"{run_dir} does not hold every executed notebook: finish it with `ivt run` first.")
-    write_text(pace.TIMINGS, json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+    write_text(pace.TIMINGS, json.dumps(timings, indent=1, ensure_ascii=False) + "\n")
     note_files(pace.TIMINGS.parent, [pace.TIMINGS.name])
     return pace.TIMINGS
 
@@ -104,12 +106,12 @@ def tables(folder: Path = ROOT / "notebooks") -> str:
     for stem in exercises.LESSONS:
         rows, whole = [], [0.0, 0.0, 0.0]
         ran = timings["seconds"].get(stem, {})
-        for found in sections(read_cells(folder / f"{stem}.ipynb")):
-            seconds = ran.get(found["title"])
-            names = ", ".join(f"`{name}`" for name in found["exercises"]) or "-"
+        for part in sections(read_cells(folder / f"{stem}.ipynb")):
+            seconds = ran.get(part["title"])
+            names = ", ".join(f"`{name}`" for name in part["exercises"]) or "-"
             time = "not measured" if seconds is None else clock(seconds)
-            rows.append([found["title"], time, minutes(found["read"]), minutes(found["write"]), names])
-            whole = [a + b for a, b in zip(whole, (seconds or 0.0, found["read"], found["write"]), strict=True)]
+            rows.append([part["title"], time, minutes(part["read"]), minutes(part["write"]), names])
+            whole = [a + b for a, b in zip(whole, (seconds or 0.0, part["read"], part["write"]), strict=True)]
         head = ["section", "cells run", "read (min)", "exercises (min)", "which"]
         parts.append(f"**{stem}**\n\n{markdown_table(head, rows)}")
         totals.append([stem, clock(whole[0]), minutes(whole[1]), minutes(whole[2])])
@@ -123,8 +125,8 @@ def tables(folder: Path = ROOT / "notebooks") -> str:
 def course_sentence() -> str:
     """Return how long the course runs, and on which machine that was measured, for the README."""
     whole = sum(sum(parts.values()) for parts in pace.timings()["seconds"].values())
-    told = f"{minutes(whole / 60)} minutes on {pace.machine()}"
-    return f"The cells of the six notebooks, their trainings among them, run for {told}.\n"
+    duration = f"{minutes(whole / 60)} minutes on {pace.machine()}"
+    return f"The cells of the six notebooks, their trainings among them, run for {duration}.\n"
 
 
 def write_guide() -> Path:

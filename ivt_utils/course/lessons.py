@@ -17,7 +17,8 @@ from ivt_utils.course.execute import MARK, find_notebooks, made_from, run_course
 from ivt_utils.course.setting_up import badges, repository, setup_cell
 from ivt_utils.profiles import get_profile
 from ivt_utils.runtime import pace
-from ivt_utils.runtime.store import REFERENCE, ROOT, ArtefactError, Run, checksum, find_reference, read_json, write_text
+from ivt_utils.runtime.files import ROOT, ArtefactError, checksum, read_json, write_text
+from ivt_utils.runtime.store import REFERENCE, Run, find_reference
 from ivt_utils.runtime.text import write_between
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -34,15 +35,15 @@ def build_notebooks(folder: Path = NOTEBOOKS, scratch: Path = ROOT / "build" / "
 
     The badges of the README come with those of the project's own notebooks.
     """
-    made = {path: with_made_cells(nbformat.read(path, as_version=4), path.stem) for path in find_notebooks(folder)}
-    for path, notebook in made.items():
+    notebooks = {path: with_made_cells(nbformat.read(path, as_version=4), path.stem) for path in find_notebooks(folder)}
+    for path, notebook in notebooks.items():
         write_notebook(path, notebook)
     if folder == NOTEBOOKS:
         write_between(ROOT / "README.md", "badges", badges(README_OPENS, repository(), "docs/badges") + "\n")
     shutil.rmtree(scratch, ignore_errors=True)
     run = seed_run(get_profile("micro"), read_json(REFERENCE / "run.json")["seed"], scratch)
     run_course(run.profile, run.seed, scratch, folder)
-    for path in made:
+    for path in notebooks:
         executed = nbformat.read(scratch / "notebooks" / path.name, as_version=4)
         write_notebook(path, with_outputs(nbformat.read(path, as_version=4), executed, stamp(path)))
     return folder
@@ -54,17 +55,17 @@ def seed_run(profile, seed: int, root: Path) -> Run:
     An ArtefactError, before anything is written, when profile, seed or values are not the reference's, or the folder
     holds another run.
     """
-    made = read_json(find_reference("run.json"))
-    if (profile.name, seed) != (made["profile"], made["seed"]):
+    recipe = read_json(find_reference("run.json"))
+    if (profile.name, seed) != (recipe["profile"], recipe["seed"]):
         raise ArtefactError(
-            f"The reference results are of profile {made['profile']} and seed {made['seed']}, not of "
+            f"The reference results are of profile {recipe['profile']} and seed {recipe['seed']}, not of "
             f"{profile.name} and {seed}."
         )
-    if other := profile.changed(made["values"]):
+    if other := profile.changed(recipe["values"]):
         raise ArtefactError(f"The reference results were made with another {', '.join(other)}.")
     if (root / "stages.json").exists():
         there, shipped = read_json(root / "stages.json"), read_json(REFERENCE / "stages.json")
-        if all(there.get(key, {}).get("sha256") == noted["sha256"] for key, noted in shipped.items()):
+        if all(there.get(key, {}).get("sha256") == stage["sha256"] for key, stage in shipped.items()):
             return Run(profile, seed, root)
         raise ArtefactError(f"{root} holds a run already, and nothing in it is overwritten; name another --run-dir.")
     run = Run(profile, seed, root)
@@ -104,12 +105,12 @@ def with_made_cells(notebook, stem: str):
                     f"{stem}: {name} holds an answer, which would be lost; work in a copy of "
                     "notebooks/, and restore this one with git."
                 )
-            found, mark = exercises.find(name), {"exercise": name}
-            cell.source = exercises.stub_text(found)
+            task, mark = exercises.find(name), {"exercise": name}
+            cell.source = exercises.stub_text(task)
             cells += [
-                new_markdown_cell(exercises.task_text(found, number), id=f"{name}-task", metadata=mark),
+                new_markdown_cell(exercises.task_text(task, number), id=f"{name}-task", metadata=mark),
                 cell,
-                new_markdown_cell(exercises.solution_markdown(found), id=f"{name}-solution", metadata=mark),
+                new_markdown_cell(exercises.solution_markdown(task), id=f"{name}-solution", metadata=mark),
             ]
         elif not name:
             cells.append(cell)

@@ -18,7 +18,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from ivt_utils.course.doctor import PYTHONS, read_lock
-from ivt_utils.runtime.store import ROOT, installed
+from ivt_utils.runtime.files import ROOT
+from ivt_utils.runtime.store import installed
 
 BRANCH = "main"
 # These start notebooks and serve them. Who runs the cell has a kernel already, and Colab's own must not be replaced.
@@ -88,10 +89,10 @@ def badges(notebook: str, address: str, images: str = "../docs/badges") -> str:
 
 def badge_links(notebook: str, address: str) -> dict[str, str]:
     """Return {"colab", "kaggle", "binder": address that opens the notebook}; nothing when it is not on GitHub."""
-    found = re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+?)(\.git)?/?", address)
-    if not found:
+    match = re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+?)(\.git)?/?", address)
+    if not match:
         return {}
-    project, path = found[1], f"notebooks/{notebook.removesuffix('.ipynb')}.ipynb"
+    project, path = match[1], f"notebooks/{notebook.removesuffix('.ipynb')}.ipynb"
     return {
         "colab": f"https://colab.research.google.com/github/{project}/blob/{BRANCH}/{path}",
         "kaggle": f"https://kaggle.com/kernels/welcome?src=https://github.com/{project}/blob/{BRANCH}/{path}",
@@ -129,14 +130,14 @@ def ready(root: Path = ROOT) -> None:
             "lab, or choose .venv/bin/python as kernel."
         )
     if not lacking:
-        done = "all its packages are there, nothing was installed."
+        sentence = "all its packages are there, nothing was installed."
     else:
         had = {want.name: installed(want.name) for want in lacking}
         print(f"Installing {', '.join(had)}: this may take some minutes.", flush=True)
         for name, version in loaded().items():
             LOADED.setdefault(name, version)
         install(lacking, root)
-        done = (
+        sentence = (
             "installed "
             + ", ".join(
                 f"{name} {installed(name)} ({f'was {version}' if version else 'was missing'})"
@@ -150,7 +151,7 @@ def ready(root: Path = ROOT) -> None:
             f"Restart needed: this kernel has loaded {', '.join(changed)}. Restart the kernel (in Colab: "
             "Runtime, Restart session), then run this cell again."
         )
-    print(f"The course is ready: {done}")
+    print(f"The course is ready: {sentence}")
 
 
 def needed(root: Path) -> list[Requirement]:
@@ -173,15 +174,17 @@ def install(lacking: list[Requirement], root: Path) -> None:
     for, and what it pulls in that is not there. When these do not go with what is there, in any version of the range.
     """
     lock = {canonicalize_name(want.name): want for want in read_lock(root / "requirements.lock")}
-    asked = {canonicalize_name(want.name): want for want in lacking}
-    tested = [lock.get(name, want) for name, want in asked.items()]
-    pulled_in = [f"{name}{want.specifier}" for name, want in lock.items() if not (name in asked or installed(name))]
-    kept = [f"{name}=={installed(name)}" for name in KEPT if installed(name) and name not in asked]
+    requirements = {canonicalize_name(want.name): want for want in lacking}
+    tested = [lock.get(name, want) for name, want in requirements.items()]
+    pulled_in = [
+        f"{name}{want.specifier}" for name, want in lock.items() if not (name in requirements or installed(name))
+    ]
+    pins = [f"{name}=={installed(name)}" for name in KEPT if installed(name) and name not in requirements]
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder, "constraints.txt")
-        for wants, bounds in ((tested, kept + pulled_in), (lacking, kept)):
+        for wants, bounds in ((tested, pins + pulled_in), (lacking, pins)):
             constraints.write_text("\n".join(bounds))
-            done = subprocess.run(
+            process = subprocess.run(
                 [
                     sys.executable,
                     "-m",
@@ -197,18 +200,18 @@ def install(lacking: list[Requirement], root: Path) -> None:
                 capture_output=True,
                 text=True,
             )
-            if done.returncode == 0 or NO_NETWORK.search(done.stderr):
+            if process.returncode == 0 or NO_NETWORK.search(process.stderr):
                 break
     importlib.invalidate_caches()
     names = ", ".join(want.name for want in lacking if not suits(want))
-    if names and NO_NETWORK.search(done.stderr):
+    if names and NO_NETWORK.search(process.stderr):
         raise NotReady(
             f"No package index answers, so these are still missing: {names}. Switch the network on (Kaggle: "
             "Settings, Internet), then run this cell again."
         )
-    if done.returncode or names:
+    if process.returncode or names:
         raise NotReady(
-            f"pip could not install {names or 'everything'}: {complaint(done.stderr + done.stdout)} See "
+            f"pip could not install {names or 'everything'}: {complaint(process.stderr + process.stdout)} See "
             "README.md for a set-up without this cell."
         )
 

@@ -80,38 +80,38 @@ def find(name: str) -> Exercise:
 def exercise(name: str) -> Callable[[Callable], Callable]:
     """Return a decorator that checks the function below it, says what it found, and returns what the notebook goes on
     with: the learner's function when it is right, else the solution."""
-    found = find(name)
+    task = find(name)
 
     def decorate(function):
-        verdict = check(found, function)
+        verdict = check(task, function)
         goes_on = "your function" if verdict.state == RIGHT else "the solution"
         yours = f" Yours stays at hand as {name}.yours." if verdict.state == WRONG else ""
         print(f"[{verdict.state}] {name}: {verdict.sentence} The notebook goes on with {goes_on}.{yours}")
-        vars(found.solution)["yours"] = function
-        return function if verdict.state == RIGHT else found.solution
+        vars(task.solution)["yours"] = function
+        return function if verdict.state == RIGHT else task.solution
 
     return decorate
 
 
-def check(found: Exercise, function: Callable, trials: int = TRIALS) -> Verdict:
+def check(task: Exercise, function: Callable, trials: int = TRIALS) -> Verdict:
     """Return what is to be said of a function that a learner wrote; the same function always gets the same verdict."""
-    rng = random.Random(found.name)
-    calls = [found.inputs(rng) for _ in range(trials)]
-    given = [outcome(function, call) for call in calls]
-    if all(value is ... for value in given):
+    rng = random.Random(task.name)
+    calls = [task.inputs(rng) for _ in range(trials)]
+    outcomes = [outcome(function, call) for call in calls]
+    if all(value is ... for value in outcomes):
         return Verdict(TODO, "not attempted yet.")
-    wanted = [outcome(found.solution, call) for call in calls]
-    differing = [i for i in range(trials) if not same(given[i], wanted[i])]
+    expected = [outcome(task.solution, call) for call in calls]
+    differing = [i for i in range(trials) if not same(outcomes[i], expected[i])]
     if not differing:
         return Verdict(RIGHT, f"it agrees with the solution on {trials} random inputs.")
-    if all(value is None for value in given):
+    if all(value is None for value in outcomes):
         return Verdict(WRONG, "it returns None every time; is a `return` missing?")
-    seen = [i for i in differing if told(given[i]) != told(wanted[i])] or differing  # a difference that shows
-    i = min(seen, key=lambda i: len(signature(found.solution, calls[i])))  # the one that is read most easily
-    example = f"For {signature(found.solution, calls[i])} it {told(given[i])}, the solution {told(wanted[i])}."
-    shows = told(given[i]) != told(wanted[i])  # of two pictures only the size is told
-    for sentence, mistaken in found.mistakes.items():
-        if all(same(value, outcome(mistaken, call)) for value, call in zip(given, calls, strict=True)):
+    seen = [i for i in differing if told(outcomes[i]) != told(expected[i])] or differing  # a difference that shows
+    i = min(seen, key=lambda i: len(signature(task.solution, calls[i])))  # the one that is read most easily
+    example = f"For {signature(task.solution, calls[i])} it {told(outcomes[i])}, the solution {told(expected[i])}."
+    shows = told(outcomes[i]) != told(expected[i])  # of two pictures only the size is told
+    for sentence, mistaken in task.mistakes.items():
+        if all(same(value, outcome(mistaken, call)) for value, call in zip(outcomes, calls, strict=True)):
             return Verdict(WRONG, f"{sentence} {example}" if shows else sentence)
     if not shows:
         example = "Look closely at places, sizes and rounding."
@@ -189,33 +189,33 @@ def short(value, width: int = 100) -> str:
 
 
 # ------------------------------------------------------------------------------------------------ the cells
-def task_text(found: Exercise, number: int) -> str:
+def task_text(task: Exercise, number: int) -> str:
     """Return the Markdown above an exercise's cell: what to do, about how long it takes, and three folded hints."""
-    title = f"### Exercise {number}: {found.title} (about {found.minutes} minutes)"
-    parts = [title, inspect.cleandoc(found.task)]
-    parts += [folded(f"Hint {n}", inspect.cleandoc(hint)) for n, hint in enumerate(found.hints, 1)]
+    title = f"### Exercise {number}: {task.title} (about {task.minutes} minutes)"
+    parts = [title, inspect.cleandoc(task.task)]
+    parts += [folded(f"Hint {n}", inspect.cleandoc(hint)) for n, hint in enumerate(task.hints, 1)]
     return "\n\n".join(parts)
 
 
-def stub_text(found: Exercise) -> str:
+def stub_text(task: Exercise) -> str:
     """Return the source of an exercise's cell: the solution's head and docstring over a gap."""
-    source = solution_text(found)
+    source = solution_text(task)
     (function,) = ast.parse(source).body
     assert isinstance(function, ast.FunctionDef)
     body = function.body
     head = "\n".join(source.splitlines()[: body[0].end_lineno])  # up to the docstring's last line
-    lines = [*found.imports.splitlines(), "from ivt_utils.exercises import exercise"]
-    return "\n".join(lines) + f'\n\n\n@exercise("{found.name}")\n{head}\n    {GAP}'
+    lines = [*task.imports.splitlines(), "from ivt_utils.exercises import exercise"]
+    return "\n".join(lines) + f'\n\n\n@exercise("{task.name}")\n{head}\n    {GAP}'
 
 
-def solution_text(found: Exercise) -> str:
+def solution_text(task: Exercise) -> str:
     """Return the source of the solution."""
-    return textwrap.dedent(inspect.getsource(found.solution)).strip()
+    return textwrap.dedent(inspect.getsource(task.solution)).strip()
 
 
-def solution_markdown(found: Exercise) -> str:
+def solution_markdown(task: Exercise) -> str:
     """Return the Markdown below an exercise's cell: its solution, folded away."""
-    return folded("Solution", f"```python\n{solution_text(found)}\n```")
+    return folded("Solution", f"```python\n{solution_text(task)}\n```")
 
 
 def folded(title: str, text: str) -> str:

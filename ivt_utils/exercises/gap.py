@@ -81,8 +81,8 @@ def _shown(rng):
     """Return an image and one to three boxes, some pixels wide and high, with no corner half way between two pixels."""
     size = rng.randint(40, 90), rng.randint(40, 90)
     image = Image.new("RGB", size, tuple(rng.randrange(200) for _ in range(3)))
-    boxes, wanted = [], rng.randint(1, 3)
-    while len(boxes) < wanted:
+    boxes, count = [], rng.randint(1, 3)
+    while len(boxes) < count:
         box = random_box(rng, 980)
         clear = all(abs(v % 1 - 0.5) > 0.05 for v in my_to_pixels(box, *size))
         if clear and min(box[2] - box[0], box[3] - box[1]) >= 100:

@@ -45,7 +45,7 @@ def _way(rng):
 
 
 def _error(rng):
-    """Return a box and a truth: the centre a little off, exactly a tenth off, far off; sizes differ, both even."""
+    """Return a box and a truth: the center a little off, exactly a tenth off, far off; sizes differ, both even."""
     while True:
         width, height = (2 * rng.choice([10, 25, 30, 50, 75]) for _ in range(2))
         x, y = rng.randint(300, 700), rng.randint(300, 700)
@@ -78,7 +78,7 @@ def _said(x, y, limit=0.1):
 
 
 def _offsets(box, truth):
-    """Return how far the truth's centre lies right of the box's, and below it, 0..1000."""
+    """Return how far the truth's center lies right of the box's, and below it, 0..1000."""
     return (truth[0] + truth[2] - box[0] - box[2]) / 2, (truth[1] + truth[3] - box[1] - box[3]) / 2
 
 
@@ -194,15 +194,15 @@ EXERCISES = (
         minutes=8,
         task="""
             Before each corrected box stands a trace. Write a small teacher that looks at **where the box lies** only.
-            Take how far the box's centre is from the truth's centre, horizontally as a share of the truth's width and
+            Take how far the box's center is from the truth's center, horizontally as a share of the truth's width and
             vertically as a share of the truth's height. If neither is more than 0.1, return `"It fits: keep it."`. Else
             name the larger one: `"too far left"`, `"too far right"`, `"too high"` or `"too low"`, in a sentence such as
             `"It is too high: move down."`; `PROBLEMS["too high"]` is `"move down"`. Remember that y grows downwards.
             (Up to 0.1 a box fits in a variant of notebook 3, too; the package's teacher, below, is stricter.)
         """,
         hints=(
-            "The centre of a box is ((x1 + x2) / 2, (y1 + y2) / 2). If the truth's x is larger, which way is it off?",
-            """Compute x = (truth's centre - box's centre) / truth's width, and y likewise with the height. Compare
+            "The center of a box is ((x1 + x2) / 2, (y1 + y2) / 2). If the truth's x is larger, which way is it off?",
+            """Compute x = (truth's center - box's center) / truth's width, and y likewise with the height. Compare
             their absolute values with 0.1, then with each other. The sign says on which side the box lies: x above 0
             is too far left, y above 0 is too high.""",
             """`x = (truth[0] + truth[2] - box[0] - box[2]) / 2 / (truth[2] - truth[0])`, `y` the same with 1 and 3.
@@ -223,7 +223,7 @@ EXERCISES = (
             "Your y axis points up; in an image y grows downwards.": lambda box, truth: _said(
                 _shares(box, truth)[0], -_shares(box, truth)[1]
             ),
-            "You compare the upper left corners; compare the centres.": _by_corners,
+            "You compare the upper left corners; compare the centers.": _by_corners,
             "You compare the errors as lengths; compare them as shares of the truth's width and height.": _by_length,
             "You divide by the width and height of the box; divide by those of the truth.": lambda box, truth: _said(
                 *_shares(box, truth, of=box)

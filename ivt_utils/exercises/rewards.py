@@ -112,7 +112,7 @@ EXERCISES = (
         minutes=4,
         task="""
             One rollout is one try of the student: its first answer and the refinements after it. GRPO sees a rollout
-            only through one number, the reward, so whatever the reward leaves out is not learnt. Write it as the
+            only through one number, the reward, so whatever the reward leaves out is not learned. Write it as the
             paper has it: the IoU of the **final** answer, plus `bonus` when **every** answer of the rollout parses
             (holds one valid box). An answer that does not parse stands in the list as `None`; as the final answer it
             counts as an IoU of 0. An IoU of exactly 0.0 did parse: its box misses the thing.

@@ -87,8 +87,8 @@ def _agreements(boxes, threshold):
     return [step for step in range(1, len(boxes)) if iou(boxes[step], boxes[step - 1]) >= threshold]
 
 
-def _first(found, otherwise):
-    return next(iter(found), otherwise)
+def _first(steps, otherwise):
+    return next(iter(steps), otherwise)
 
 
 def _any_before(boxes, threshold):
@@ -138,7 +138,7 @@ EXERCISES = (
         task="""
             A stopping rule sees the steps of one rollout and never the truth. This one trusts a student that repeats
             itself: go through the steps in order and stop at the **first** step whose box has an IoU of at least
-            `threshold` with the box of the step **before** it; answer with that step. When no two neighbours agree,
+            `threshold` with the box of the step **before** it; answer with that step. When no two neighbors agree,
             answer with the last step. A step without a box is `None` and agrees with nothing. `iou(a, b)` is imported
             in the cell below: it gives 0.0 where either box is `None`.
         """,
@@ -208,7 +208,7 @@ EXERCISES = (
         solution=my_consensus,
         inputs=_overlaps,
         mistakes={
-            "You take the step with the closest single neighbour; the mean over all others counts.": lambda ious: (
+            "You take the step with the closest single neighbor; the mean over all others counts.": lambda ious: (
                 _highest([max(row) for row in _others(ious)])
             ),
             "You take the last of equals; take the first.": lambda ious: (
@@ -223,7 +223,7 @@ EXERCISES = (
             "You compare a step with the earlier ones only; the later ones count as well.": lambda ious: _highest(
                 [sum(row[:i]) / max(1, i) for i, row in enumerate(ious)]
             ),
-            "You compare a step with its neighbours in time only; all other steps count.": lambda ious: _highest(
+            "You compare a step with its neighbors in time only; all other steps count.": lambda ious: _highest(
                 [sum(row[max(0, i - 1) : i + 2]) for i, row in enumerate(ious)]
             ),
             "You ask for the largest smallest IoU; take the mean over the others.": lambda ious: _highest(

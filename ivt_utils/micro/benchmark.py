@@ -8,7 +8,7 @@ from pathlib import Path
 from ivt_utils.micro import scenes
 from ivt_utils.profiles import get_profile
 from ivt_utils.records import BENCHMARK, SPLITS, write_split
-from ivt_utils.runtime.store import write_text
+from ivt_utils.runtime.files import write_text
 
 THINGS, QUESTIONS = (4, 8), 2  # a benchmark scene has 4..8 things and up to 2 expressions
 

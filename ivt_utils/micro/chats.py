@@ -72,9 +72,9 @@ def moved_scene(rng: random.Random, scene: scenes.Scene, form: scenes.Form, trie
 
 
 def label_cells(scene: scenes.Scene, side: int) -> list[list[float]]:
-    """Return what lies under the centre of each of `side` x `side` image tokens: six numbers a token, row by row.
+    """Return what lies under the center of each of `side` x `side` image tokens: six numbers a token, row by row.
 
-    The colour's and the shape's index from 1 (0: background), and the box of the thing on top, as shares 0..1.
+    The color's and the shape's index from 1 (0: background), and the box of the thing on top, as shares 0..1.
     """
     cells = []
     for row in range(side):
@@ -95,9 +95,9 @@ def label_cells(scene: scenes.Scene, side: int) -> list[list[float]]:
 
 
 def referent_cells(thing: scenes.Thing, cells: list[list[float]]) -> list[int]:
-    """Return the image tokens, of those that `label_cells` describes, under whose centre `thing` lies on top.
+    """Return the image tokens, of those that `label_cells` describes, under whose center `thing` lies on top.
 
-    A thing that lies under no centre gets the token at its own centre.
+    A thing that lies under no center gets the token at its own center.
     """
     side = round(len(cells) ** 0.5)
     box = [v / 1000 for v in thing.box]

@@ -88,7 +88,7 @@ def micro_processor(recipe: StudentRecipe = STUDENT_RECIPE):
 
 
 def build_micro(processor, seed: int, recipe: StudentRecipe = STUDENT_RECIPE):
-    """Return a fresh Qwen3VLForConditionalGeneration of a few million parameters, initialised for a small width."""
+    """Return a fresh Qwen3VLForConditionalGeneration of a few million parameters, initialized for a small width."""
     import torch
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
@@ -139,7 +139,7 @@ def build_micro(processor, seed: int, recipe: StudentRecipe = STUDENT_RECIPE):
         tie_word_embeddings=True,
     )
     model = Qwen3VLForConditionalGeneration(config)
-    _initialise(model, tokenizer, side, recipe, torch.Generator().manual_seed(seed))
+    _initialize(model, tokenizer, side, recipe, torch.Generator().manual_seed(seed))
     model.generation_config.eos_token_id = ids["im_end"]
     model.generation_config.pad_token_id = ids["endoftext"]
     return model
@@ -151,11 +151,11 @@ def _mrope_section(half: int) -> list[int]:
     return [half - 2 * third, third, third]
 
 
-def _initialise(model, tokenizer, side: int, recipe: StudentRecipe, chance) -> None:
+def _initialize(model, tokenizer, side: int, recipe: StudentRecipe, chance) -> None:
     """Give patches unit variance, positions a 2-D sin-cos code, numbers their codes, and one head a copier's maps.
 
-    A number has a smooth code, in which neighbours are alike, so that places are learnt quickly; and a direction of its
-    own, so that it can be told from its neighbours and copied. The layers start quietly, lest they drown it.
+    A number has a smooth code, in which neighbors are alike, so that places are learned quickly; and a direction of its
+    own, so that it can be told from its neighbors and copied. The layers start quietly, lest they drown it.
     """
     import torch
 

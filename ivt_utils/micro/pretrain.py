@@ -18,7 +18,7 @@ from ivt_utils.micro import model as micro
 from ivt_utils.micro import scenes
 from ivt_utils.micro.chats import answer_mask, answer_tokens, make_batch
 from ivt_utils.profiles import STUDENT_RECIPE
-from ivt_utils.runtime.store import note_files, replace_folder, write_text
+from ivt_utils.runtime.files import note_files, replace_folder, write_text
 
 CURVE = [
     "step",
@@ -148,10 +148,10 @@ def _loss(model, batch: dict, labels: dict, tokenizer, words):
 
 
 def _cell_loss(model, tokens, cells, names):
-    """Return (cross-entropy of whether, which colour and which shape, absolute error of the box) over image tokens.
+    """Return (cross-entropy of whether, which color and which shape, absolute error of the box) over image tokens.
 
     A token is named by its product with the words' own embeddings, as in contrastive image-text training: what is
-    red points the way of " red" before the language model ever looks for it. Colour, shape and box (shares 0..1)
+    red points the way of " red" before the language model ever looks for it. Color, shape and box (shares 0..1)
     count where a thing is: most tokens are background, and would drown them.
     """
     from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
@@ -235,8 +235,8 @@ Licence: Apache-2.0.
 |---|---|
 {values}
 
-What makes it work on two cores: small batches (learning is limited by steps, not by scenes); an initialisation made
-for a small width; a smooth code for numbers, so that neighbouring coordinates are alike from the start; a number and
+What makes it work on two cores: small batches (learning is limited by steps, not by scenes); an initialization made
+for a small width; a smooth code for numbers, so that neighboring coordinates are alike from the start; a number and
 its separator in one token; the vision tower first, alone; scenes that grow by one thing when the loss allows it; and
 guides beside the loss of the answers. Image tokens are named by the words' own embeddings, the words of the expression
 are to be readable where the answer begins, and one attention head is to look at the referent. Without the guides,
@@ -244,7 +244,7 @@ earlier attempts framed boxes well and still chose among the things at random. W
 at the end.
 
 What makes it copy: asked to say an answer again, another head is to look at the same coordinate of the answer before.
-That alone did not do, for a number had only its smooth code, its neighbours were as likely, and the layers drowned what
+That alone did not do, for a number had only its smooth code, its neighbors were as likely, and the layers drowned what
 little there was. So a number also has a direction of its own, the layers start quietly, and that head starts as a
 copier: what it looks at, it says (its output map is its value map, transposed). The softmax may not move the rows of
 words that no answer holds: it would push them all the same way (cosine .99), and no later training could tell them

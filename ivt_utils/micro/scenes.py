@@ -51,7 +51,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """Things in drawing order (later ones lie on top) on a background `(kind, colour, second colour)`."""
+    """Things in drawing order (later ones lie on top) on a background `(kind, color, second color)`."""
 
     things: tuple[Thing, ...]
     background: tuple
@@ -77,7 +77,7 @@ def sample_scene(rng: random.Random, subset: str, count: int) -> Scene:
     """Return a random scene of at most `count` things (fewer when they find no room)."""
     sides = WIDE_SIDES if subset == "compositional" else SIDES
     shapes, colors = SHAPES, tuple(COLORS)
-    if subset == "distractors":  # one or two categories, few colours: attributes alone rarely suffice
+    if subset == "distractors":  # one or two categories, few colors: attributes alone rarely suffice
         shapes = rng.sample(SHAPES, rng.choice((1, 1, 2)))
         colors = rng.sample(colors, rng.choice((2, 3, 4)))
     things: list[Thing] = []

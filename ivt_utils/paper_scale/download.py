@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ivt_utils.runtime.store import DATA, ArtefactError, checksum, read_json
+from ivt_utils.runtime.files import DATA, ArtefactError, checksum, read_json
 
 REVISIONS = DATA / "hub_revisions.json"
 DOWNLOADS = DATA / "hub" / "downloads"

@@ -19,7 +19,7 @@ from ivt_utils import records
 from ivt_utils.boxes import to_pixels
 from ivt_utils.micro import scenes
 from ivt_utils.paper_scale import hub
-from ivt_utils.runtime.store import checksum
+from ivt_utils.runtime.files import checksum
 
 SHARED = 8  # images that each two of the three sets have in common
 SHAPES = ((640, 480), (480, 640))  # pixels

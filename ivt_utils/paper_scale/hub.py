@@ -24,7 +24,7 @@ from ivt_utils.paper_scale.download import DOWNLOADS, sources
 from ivt_utils.paper_scale.download import fetch as fetch_from_hub
 from ivt_utils.paper_scale.split import choose
 from ivt_utils.profiles import Profile
-from ivt_utils.runtime.store import ArtefactError, checksum, read_json, replace_folder, write_text
+from ivt_utils.runtime.files import ArtefactError, checksum, read_json, replace_folder, write_text
 
 OVERHANG = 1.0  # pixels that a box may leave its image by: rounding in the annotations
 SLIPS = 0.01  # the share of a set's boxes that may be wrong, and are left out and counted; more: another convention

@@ -13,7 +13,7 @@ from ivt_utils.methods import ASKED
 from ivt_utils.paper_scale.download import sources
 from ivt_utils.runtime import pace
 from ivt_utils.runtime.distributed import batch_share
-from ivt_utils.runtime.store import DATA, ROOT, ArtefactError, intact, read_json
+from ivt_utils.runtime.files import DATA, ROOT, ArtefactError, intact, read_json
 from ivt_utils.runtime.text import aligned
 
 CONFIGURATIONS = {"Qwen/Qwen3-VL-2B-Instruct": "2b.json", "Qwen/Qwen3-VL-4B-Instruct": "4b.json"}  # in data/qwen3vl
@@ -197,7 +197,7 @@ def memory(profile) -> dict[str, dict[str, float]]:
     adapter, each = 4 * lora_parameters(config, profile.lora_rank), token_bytes(config)
     longest, most = max(profile.turns, profile.long_turns), most_image_tokens(config, profile.max_pixels)
     pixels = 4 * 4 * 3 * 2 * config["vision_config"]["patch_size"] ** 2  # of an image token: two frames, in 32 bits
-    learnt = batch_share(profile.grpo_prompts * profile.generations, profile.grpo_device_batch)
+    learned = batch_share(profile.grpo_prompts * profile.generations, profile.grpo_device_batch)
 
     def stage(adapters, chats, turns, work):
         text = QUESTION + turns * FEEDBACK + (turns + 1) * profile.max_new_tokens
@@ -208,11 +208,11 @@ def memory(profile) -> dict[str, dict[str, float]]:
             "overhead": OVERHEAD,
         }
 
-    return {  # adapters: its weights, its gradients, the optimiser's two moments, and GRPO's reference policy
+    return {  # adapters: its weights, its gradients, the optimizer's two moments, and GRPO's reference policy
         "evaluation, harvest": stage(1, profile.batch_size, longest, "generating"),
         "SFT": stage(4, profile.sft_device_batch or profile.sft_batch, profile.turns, "learning"),
         "GRPO, rollouts": stage(4, rollouts_at_once(profile), profile.grpo_turns, "generating"),
-        "GRPO, learning": stage(5, learnt["per_device_train_batch_size"], profile.grpo_turns, "learning"),
+        "GRPO, learning": stage(5, learned["per_device_train_batch_size"], profile.grpo_turns, "learning"),
     }
 
 

@@ -3,7 +3,7 @@
 import random
 from itertools import zip_longest
 
-from ivt_utils.runtime.store import ArtefactError
+from ivt_utils.runtime.files import ArtefactError
 
 CAPS = (2, 4, 8, 10**9)  # expressions of one image that a set gives: more only when the counts need it
 
@@ -18,31 +18,33 @@ def choose(rows: list[dict], sizes: dict[str, int], seed: int) -> dict[str, list
     rng = random.Random(f"hub {seed}")
     sets = grouped(rows)
     sides: dict[str, str] = {}
-    chosen: dict[str, list[list[dict]]] = {split: [] for split in sizes}
+    parts_of_split: dict[str, list[list[dict]]] = {split: [] for split in sizes}
     order = sorted(sets, key=lambda subset: (sum(map(len, sets[subset])), subset))
     for served, subset in enumerate(order):
         groups = sets[subset]
         rng.shuffle(groups)
         for group in groups:
             rng.shuffle(group)
-        left = {split: size - sum(map(len, chosen[split])) for split, size in sizes.items()}
-        share = {split: count // (len(order) - served) for split, count in left.items()}
+        room = {split: size - sum(map(len, parts_of_split[split])) for split, size in sizes.items()}
+        share = {split: count // (len(order) - served) for split, count in room.items()}
         for taken in attempts(groups, share, sides):
             if all(len(taken[split]) == count for split, count in share.items()):
                 break
         for split, part in taken.items():
-            chosen[split].append(part)
+            parts_of_split[split].append(part)
             sides |= {row["image_id"]: split for row in part}
-    for split, parts in chosen.items():
+    for split, parts in parts_of_split.items():
         if sum(map(len, parts)) != sizes[split]:
             raise ArtefactError(
                 f"The sets give {sum(map(len, parts))} of the {sizes[split]} records of the split "
                 f"{split!r} when no image may be on two sides; ask for fewer."
             )
-    for parts in chosen.values():
+    for parts in parts_of_split.values():
         for part in parts:
             rng.shuffle(part)
-    return {split: [row for turn in zip_longest(*parts) for row in turn if row] for split, parts in chosen.items()}
+    return {
+        split: [row for turn in zip_longest(*parts) for row in turn if row] for split, parts in parts_of_split.items()
+    }
 
 
 def grouped(rows: list[dict]) -> dict[str, list[list[dict]]]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ivt_utils import metrics, protocol
+from ivt_utils.metrics import Resampling
 from ivt_utils.schema import Rollout
 from ivt_utils.teacher import problems
 
@@ -68,14 +69,14 @@ def claims(text: str) -> tuple[list[tuple[str, tuple]], str]:
 
     A claim is (its word, the problems one of which the box must have).
     """
-    found, rest = [], text
+    pairs, rest = [], text
     for opens, meanings in (("too", ERRORS), (r"mov(?:e|es|ed|ing)|shift\w*|ma(?:ke|kes|de|king)|be|become", CHANGES)):
         words = rf"(?:[ ,]+(?:{FILLERS}|{'|'.join(meanings)})\b)+"
         for match in re.finditer(rf"\b(?:{opens})\b({words})", text):
             said = re.findall(r"\w+", match[1])
-            found += [(w, meaning) for w in said for form, meaning in meanings.items() if re.fullmatch(form, w)]
+            pairs += [(w, meaning) for w in said for form, meaning in meanings.items() if re.fullmatch(form, w)]
             rest = rest.replace(match[0], " ")
-    return found, rest
+    return pairs, rest
 
 
 def objection(answer: str, box, truth) -> str:
@@ -86,9 +87,9 @@ def objection(answer: str, box, truth) -> str:
     teacher's tolerance. Of the true box alone may it say that it fits.
     """
     text = tidy(answer).lower().replace("’", "'")
-    wrong, (said, rest) = problems(box, truth, most=len(protocol.PROBLEMS)), claims(text)
-    false = [word for word, meaning in said if not set(meaning) & set(wrong)]
-    named = {problem for _, meaning in said for problem in meaning}
+    wrong, (claimed, rest) = problems(box, truth, most=len(protocol.PROBLEMS)), claims(text)
+    false = [word for word, meaning in claimed if not set(meaning) & set(wrong)]
+    problems_named = {problem for _, meaning in claimed for problem in meaning}
     objections = {
         "is empty": not text,
         "holds numbers, brackets or code": NUMBERS.search(text),
@@ -97,12 +98,13 @@ def objection(answer: str, box, truth) -> str:
         or not text.endswith((".", "!")),
         "speaks of edges, or of changes in other words than those given": UNCHECKED.search(rest),
         "says what not to do": wrong and DENIES.search(text),
-        "asks for a change, but the box fits": not wrong and said,
+        "asks for a change, but the box fits": not wrong and claimed,
         "does not say that the box fits": not wrong
         and (MISFITS.search(text) or not re.search(r"\b(?:fits?|keep)\b", text)),
         "says that the box fits, but it does not": wrong and FITS.search(text),
         f'says "{"".join(false[:1])}" of a box that is {" and ".join(wrong[:2])}': false,
-        f"does not say that the box is {' or '.join(wrong[:2])}": wrong and not named & set(problems(box, truth)),
+        f"does not say that the box is {' or '.join(wrong[:2])}": wrong
+        and not problems_named & set(problems(box, truth)),
     }
     return next((reason for reason, holds in objections.items() if holds), "")
 
@@ -121,7 +123,7 @@ TOLD = {
 }
 
 
-def traces_told(rollouts: list[Rollout], *, seed: int, n_resamples: int) -> dict[str, Any]:
+def traces_told(rollouts: list[Rollout], resampling: Resampling) -> dict[str, Any]:
     """Return how far the traces of a student's refinements hold: {key of `TOLD`: cell}, shares, n in traces.
 
     All but "kept" are shares of the traces that name a problem. Shuffled: every trace meets the box of every such trace
@@ -154,22 +156,22 @@ def traces_told(rollouts: list[Rollout], *, seed: int, n_resamples: int) -> dict
         scores |= {kind: true, f"{kind}_shuffled": shuffled, f"{kind}_more": true - shuffled}
     asked = [np.array(fits) & ~names if kind == "kept" else names for kind in TOLD]
     counted = [scores[kind] * where for kind, where in zip(TOLD, asked, strict=True)]
-    return dict(zip(TOLD, metrics.intervals(counted, asked, images, seed=seed, n_resamples=n_resamples), strict=True))
+    return dict(zip(TOLD, metrics.intervals(counted, asked, images, resampling), strict=True))
 
 
-def says_and_does(rollouts: list[Rollout], *, seed: int, n_resamples: int) -> dict[str, Any]:
+def says_and_does(rollouts: list[Rollout], resampling: Resampling) -> dict[str, Any]:
     """Return cells of the last step: its trace "says" that the box fits; the box "does" stay; their "difference"."""
     boxes = [[step["box"] for step in rollout["steps"][-2:]] for rollout in rollouts]
     says = [protocol.TRACE_FITS in rollout["steps"][-1]["text"] for rollout in rollouts]
     does = [last is not None and before is not None and list(before) == list(last) for before, last in boxes]
     images = [rollout["image_id"] for rollout in rollouts]
     more = [a - b for a, b in zip(says, does, strict=True)]
-    cells = metrics.intervals([says, does, more], [[1] * len(does)] * 3, images, seed=seed, n_resamples=n_resamples)
+    cells = metrics.intervals([says, does, more], [[1] * len(does)] * 3, images, resampling)
     return dict(zip(("says", "does", "difference"), cells, strict=True))
 
 
 def ways(box, other) -> set[str]:
     """Return in which ways a box differs from another, however little: words of `protocol.PROBLEMS`; both 0..1000."""
-    words = list(protocol.PROBLEMS)  # in pairs: where the centre lies, then the size
+    words = list(protocol.PROBLEMS)  # in pairs: where the center lies, then the size
     sizes = [(b[0] + b[2], b[1] + b[3], b[2] - b[0], b[3] - b[1]) for b in (box, other)]
     return {words[2 * i + (a > b)] for i, (a, b) in enumerate(zip(*sizes, strict=True)) if a != b}

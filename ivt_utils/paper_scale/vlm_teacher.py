@@ -20,7 +20,7 @@ from ivt_utils.harvest import trajectory
 from ivt_utils.overlay import draw_box, load_image
 from ivt_utils.paper_scale.trace_check import objection, tidy
 from ivt_utils.records import numbered
-from ivt_utils.runtime.store import ArtefactError, write_text
+from ivt_utils.runtime.files import ArtefactError, write_text
 from ivt_utils.schema import Record, Rollout
 from ivt_utils.teacher import geometric_trace
 
@@ -170,9 +170,9 @@ class VlmTeacher:
             return f"has no model {self.model!r}, or no API under this address (which often ends on /v1): correct them"
         if isinstance(error, openai.RateLimitError):
             return f"takes no more requests, after {RETRIES + 1} tries: lower teacher_workers, or look at your quota"
-        said = " ".join(getattr(getattr(error, "response", None), "text", "").split())
-        said = said.replace(os.environ.get("OPENAI_API_KEY", "").strip() or "\0", "***")[:200].rstrip(".")
-        return f"answers with the error {getattr(error, 'status_code', type(error).__name__)} ({said}): correct that"
+        reply = " ".join(getattr(getattr(error, "response", None), "text", "").split())
+        reply = reply.replace(os.environ.get("OPENAI_API_KEY", "").strip() or "\0", "***")[:200].rstrip(".")
+        return f"answers with the error {getattr(error, 'status_code', type(error).__name__)} ({reply}): correct that"
 
 
 def bounded(record, profile):
@@ -200,14 +200,14 @@ def teach(
     from tqdm.auto import tqdm
 
     teacher, numbers = VlmTeacher(profile, base_url=base_url, model=model, cache=cache), numbered(records)
-    noted = {name: getattr(profile, name) for name in ("teacher_tokens", "teacher_tries", "teacher_temperature")}
+    settings = {name: getattr(profile, name) for name in ("teacher_tokens", "teacher_tries", "teacher_temperature")}
 
     def taught(rollout):
         stood_in: list = []
         with teacher.lock:  # images are read from disk one at a time
             trace = teacher.trace_for(records[numbers[rollout["id"]]], stood_in)
         taught = trajectory(rollout, profile.turns, profile.grid, trace)
-        return {**taught, "teacher": model, "stood_in": len(stood_in), **noted}
+        return {**taught, "teacher": model, "stood_in": len(stood_in), **settings}
 
     pool = ThreadPoolExecutor(profile.teacher_workers)
     try:
@@ -215,8 +215,8 @@ def teach(
         finished = tqdm(as_completed(futures), progress, len(rollouts), unit="rollout", disable=not progress)
         good = 0
         for number, future in enumerate(finished, 1):
-            made = future.result()
-            good += made["stood_in"] < len(made["steps"]) - 1
+            result = future.result()
+            good += result["stood_in"] < len(result["steps"]) - 1
             if number == FIRST and not good:
                 raise ArtefactError(
                     f"Not one answer about the first {FIRST} rollouts stood up to the check; look at "

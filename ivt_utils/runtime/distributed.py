@@ -88,8 +88,8 @@ def batch_share(batch: int, device_batch: int = 0, group: int = 0) -> dict:
     for GRPO, the rollouts of one prompt, which are generated together: as few groups at once as these batches allow.
     ValueError when the processes cannot share the batch equally.
     """
-    own, left = divmod(batch, size())
-    if left or not own:
+    own, remainder = divmod(batch, size())
+    if remainder or not own:
         raise ValueError(
             f"A batch of {batch} cannot be shared equally by {size()} processes; launch a number of them "
             f"that divides {batch}."

@@ -10,16 +10,16 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from ivt_utils.runtime.store import ArtefactError
+from ivt_utils.runtime.files import ArtefactError
 
 
 def processor() -> str:
     """Return the processor's name as the system gives it."""
     try:
-        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+        match = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
     except OSError:
-        found = None
-    return found[1].strip() if found else platform.processor() or platform.machine()
+        match = None
+    return match[1].strip() if match else platform.processor() or platform.machine()
 
 
 def usable_cores() -> int:
@@ -83,8 +83,8 @@ def memory_advice(doing: str, cost: str, recipe: str):
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        told = isinstance(error, ArtefactError)  # by a block inside this one
-        if told or not (isinstance(error, MemoryError) or _out_of_memory(str(error))):
+        has_advice = isinstance(error, ArtefactError)  # by a block inside this one
+        if has_advice or not (isinstance(error, MemoryError) or _out_of_memory(str(error))):
             raise
         again = f"{cost} (down to 1; the same command then goes on from the last stage or checkpoint), or "
         again *= bool(cost)

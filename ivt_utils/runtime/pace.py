@@ -7,7 +7,7 @@ each section took in one run of the profile `micro`, and names the machine; `ivt
 import math
 import time
 
-from ivt_utils.runtime.store import DATA, intact, read_json
+from ivt_utils.runtime.files import DATA, intact, read_json
 
 TIMINGS = DATA / "timings.json"
 START = "Start"  # what stands before the first heading

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ivt_utils.runtime import store
+from ivt_utils.runtime import files
 
 
 def number(cell: Mapping[str, Any], scale: float, digits: int) -> str:
@@ -34,4 +34,4 @@ def write_between(page: Path, mark: str, content: str) -> None:
     """Put `content` between the two marks `<!-- mark -->` and `<!-- /mark -->` of a Markdown page."""
     before, rest = page.read_text(encoding="utf-8").split(f"<!-- {mark} -->")
     after = rest.split(f"<!-- /{mark} -->")[1]
-    store.write_text(page, f"{before}<!-- {mark} -->\n{content}<!-- /{mark} -->{after}")
+    files.write_text(page, f"{before}<!-- {mark} -->\n{content}<!-- /{mark} -->{after}")

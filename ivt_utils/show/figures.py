@@ -7,15 +7,15 @@ import numpy as np
 
 from ivt_utils.boxes import to_pixels
 from ivt_utils.methods import longer, method_label
-from ivt_utils.metrics import intervals
+from ivt_utils.metrics import Resampling, intervals
 from ivt_utils.overlay import COLORS, OVERLAY, draw_box
 from ivt_utils.runtime.text import markdown_table, number
 from ivt_utils.schema import Cell
-from ivt_utils.show.results import by_name
 from ivt_utils.show.tables import table
+from ivt_utils.show.targets import by_name
 
-BLUE, ORANGE, GREY, AMBER, GREEN = "#0072B2", "#D55E00", "#999999", "#E69F00", "#009E73"
-PALETTE = (BLUE, ORANGE, GREY, AMBER, GREEN, "#CC79A7", "#56B4E9")  # Okabe and Ito
+BLUE, ORANGE, GRAY, AMBER, GREEN = "#0072B2", "#D55E00", "#999999", "#E69F00", "#009E73"
+PALETTE = (BLUE, ORANGE, GRAY, AMBER, GREEN, "#CC79A7", "#56B4E9")  # Okabe and Ito
 
 __all__ = ["cell_text", "curves_figure", "lines_figure", "log_figure", "markdown_table", "show"]
 
@@ -42,21 +42,21 @@ def lines_figure(lines: dict[str, list[dict]], xlabel: str, ylabel: str, scale: 
     import matplotlib.pyplot as plt
 
     figure, ax = plt.subplots(figsize=(6.5, 3.4), layout="constrained")
-    told = []
+    sentences = []
     for (name, cells), color, marker in zip(lines.items(), PALETTE, MARKERS, strict=False):
         at = range(len(cells))
         values, low, high = (scale * np.array([c[key] for c in cells], float) for key in ("value", "low", "high"))
         ax.plot(at, values, color=color, marker=marker, label=name)
         ax.fill_between(at, low, high, color=color, alpha=0.2, lw=0)
-        told.append(f"{name} " + ", ".join(f"{value:.{1 if scale == 100 else 3}f}" for value in values))
+        sentences.append(f"{name} " + ", ".join(f"{value:.{1 if scale == 100 else 3}f}" for value in values))
     ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, scale), xticks=range(max(map(len, lines.values()))))
     ax.grid(axis="y", alpha=0.3)
     ax.legend(frameon=False)
-    figure.set_label(f"{ylabel} over {xlabel}. " + "; ".join(told) + ".")
+    figure.set_label(f"{ylabel} over {xlabel}. " + "; ".join(sentences) + ".")
     return figure
 
 
-def curves_figure(curves: dict[str, dict], *, seed: int, n_resamples: int):
+def curves_figure(curves: dict[str, dict], resampling: Resampling):
     """Return a figure: one panel for each of `curves` (`grpo.read_probe`), mean IoU over the steps of a training.
 
     Each has a line for the first answer and one for the final answer. A band is the 95% interval of the change since
@@ -65,23 +65,23 @@ def curves_figure(curves: dict[str, dict], *, seed: int, n_resamples: int):
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, len(curves), figsize=(8, 3), sharey=True, squeeze=False, layout="constrained")
-    looks, told = {"first answer": (0, GREY, "s"), "final answer": (-1, BLUE, "o")}, []
+    looks, sentences = {"first answer": (0, GRAY, "s"), "final answer": (-1, BLUE, "o")}, []
     for ax, (name, curve) in zip(axes[0], curves.items(), strict=True):
         at = [row["step"] for row in curve["rows"]]
         for label, (answer, color, marker) in looks.items():
             ious = np.array([[answers[answer] for answers in row["ious"]] for row in curve["rows"]])
             changes, start = ious - ious[0], ious[0].mean()
-            cells = intervals(changes, np.ones_like(changes), curve["image_ids"], seed=seed, n_resamples=n_resamples)
+            cells = intervals(changes, np.ones_like(changes), curve["image_ids"], resampling)
             ax.plot(at, ious.mean(axis=1), color=color, marker=marker, markersize=4, label=label)
             if all(cell["low"] is not None for cell in cells):
                 low, high = ([start + cell[limit] for cell in cells] for limit in ("low", "high"))
                 ax.fill_between(at, low, high, color=color, alpha=0.2, lw=0)
-            told.append(f"{name}, {label}: from {start:.3f} to {ious[-1].mean():.3f}")
+            sentences.append(f"{name}, {label}: from {start:.3f} to {ious[-1].mean():.3f}")
         ax.set(xlabel="GRPO step", title=name)
         ax.grid(axis="y", alpha=0.3)
     axes[0, 0].set_ylabel("mean IoU of the probes (0 to 1)")
     axes[0, 0].legend(frameon=False)
-    figure.set_label("Mean IoU of greedy answers to the same prompts over GRPO steps. " + "; ".join(told) + ".")
+    figure.set_label("Mean IoU of greedy answers to the same prompts over GRPO steps. " + "; ".join(sentences) + ".")
     return figure
 
 
@@ -139,12 +139,12 @@ def trajectory_strip(records, rollouts, title: str = "", style: str = "none"):
         halo = [withStroke(linewidth=4, foreground="white")]  # so that it is seen on red, too
         return Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, path_effects=halo, color=COLORS[name], ls=line, lw=2.2)
 
-    known = {record["id"]: record for record in records}
+    by_id = {record["id"]: record for record in records}
     scores = iou_matrix(rollouts)
     columns = len(rollouts[0]["steps"])
     figure, axes = plt.subplots(len(rollouts), columns, figsize=(2.7 * columns, 3.0 * len(rollouts)), squeeze=False)
     for row, rollout in enumerate(rollouts):
-        record, last = known[rollout["id"]], None
+        record, last = by_id[rollout["id"]], None
         image = record["image"]
         for column, step in enumerate(rollout["steps"]):
             ax = axes[row][column]
@@ -175,16 +175,16 @@ def iou_per_step(results: dict):
     trainings it is their mean, and each is a dot.
     """
     figure, axes = _axes()
-    methods, seeded, told = results["methods"], by_name(results["seeds"]), []
-    shown = ("base_ivt", "sft_ivt", "sft_grpo_ivt")
-    names = [longer(name) if longer(name) in methods else name for name in shown]
+    methods, seeded, sentences = results["methods"], by_name(results["seeds"]), []
+    drawn_methods = ("base_ivt", "sft_ivt", "sft_grpo_ivt")
+    names = [longer(name) if longer(name) in methods else name for name in drawn_methods]
     for name, color, marker in zip(names, (BLUE, ORANGE, GREEN), "os^", strict=True):
         if name not in methods:
             continue
         per_step = enumerate(methods[name]["metrics"]["per_step"])
         cells = [seeded.get((name, f"step{t}_miou"), step["miou"]) for t, step in per_step]
         values, steps = [cell["value"] for cell in cells], range(len(cells))
-        told.append(f"{method_label(name)} " + ", ".join(f"{value:.3f}" for value in values))
+        sentences.append(f"{method_label(name)} " + ", ".join(f"{value:.3f}" for value in values))
         look = {"color": color, "label": method_label(name)}
         axes.plot(steps, values, marker=marker, **look)
         for step, cell in enumerate(cells):
@@ -195,7 +195,7 @@ def iou_per_step(results: dict):
     axes.set(xlabel="step (0: first answer)", ylabel="mean IoU (0 to 1)", ylim=(0, 1))
     axes.xaxis.get_major_locator().set_params(integer=True)
     _legend(figure, axes)
-    figure.set_label("Mean IoU at each step. " + "; ".join(told) + ".")
+    figure.set_label("Mean IoU at each step. " + "; ".join(sentences) + ".")
     return figure
 
 
@@ -208,7 +208,7 @@ def paper_and_ours(results: dict, paper: dict):
     figure, axes = _axes()
     seeded = by_name(results["seeds"])
     rows = [row for row in table(results, paper) if row["method"] in paper["methods"]]
-    names, told = list(dict.fromkeys(row["method"] for row in rows)), []
+    names, sentences = list(dict.fromkeys(row["method"] for row in rows)), []
     for row in rows:
         ours = row["source"] == "ours"
         place = names.index(row["method"]) + (0.2 if ours else -0.2)
@@ -222,13 +222,13 @@ def paper_and_ours(results: dict, paper: dict):
                     axes.text(place, 2, words, rotation=90, ha="center", va="bottom", fontsize="small")
                 continue
             value = 100 * cell["value"]
-            told.append(f"{row['label']}, {row['source']}{' oracle' * (key != 'acc50')} {value:.1f}")
+            sentences.append(f"{row['label']}, {row['source']}{' oracle' * (key != 'acc50')} {value:.1f}")
             if key == "oracle_acc50":
                 axes.plot(place, value, "D", color="black", markerfacecolor="white", label="oracle best step")
                 continue
             vague = cell.get("step") == "not stated"
-            look = {"color": PALETTE[0 if ours else 6], "edgecolor": "black", "hatch": "//" * vague}
-            axes.bar(place, value, 0.38, label=row["source"] + ", step not stated" * vague, **look)
+            look = {"color": PALETTE[0 if ours else 6], "edgecolor": "black", "hatch": "//" if vague else ""}
+            axes.bar(place, value, 0.38, label=row["source"] + (", step not stated" if vague else ""), **look)
             if cell.get("low") is not None:
                 limits = [100 * cell["low"], 100 * cell["high"]]
                 axes.plot([place, place], limits, color="black", linewidth=3, label="95% interval")
@@ -236,7 +236,7 @@ def paper_and_ours(results: dict, paper: dict):
     axes.set_xticks(range(len(names)), [method_label(name) for name in names], rotation=20, ha="right")
     axes.set(ylabel="Acc@0.5 (% of test samples)", ylim=(0, 105))
     _legend(figure, axes)
-    figure.set_label("Acc@0.5 in percent. " + "; ".join(told) + ".")
+    figure.set_label("Acc@0.5 in percent. " + "; ".join(sentences) + ".")
     return figure
 
 

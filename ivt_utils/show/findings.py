@@ -54,21 +54,21 @@ def after_sft(gains: dict[str, Cell], variant: dict[str, Cell], loss: Cell, long
         "open": "Even the best step, which only an oracle can choose, shows no gain over the single shot.",
     }
     long = {
-        "above": "Asked for more steps than it has learnt, the student loses IoU.",
-        "below": "Asked for more steps than it has learnt, the student gains IoU.",
-        "open": "Asked for more steps than it has learnt, the student shows neither loss nor gain of IoU.",
+        "above": "Asked for more steps than it has learned, the student loses IoU.",
+        "below": "Asked for more steps than it has learned, the student gains IoU.",
+        "open": "Asked for more steps than it has learned, the student shows neither loss nor gain of IoU.",
     }
-    found, kept = ({what: side(cell) for what, cell in cells.items()} for cells in (gains, variant))
-    change = found["final - step 0"], side(loss)
+    sides, sides_keep = ({what: side(cell) for what, cell in cells.items()} for cells in (gains, variant))
+    change = sides["final - step 0"], side(loss)
     return _text(
         f"**At IoU 0.5 the final step {place[change[0]]} step 0; on the way {iou[change[1]]}.**",
         change == ("open", "below") and frame,
-        price[found["step 0 - single shot"]],
-        user[found["final - single shot"]],
-        best[found["oracle best step - single shot"]],
+        price[sides["step 0 - single shot"]],
+        user[sides["final - single shot"]],
+        best[sides["oracle best step - single shot"]],
         long_loss and long[side(long_loss)],
-        f"The final step of the student that keeps what fits {place[kept['final - step 0']]} its own step 0 and "
-        f"{place[kept['final - single shot']]} the single shot.",
+        f"The final step of the student that keeps what fits {place[sides_keep['final - step 0']]} its own step 0 and "
+        f"{place[sides_keep['final - single shot']]} the single shot.",
     )
 
 
@@ -131,16 +131,16 @@ def after_grpo(
         "below": "At its last step the student keeps its box more often than it says that it fits.",
         "open": "At its last step the student says that its box fits about as often as it keeps it.",
     }
-    said = words[side(acts["difference"])]
+    sentence = words[side(acts["difference"])]
     if side(acts["says"], RARE) == "below":
-        said = "At its last step this student hardly ever says that its box fits, even where it keeps it."
+        sentence = "At its last step this student hardly ever says that its box fits, even where it keeps it."
     settled = all(side(keep_acts[what], 1 - RARE) == "above" for what in ("says", "does"))
     return _text(
         mend[side(loss)],
         ends[side(final)],
         shot[side(gain)],
         needed[side(loop)],
-        said,
+        sentence,
         long_change and long[side(long_change)],
         keep_change and keeps[side(keep_change)],
         settled
@@ -160,14 +160,14 @@ def of_ablations(where: dict[str, str]) -> str:
         "training: no traces": "the traces",
         "loop: no box is drawn": "the drawn box",
     }
-    rest = [row for row, found in where.items() if found != "open" and row not in parts]
-    shown = [part for row, part in parts.items() if where[row] != "open"]
-    shown += ["the number of steps"] * any(row.startswith("loop: T") for row in rest)
-    shown += ["a training that keeps what fits"] * any(row.startswith("training") for row in rest)
+    rest = [row for row, side_found in where.items() if side_found != "open" and row not in parts]
+    parts_told = [part for row, part in parts.items() if where[row] != "open"]
+    parts_told += ["the number of steps"] * any(row.startswith("loop: T") for row in rest)
+    parts_told += ["a training that keeps what fits"] * any(row.startswith("training") for row in rest)
     missing = [part for row, part in parts.items() if where[row] == "open"]
     return _text(
         missing and f"Nothing shows that this student owes anything to {_listed(missing, 'or')}.",
-        shown and f"**A difference is shown for {_listed(shown, 'and')}.**",
+        parts_told and f"**A difference is shown for {_listed(parts_told, 'and')}.**",
     )
 
 
@@ -274,29 +274,29 @@ def of_regimes(rows: dict[str, Cell], turns: int, long_turns: int) -> str:
     """Return in which loop the mirage shows after SFT, from differences of Acc@0.5 over several trainings, by name."""
     place = {"above": "lies above", "below": "lies below", "open": "cannot be told from"}
     short, long = "sft_ivt", "sft_ivt_long"
-    found = {name: side(row) for name, row in rows.items()}
+    sides = {name: side(row) for name, row in rows.items()}
     final, oracle = (
-        {name: found[f"{name} {step} - {name} step 0"] for name in (short, long)}
+        {name: sides[f"{name} {step} - {name} step 0"] for name in (short, long)}
         for step in ("final", "oracle best step")
     )
-    sampled = found[f"{short} final - consensus of as many sampled answers"]
-    rule = {name: found[f"{name} {CONSENSUS} - {name} step 0"] for name in (short, long)}
-    told = [f"The final step of {turns} refinements {place[sampled]} the consensus of as many sampled answers."]
+    sampled = sides[f"{short} final - consensus of as many sampled answers"]
+    rule = {name: sides[f"{name} {CONSENSUS} - {name} step 0"] for name in (short, long)}
+    sentences = [f"The final step of {turns} refinements {place[sampled]} the consensus of as many sampled answers."]
     for name, count in ((short, turns), (long, long_turns)):
-        told.append(
+        sentences.append(
             f"In the loop of {count} the final step {place[final[name]]} step 0, and the consensus of its "
             f"steps {place[rule[name]]} it."
         )
         if oracle[name] != "above":
-            told.append("There is no mirage in it, for not even an oracle is shown to gain from choosing a step.")
+            sentences.append("There is no mirage in it, for not even an oracle is shown to gain from choosing a step.")
         elif "above" in (final[name], rule[name]):
-            told.append("So a part of what an oracle gains there can be shipped.")
+            sentences.append("So a part of what an oracle gains there can be shipped.")
         else:
-            told.append(
+            sentences.append(
                 "**Here the mirage shows**: the best step, which only an oracle can choose, lies above step 0, "
                 "and neither of these does."
             )
-    return " ".join(told)
+    return " ".join(sentences)
 
 
 def _text(*sentences) -> str:

@@ -8,10 +8,11 @@ import os
 from pathlib import Path
 
 from ivt_utils.methods import METHODS, method_label
-from ivt_utils.runtime import store
+from ivt_utils.runtime import files, store
 from ivt_utils.runtime.text import aligned, markdown_table, number, write_between
 from ivt_utils.show.figures import iou_per_step, paper_and_ours, save_figure
-from ivt_utils.show.results import build_results, changed, results_from, targets
+from ivt_utils.show.reading import results_from
+from ivt_utils.show.results import build_results, changed
 from ivt_utils.show.tables import (
     CLOSER_NOTE,
     SCALE_TITLE,
@@ -28,6 +29,7 @@ from ivt_utils.show.tables import (
     to_markdown,
     to_text,
 )
+from ivt_utils.show.targets import targets
 
 __all__ = [
     "build_results",
@@ -88,7 +90,7 @@ def report_from(root: Path, *, names=tuple(METHODS), versions=None, commit=None,
         return results
     print(f"\n{_compared(root, results)}")
     text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)
-    store.write_text(root / "results.json", text + "\n")
+    files.write_text(root / "results.json", text + "\n")
     os.environ.setdefault("MPLBACKEND", "Agg")  # no display needed; a notebook has set its own
     figures = {"iou_per_step": iou_per_step(results), "paper_and_ours": paper_and_ours(results, paper)}
     for name, figure in figures.items():
@@ -102,7 +104,7 @@ def _compared(root: Path, results: dict) -> str:
     path = root / "results.json"
     if not path.exists():
         return "There was no results.json to compare with."
-    differing = changed(store.read_json(path), json.loads(json.dumps(results)))
+    differing = changed(files.read_json(path), json.loads(json.dumps(results)))
     lines = [line[:200] for line in differing[:10]]
     return "\n".join([f"{len(differing)} values differ from its results.json.", *lines])
 

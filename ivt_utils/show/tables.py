@@ -6,13 +6,13 @@ from pathlib import Path
 
 from ivt_utils.closer import GAINS
 from ivt_utils.methods import ASKED, METHODS, SINGLE, longer, method_label
-from ivt_utils.runtime import store
+from ivt_utils.runtime import files
 from ivt_utils.runtime.text import aligned, markdown_table, number
 from ivt_utils.selection import ORACLE, best_rule
-from ivt_utils.show.results import by_name, targets
+from ivt_utils.show.targets import by_name, targets
 
-PAPER = store.DATA / "paper_results.json"
-SCALE = store.ROOT / "runs" / "paper" / "results.json"
+PAPER = files.DATA / "paper_results.json"
+SCALE = files.ROOT / "runs" / "paper" / "results.json"
 SCALE_TITLE = "The paper's own scale: profile `paper`, Qwen3-VL-4B on the real sets"
 RESULT_COLUMNS = (
     ("acc50", "Acc@0.5 %", 100, 1),
@@ -70,8 +70,8 @@ NOTES = (
 
 def paper_results(path: Path = PAPER) -> dict:
     """Return the paper's numbers, each with its version and source; null where a number is not known."""
-    remedy = f"{store.restoring(path)} (after a change of your own: ivt build docs)"
-    return store.read_json(store.intact(path, remedy))
+    remedy = f"{files.restoring(path)} (after a change of your own: ivt build docs)"
+    return files.read_json(files.intact(path, remedy))
 
 
 def table(results: dict, paper: dict) -> list[dict]:
@@ -85,8 +85,8 @@ def table(results: dict, paper: dict) -> list[dict]:
         row = {"method": name, "label": method_label(name)}
         if name in paper["methods"]:
             answers = 1 if name in SINGLE else paper["refinements"] + 1
-            known = {"source": "paper", "run": True, "answers": answers, "cells": paper["methods"][name]}
-            rows.append(row | known)
+            paper_row = {"source": "paper", "run": True, "answers": answers, "cells": paper["methods"][name]}
+            rows.append(row | paper_row)
         rows.append(row | _our_row(name, results["methods"]))
     return rows
 
@@ -108,22 +108,22 @@ def _our_row(name: str, methods: dict) -> dict:
 
 def scale_table(path: Path = SCALE) -> list[list[str]]:
     """Return the results of the profile `paper` as a grid of text, its head first: "not run" until somebody runs it."""
-    found = store.read_json(path) if path.exists() else {}
-    methods = found["methods"] if found.get("profile") == "paper" else {}
+    results = files.read_json(path) if path.exists() else {}
+    methods = results["methods"] if results.get("profile") == "paper" else {}
     rows = [{"method": name, "label": method_label(name)} | _our_row(name, methods) for name in _listed(methods)]
     grid = _grid(rows, RESULT_COLUMNS)
     return grid if methods else [grid[0], ["not run: ivt run --profile paper", *["-"] * (len(grid[0]) - 1)]]
 
 
 def _our_cells(name: str, method: dict) -> dict:
-    found = method["metrics"]
-    cells = dict(found["final"])
-    if len(found["per_step"]) > 1:
-        cells |= {f"step{t}": step["acc50"] for t, step in enumerate(found["per_step"])}
-        cells["oracle_acc50"] = found["oracle_best_step"]["acc50"]
+    metrics = method["metrics"]
+    cells = dict(metrics["final"])
+    if len(metrics["per_step"]) > 1:
+        cells |= {f"step{t}": step["acc50"] for t, step in enumerate(metrics["per_step"])}
+        cells["oracle_acc50"] = metrics["oracle_best_step"]["acc50"]
         if name in ASKED or method.get("rules"):  # a method that notebook 6 asks
             cells["best_rule_acc50"] = best_rule(method["rules"])["acc50"] if method.get("rules") else NOT_RUN
-        cells |= {key: found[key] for key in ("degradation_per_step", "share_degrade", "share_stay")}
+        cells |= {key: metrics[key] for key in ("degradation_per_step", "share_degrade", "share_stay")}
     return cells
 
 
@@ -146,7 +146,7 @@ def _grid(rows, columns) -> list[list[str]]:
             elif cell is None:
                 line.append("-")
             else:
-                line.append(number(cell, scale, digits) + "\u2020" * (cell.get("step") == "not stated"))
+                line.append(number(cell, scale, digits) + ("\u2020" if cell.get("step") == "not stated" else ""))
         lines.append(line)
     return lines
 
@@ -203,7 +203,7 @@ def rules_table(rows: list[dict]) -> list[list]:
 def calibration_table(rows: list[dict]) -> list[list]:
     """Return `confidence.calibration` as a grid, its head first: one row a step."""
     signals = {"fits": "verification", "likelihood": "likelihood"}
-    head = ["step", "right (%)", *(f"{said}: {name}" for said in signals.values() for name in ("AUROC", "r"))]
+    head = ["step", "right (%)", *(f"{label}: {name}" for label in signals.values() for name in ("AUROC", "r"))]
     return [
         head,
         *(
@@ -247,9 +247,9 @@ def second_turn_table(rows: list[dict]) -> list[list[str]]:
     """Return `controls.second_turn_rows` as a grid of text, its head first: for each wording Acc@0.5, then its loss."""
     grid = [["after the first answer", *STYLES.values()]]
     cells = {(row["words"], row["style"]): row for row in rows}
-    for words, said in (("feedback", "the feedback"), ("question", "the question again")) if rows else ():
+    for words, label in (("feedback", "the feedback"), ("question", "the question again")) if rows else ():
         for key, what in (("acc50", "Acc@0.5 %"), ("difference", "minus step 0, points")):
-            grid.append([f"{said}: {what}", *(number(cells[words, style][key], 100, 1) for style in STYLES)])
+            grid.append([f"{label}: {what}", *(number(cells[words, style][key], 100, 1) for style in STYLES)])
     return grid if rows else [*grid, ["not run: notebook 1", *["-"] * len(STYLES)]]
 
 

@@ -1,7 +1,7 @@
 """What the widgets show for a state of their controls: figures with alt text and a caption, and what they rest on.
 
 Each `..._view` returns (figure, alt text, caption); a figure of None has nothing to show, and the caption says why.
-Figures are 700 pixels wide at most, and never tell two things apart by colour alone.
+Figures are 700 pixels wide at most, and never tell two things apart by color alone.
 """
 
 from textwrap import fill
@@ -11,6 +11,7 @@ import numpy as np
 from ivt_utils import metrics, selection
 from ivt_utils.boxes import to_pixels
 from ivt_utils.grpo import advantages, group_rewards
+from ivt_utils.metrics import Resampling
 from ivt_utils.overlay import COLORS, draw_box, load_image
 from ivt_utils.records import numbered
 from ivt_utils.schema import Rollout, Step
@@ -53,13 +54,13 @@ def model_view(image, rollout: Rollout, first: str, style: str):
     """Return the view of a rollout: one picture a step, as the student saw it, with the truth; `first` names step 0."""
     figure = _figure(2.33 * len(rollout["steps"]), 3.25)
     axes = figure.subplots(1, len(rollout["steps"]), squeeze=False)[0]
-    told = step_texts(rollout, first)
-    for ax, step, text in zip(axes, rollout["steps"], told, strict=True):
+    lines = step_texts(rollout, first)
+    for ax, step, text in zip(axes, rollout["steps"], lines, strict=True):
         draw_answer(ax, image, step["box"], rollout["truth"], style)
         ax.set_title(text.replace(", ", "\n"), fontsize=9)
     words = fill(f"“{rollout['expression']}”", 90)
     figure.supxlabel(f"{words}\nred: the answer as it is drawn for the student; dashed: the truth", fontsize=9)
-    return figure, f"“{rollout['expression']}”: {'; '.join(told)}.", ""
+    return figure, f"“{rollout['expression']}”: {'; '.join(lines)}.", ""
 
 
 def step_texts(rollout: Rollout, first: str = "") -> list[str]:
@@ -166,18 +167,16 @@ def group_view(records, groups, format_bonus: float, number: int, spread: str):
         "group": "divided by the spread of the group",
         "batch": f"divided by the spread of all {sum(map(len, groups))} rollouts",
     }[spread]
-    told = "; ".join(
+    sentence = "; ".join(
         f"rollout {k + 1}: reward {r:.2f}, advantage {g:+.2f}"
         for k, (r, g) in enumerate(zip(reward, gain, strict=True))
     )
     head = f"Group {number} of {len(groups)}, “{group[0]['expression']}”"
     caption = f"{head}. Reward: IoU of the final box, + {format_bonus:g} when every answer parses. Advantages: {by}."
-    return figure, f"{head}. Advantages {by}. {told}.", caption
+    return figure, f"{head}. Advantages {by}. {sentence}.", caption
 
 
-def rule_view(
-    rollouts, name: str, curve: list[dict], threshold: float, *, seed: int, n_resamples: int, split: str = ""
-):
+def rule_view(rollouts, name: str, curve: list[dict], threshold: float, resampling: Resampling, split: str = ""):
     """Return the view of a stopping rule at a threshold of its curve: Acc@0.5 over thresholds, and who stops where.
 
     `split`, where given, names the samples in the picture.
@@ -190,8 +189,8 @@ def rule_view(
         "final step": (ious[:, -1], "--", PALETTE[1]),
         f"oracle (best step, {WITH_TRUTH})": (ious.max(axis=1), "-.", PALETTE[5]),
     }
-    chosen = selection.choose(rollouts, selection.STOPS[name](at["threshold"]))
-    gain = metrics.paired_difference(chosen, metrics.first_steps(rollouts), score, seed=seed, n_resamples=n_resamples)
+    stopped = selection.choose(rollouts, selection.STOPS[name](at["threshold"]))
+    gain = metrics.paired_difference(stopped, metrics.first_steps(rollouts), score, resampling)
     figure = _figure(7, 3.6)
     left, right = figure.subplots(1, 2, width_ratios=(1.7, 1))
     accuracy = {}

@@ -12,6 +12,7 @@ from html import escape
 from pathlib import Path
 
 from ivt_utils import loop, metrics, selection
+from ivt_utils.metrics import Resampling
 from ivt_utils.overlay import load_image
 from ivt_utils.schema import Rollout
 from ivt_utils.show import views
@@ -78,9 +79,7 @@ def group_viewer(records, groups: list[list[dict]], format_bonus: float, *, path
     )
 
 
-def stop_rule_slider(
-    rollouts, thresholds, *, path: Path, split: str = "validation", seed: int = 0, n_resamples: int = 500
-) -> None:
+def stop_rule_slider(rollouts, thresholds, resampling: Resampling, *, path: Path, split: str = "validation") -> None:
     """Display what a stopping rule gives at each threshold, on rollouts with confidence (`confidence`).
 
     `split` names the samples. They should be those of validation, where thresholds are chosen.
@@ -88,18 +87,17 @@ def stop_rule_slider(
     if not rollouts or not all("fits" in step for rollout in rollouts for step in rollout["steps"]):
         raise ValueError("A stopping rule needs rollouts with confidence; `confidence.with_confidence` makes them.")
     curves = {name: selection.rule_curve(rollouts, stop, thresholds) for name, stop in selection.STOPS.items()}
-    chance = {"seed": seed, "n_resamples": n_resamples, "split": split}
     note = (
         f"These are {len(rollouts)} {split} samples. Thresholds are chosen on validation samples, "
         "and the test samples are scored once."
     )
     first, curve = next(iter(curves.items()))
     start = max(curve, key=lambda point: point["acc50"])["threshold"]
-    view = views.rule_view(rollouts, first, curve, start, **chance)
+    view = views.rule_view(rollouts, first, curve, start, resampling, split)
     present(
         view,
         path,
-        _rule_panel(rollouts, curves, start, note, chance) if live() else None,
+        _rule_panel(rollouts, curves, start, note, resampling, split) if live() else None,
         note=note,
         does="choose the rule and move its threshold",
     )
@@ -209,26 +207,30 @@ def _group_panel(records, groups, format_bonus: float, spread: str):
     )
 
 
-def _rule_panel(rollouts, curves: dict, start: float, note: str, chance: dict):
+def _rule_panel(rollouts, curves: dict, start: float, note: str, resampling: Resampling, split: str):
     import ipywidgets
 
     rule = ipywidgets.Dropdown(options=list(curves), description="Rule")
     steps = [point["threshold"] for point in next(iter(curves.values()))]
     threshold = ipywidgets.SelectionSlider(options=steps, value=start, description="Threshold", continuous_update=False)
-    return _panel([rule, threshold], lambda name, at: views.rule_view(rollouts, name, curves[name], at, **chance), note)
+
+    def view(name, at):
+        return views.rule_view(rollouts, name, curves[name], at, resampling, split)
+
+    return _panel([rule, threshold], view, note)
 
 
 def _model_panel(student, records, profile, number: int):
     """Return the canvas with its controls; a submitted box is answered by the student below it."""
     import ipywidgets
 
-    chosen = _slider("Picture", 1, len(records), number + 1)
+    picture = _slider("Picture", 1, len(records), number + 1)
     following = ipywidgets.Button(description="Next picture")
     question, answers = ipywidgets.HTML(), ipywidgets.HTML(layout={"width": "100%"})
     canvas = canvas_class()(grid=student.grid, layout={"width": "100%", "max_width": "400px"})
 
     def ask(_=None):
-        record = records[chosen.value - 1]
+        record = records[picture.value - 1]
         words = escape(record["expression"])
         question.value = f'<p style="margin:0;line-height:1.4">Draw a box around <b>{words}</b>.</p>'
         answers.value = canvas.status = ""
@@ -236,7 +238,7 @@ def _model_panel(student, records, profile, number: int):
         canvas.image = data_url(load_image(record["image"]))
 
     def answer(_):
-        record, box = records[chosen.value - 1], list(canvas.box)
+        record, box = records[picture.value - 1], list(canvas.box)
         try:
             rollout = loop.answers_from(student, record, box, profile)
             value = metrics.iou_matrix([rollout])[0, 0]
@@ -252,21 +254,21 @@ def _model_panel(student, records, profile, number: int):
         finally:
             canvas.busy = False
 
-    chosen.observe(ask, "value")
-    following.on_click(lambda _: setattr(chosen, "value", chosen.value % len(records) + 1))
+    picture.observe(ask, "value")
+    following.on_click(lambda _: setattr(picture, "value", picture.value % len(records) + 1))
     canvas.observe(answer, "submits")
     ask()
-    row = ipywidgets.HBox([chosen, following], layout={"flex_flow": "row wrap", "width": "100%"})
+    row = ipywidgets.HBox([picture, following], layout={"flex_flow": "row wrap", "width": "100%"})
     return panel([row, question, canvas, answers])
 
 
 def _strip_html(image, rollout: Rollout, style: str) -> str:
     """Return the steps of a rollout side by side, below each other on a phone: picture, IoU and the answer's text."""
     cells = []
-    for number, (step, told) in enumerate(zip(rollout["steps"], views.step_texts(rollout, "your box"), strict=True)):
+    for number, (step, line) in enumerate(zip(rollout["steps"], views.step_texts(rollout, "your box"), strict=True)):
         picture = picture_html(views.step_view(image, rollout, number, style), "210px")
         words = "" if number == 0 else f"<br>“{escape(step['text'])}”"
-        cells.append(f'<div style="flex:1 1 170px;max-width:220px;line-height:1.4">{picture}<b>{told}</b>{words}</div>')
+        cells.append(f'<div style="flex:1 1 170px;max-width:220px;line-height:1.4">{picture}<b>{line}</b>{words}</div>')
     lead = "Red: each answer as it is drawn for the student, yours first; dashed: the truth."
     return (
         f'<p style="line-height:1.4;margin:8px 0">{lead}</p>'
