@@ -10,6 +10,7 @@ from ivt_utils.grpo import probe_records, prompts_dataset, train_grpo
 from ivt_utils.harvest import keep_errors, trajectory
 from ivt_utils.loop import both_lengths, evaluate, sampled_answers
 from ivt_utils.methods import ASKED
+from ivt_utils.metrics import iou_matrix
 from ivt_utils.mirage import SAMPLED, measure, second_turns
 from ivt_utils.records import first, load_split
 from ivt_utils.runtime.files import ArtefactError, read_jsonl
@@ -33,9 +34,10 @@ def evaluation(run) -> None:
 
 
 def first_look(student, records, profile) -> None:
-    """Show what the student answers to one batch; an ArtefactError when hardly any answer has the form asked for.
+    """Show what the student answers to one batch, and their mean IoU.
 
-    Whoever pays by the hour should not learn of it at the end.
+    An ArtefactError when hardly any answer has the form asked for, or the boxes hardly meet the true ones: whoever pays
+    by the hour should not learn of it at the end.
     """
     answers = evaluate(student, records, profile, turns=0)
     good = sum(rollout["steps"][0]["box"] is not None for rollout in answers)
@@ -45,6 +47,14 @@ def first_look(student, records, profile) -> None:
         raise ArtefactError(
             f"Only {good} of the first {len(answers)} answers hold a box in the form asked for (one is "
             f"{answers[0]['steps'][0]['text']!r}); look at boxes.parse_answer first."
+        )
+    mean = float(iou_matrix(answers).mean())
+    print(f"Mean IoU of these {len(answers)} answers: {mean:.3f}.")
+    if mean < profile.least_first_iou:
+        raise ArtefactError(
+            f"The boxes of the first {len(answers)} answers hardly meet the true ones (mean IoU {mean:.3f}, below "
+            f"least_first_iou of {profile.least_first_iou:g}): look at the scale and the order of the coordinates, "
+            "then compare the student in 4 bits with load_in_4bit = False in ivt_utils/profiles.py."
         )
 
 

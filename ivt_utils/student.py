@@ -1,15 +1,17 @@
 """The student: the micro Qwen3-VL trained here, or Qwen3-VL from the Hub; its processor and its LoRA."""
 
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from ivt_utils import protocol
+from ivt_utils.overlay import load_image
+from ivt_utils.records import first, load_split
 from ivt_utils.runtime import hardware
 from ivt_utils.runtime.files import ROOT, ArtefactError, intact
+from ivt_utils.runtime.store import installed
 
 # What the micro student is loaded from.
 FILES = (
@@ -21,6 +23,7 @@ FILES = (
     "tokenizer_config.json",
     "chat_template.jinja",
 )
+HEAD, EYES = "lm_head", "model.visual"  # by their full names; transformers skips nothing for "visual" alone
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -42,10 +45,12 @@ def install_protocol(processor):
 def load_student(profile, adapter: Path | str | None = None, trainable: bool = False) -> Student:
     """Return the profile's student, with a LoRA adapter when a folder is given (trainable only on request).
 
-    On CUDA the model lies on this process's card, in the precision and with the attention that the card allows, and in
-    4 bits (NF4) where the profile says so; on a CPU it is whole, in float32. A frozen adapter of the micro student
-    is merged into its weights. Raises ArtefactError when the shipped student or the adapter is missing or damaged, a
-    student of the Hub cannot be had, or the memory does not suffice.
+    On CUDA the model lies on this process's card, in the precision and with the attention that the card allows; on a
+    CPU it is in float32. Where the profile says so, a student of the Hub is in 4 bits (NF4) on both. A frozen adapter
+    of the micro student is merged into its weights; one of a student of the Hub is in the type that the student
+    computes in, as autocast takes it in training. Raises ArtefactError when the shipped student or the adapter is
+    missing or damaged, a student of the Hub cannot be had or its revision is not pinned, bitsandbytes is missing, or
+    the memory does not suffice.
     """
     import torch
     from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
@@ -56,17 +61,29 @@ def load_student(profile, adapter: Path | str | None = None, trainable: bool = F
     # peft and TRL ask by the old name; a reader can do nothing about it
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     local = not profile.hub_student
+    options = loading_options(profile)
     if local:
         check_student(ROOT / profile.student)
+    elif not re.fullmatch("[0-9a-f]{40}", profile.student_revision):
+        raise ArtefactError(
+            f"The profile {profile.name} does not say which {profile.student} it means: give its student_revision in "
+            "ivt_utils/profiles.py, a commit hash of 40 digits, as the history of its files on the Hub has it."
+        )
+    if "quantization_config" in options and not installed("bitsandbytes"):
+        raise ArtefactError(
+            f"The profile {profile.name} loads its student in 4 bits, for which bitsandbytes is missing: "
+            "pip install -e '.[gpu]', or set load_in_4bit to False in ivt_utils/profiles.py."
+        )
     name = ROOT / profile.student if local else profile.student
+    revision = profile.student_revision or "main"
     hardware.keep_memory()
     hardware.release()
     with hardware.memory_advice(f"loading {profile.student}", "", "the size of student"):
         try:
             model = Qwen3VLForConditionalGeneration.from_pretrained(
-                name, local_files_only=local, **loading_options(profile)
+                name, local_files_only=local, revision=revision, **options
             )
-            processor = AutoProcessor.from_pretrained(name, local_files_only=local)
+            processor = AutoProcessor.from_pretrained(name, local_files_only=local, revision=revision)
         except OSError as error:
             if local:
                 raise
@@ -74,6 +91,9 @@ def load_student(profile, adapter: Path | str | None = None, trainable: bool = F
                 f"{profile.student} could not be had from the Hub ({str(error).splitlines()[0]}); its "
                 "first load needs a network, then it stays in the cache."
             ) from error
+    for values in map(vars, model.modules()):
+        if "support_avx512bf16_for_cpu" in values:  # answering would pack 4-bit weights so that no gradient passes them
+            values["support_avx512bf16_for_cpu"] = False
     bound_images(install_protocol(processor), profile.max_pixels)
     processor.tokenizer.padding_side = "left"
     if adapter is not None:
@@ -85,25 +105,34 @@ def load_student(profile, adapter: Path | str | None = None, trainable: bool = F
         model.peft_config["default"].base_model_name_or_path = str(name)
         if local and not trainable:  # in full precision; without the detour, answers come sooner
             model = model.merge_and_unload()
+        elif not trainable:
+            for weights, weight in model.named_parameters():
+                if "lora_" in weights:
+                    weight.data = weight.data.to(options["dtype"])
     model.eval()
-    if model.dtype == torch.float16:
-        check_finite(model, processor)
-    return Student(model, processor, profile.grid)
+    student = Student(model, processor, profile.grid)
+    if options["dtype"] == torch.float16:
+        check_finite(student, first(load_split(profile, "val"), profile.batch_size))
+    return student
 
 
-def check_finite(model, processor) -> None:
-    """Raise an ArtefactError when the model computes something that is no number: float16 may be too narrow for it."""
+def check_finite(student: Student, records) -> None:
+    """Raise an ArtefactError when the student computes, for one of the records, something that is no number.
+
+    float16 may be too narrow for what a picture sets off.
+    """
     import torch
 
-    inputs = processor.apply_chat_template(
-        [[protocol.question(Image.new("RGB", (64, 64)), "the object")]],
+    inputs = student.processor.apply_chat_template(
+        [[protocol.question(load_image(record["image"]), record["expression"])] for record in records],
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
-    ).to(model.device)
-    with torch.inference_mode():
-        finite = bool(torch.isfinite(model(**inputs).logits).all())
+        processor_kwargs={"padding": True, "padding_side": "left"},
+    ).to(student.model.device)
+    with torch.inference_mode(), hardware.memory_advice("answering", "batch_size", "max_pixels"):
+        finite = bool(torch.isfinite(student.model(**inputs, logits_to_keep=1).logits).all())
     if not finite:
         raise ArtefactError(
             "In float16 this student computes no finite numbers; use a card with bfloat16 (one newer "
@@ -114,7 +143,8 @@ def check_finite(model, processor) -> None:
 def loading_options(profile) -> dict:
     """Return what `from_pretrained` is told about precision, attention, card and 4-bit weights on this machine.
 
-    The micro student is computed in float32 everywhere.
+    The micro student is computed in float32 everywhere. In 4 bits are a student's linear maps, but neither the output
+    head nor, where the profile says so, the vision tower.
     """
     import torch
 
@@ -123,12 +153,15 @@ def loading_options(profile) -> dict:
     options = {"dtype": kind, "attn_implementation": hardware.attention() if hub else "sdpa", "use_safetensors": True}
     if torch.cuda.is_available():
         options["device_map"] = {"": hardware.device()}
-        if profile.load_in_4bit and hub:
-            from transformers import BitsAndBytesConfig
+    if profile.load_in_4bit and hub:
+        from transformers import BitsAndBytesConfig
 
-            options["quantization_config"] = BitsAndBytesConfig(
-                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=kind
-            )
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=kind,
+            llm_int8_skip_modules=[HEAD, EYES] if profile.eyes_in_16bit else [HEAD],
+        )
     return options
 
 

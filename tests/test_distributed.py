@@ -289,8 +289,7 @@ def test_every_configuration_keeps_the_students_weights_whole():
     """Rollouts and evaluation need them at every token, and 4-bit weights are small."""
     for path in CONFIGS:
         config = yaml.safe_load(path.read_text())
-        assert config["distributed_type"] != "FSDP"
-        assert config.get("deepspeed_config", {}).get("zero_stage", 0) < 3
+        assert config["distributed_type"] not in ("FSDP", "DEEPSPEED")  # the latter casts the adapter to bfloat16, too
 
 
 # ------------------------------------------------------------------------------------------------ several machines

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 from ivt_utils import student
 from ivt_utils.loop import evaluate
@@ -59,12 +60,22 @@ def test_four_bits_are_nf4_in_the_computing_type_and_for_the_hubs_student_only(c
     four = options["quantization_config"]
     assert four.load_in_4bit and four.bnb_4bit_quant_type == "nf4"
     assert four.bnb_4bit_compute_dtype == torch.float16
+    assert four.llm_int8_skip_modules == ["lm_head", "model.visual"]
     monkeypatch.setenv("LOCAL_RANK", "3")  # a process that is shown fewer cards than there are processes
     assert hardware.device() == "cuda:1"
     micro = student.loading_options(get_profile("micro"))
     assert "quantization_config" not in micro and micro["dtype"] == torch.float32
-    card(None)
-    assert "quantization_config" not in student.loading_options(get_profile("paper"))
+    card(None)  # what the weights are belongs to the recipe, and not to the machine
+    four = student.loading_options(get_profile("paper"))["quantization_config"]
+    assert four.load_in_4bit and four.bnb_4bit_compute_dtype == torch.float32
+    for profile in (replace(get_profile("paper"), load_in_4bit=False), get_profile("paper-dry-run")):
+        assert "quantization_config" not in student.loading_options(profile)
+
+
+def test_4_bits_without_bitsandbytes_are_one_sentence(monkeypatch):
+    monkeypatch.setattr(student, "installed", lambda name: None)
+    with pytest.raises(ArtefactError, match="bitsandbytes is missing: pip install -e .*or set load_in_4bit"):
+        student.load_student(get_profile("paper"))
 
 
 @pytest.mark.parametrize("capability, bf16, on", [(None, False, None), ((7, 5), False, "fp16"), ((8, 0), True, "bf16")])
@@ -197,16 +208,21 @@ def test_a_student_of_the_hub_without_a_network_is_one_sentence(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ArtefactError) as caught:
-        student.load_student(get_profile("paper"))
+        student.load_student(replace(get_profile("paper"), load_in_4bit=False))
     message = str(caught.value)
     assert message.startswith("Qwen/Qwen3-VL-4B-Instruct could not be had") and "\n" not in message
 
 
-def test_a_student_that_overflows_in_float16_is_not_used(fresh_student):
-    student.check_finite(fresh_student.model, fresh_student.processor)
-    fresh_student.model.lm_head.weight.data[:] = float("nan")
+def test_a_student_that_overflows_in_float16_is_not_used(fresh_student, records):
+    student.check_finite(fresh_student, records)
+
+    def overflow(module, inputs):  # as a picture can, and a plain square does not
+        return (inputs[0] * (torch.inf if inputs[0].std(0).max() > 0.01 else 1), *inputs[1:])
+
+    fresh_student.model.model.visual.register_forward_pre_hook(overflow)
+    student.check_finite(fresh_student, [records[0] | {"image": Image.new("RGB", (64, 64))}])
     with pytest.raises(ArtefactError, match="In float16 .* no finite numbers; use a card with bfloat16"):
-        student.check_finite(fresh_student.model, fresh_student.processor)
+        student.check_finite(fresh_student, records)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep what was freed")

@@ -498,6 +498,9 @@ def test_what_is_prepared_later_comes_from_the_same_revision_of_an_unpinned_set(
         commit, files = written[1](repo, patterns, revision)
         return revision or "f" * 40, files
 
+    noted = download.sources()
+    noted[REFCOCOG.repo]["revision"] = None
+    monkeypatch.setattr(hub, "sources", lambda: noted)
     monkeypatch.setattr(data, "HUB", tmp_path)
     hub.prepare(replace(SMALL, name="first"), fetch=fetch)
     hub.prepare(replace(SMALL, name="second"), fetch=fetch)

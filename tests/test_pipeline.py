@@ -1,18 +1,41 @@
 """The stages as scripts: a look at the first answers before anything is spent; the rest is in the notebooks' tests."""
 
+import re
+from dataclasses import replace
+
 import pytest
 
 from ivt_utils import controls, pipeline
+from ivt_utils.boxes import snap
+from ivt_utils.micro.model import GRID
+from ivt_utils.protocol import answer_text
 from ivt_utils.runtime.files import ArtefactError, read_jsonl
 from ivt_utils.runtime.store import SEEDS, Run
 
 GOOD, BAD = '{"bbox_2d": [10, 20, 30, 40]}', "10, 20, 30, 40"
 
 
-def test_the_first_answers_are_shown(scripted, records, tiny_profile, capsys):
-    pipeline.first_look(scripted(lambda turn, i: GOOD if i % 2 else BAD), records, tiny_profile)
+def right(records, number: int) -> str:
+    """The answer that is right for one of the records."""
+    return answer_text(snap(records[number]["bbox"], GRID))
+
+
+def test_the_first_answers_are_shown_with_their_mean_iou(scripted, records, tiny_profile, capsys):
+    pipeline.first_look(scripted(lambda turn, i: right(records, i) if i % 2 else BAD), records, tiny_profile)
     said = capsys.readouterr().out.splitlines()
-    assert len(said) == 3 and records[1]["expression"] in said[1] and GOOD in said[1]
+    assert len(said) == 4 and records[1]["expression"] in said[1] and right(records, 1) in said[1]
+    assert "6 answers" in said[3] and 0.35 < float(re.search(r"\d\.\d+", said[3])[0]) <= 0.5
+
+
+def test_boxes_that_miss_stop_at_once_though_their_form_is_right(scripted, records, tiny_profile):
+    """As boxes in pixels would, or those of a student whose eyes are blind."""
+    with pytest.raises(ArtefactError) as caught:
+        pipeline.first_look(scripted(lambda turn, i: GOOD), records, tiny_profile)
+    message = str(caught.value)
+    assert "first 6 answers hardly meet the true ones" in message and "load_in_4bit" in message and "\n" not in message
+    lenient = replace(tiny_profile, least_first_iou=0.0)
+    pipeline.first_look(scripted(lambda turn, i: GOOD), records, lenient)
+    assert not lenient.changed(tiny_profile.recipe())  # it may be lowered in the middle of a run
 
 
 def test_a_student_that_answers_in_another_form_stops_at_once_with_one_sentence(scripted, records, tiny_profile):

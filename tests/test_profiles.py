@@ -50,6 +50,7 @@ def test_a_dry_run_has_the_settings_of_its_profile_and_the_size_of_a_test(name):
     assert changed <= {
         "name",
         "student",
+        "student_revision",
         "grid",
         "max_pixels",
         "train",

@@ -3,6 +3,7 @@
 That our chat template renders plain turns as Qwen3-VL's own does is tested in `test_protocol`.
 """
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -62,19 +63,52 @@ def test_the_sizes_of_parts_are_those_of_the_built_model(true):
     assert parts["embeddings"] == model.language_model.embed_tokens.weight.numel()
 
 
-def test_4_bit_loading_takes_every_linear_map_but_the_output_head(true):
-    from transformers.quantizers.base import get_keys_to_not_convert
-    from transformers.quantizers.quantizers_utils import should_convert_module
+class InFourBits(torch.nn.Linear):
+    """Stands where bitsandbytes' own layer would: what counts here is which maps transformers puts it in place of."""
 
-    kept = get_keys_to_not_convert(true.model)
-    small = sum(
-        module.weight.numel()
-        for name, module in true.model.named_modules()
-        if isinstance(module, torch.nn.Linear) and should_convert_module(name, kept)
-    )
-    rest = sum(p.numel() for p in true.model.parameters()) - small
-    assert plan.weight_bytes(true.values, True) == pytest.approx(small // 2 + small // 64 * 4 + 2 * rest, rel=0.01)
-    assert plan.weight_bytes(true.values, False) == pytest.approx(2 * (small + rest), rel=0.005)
+    def __init__(self, inputs, outputs, bias, *_, **__):
+        super().__init__(inputs, outputs, bias)
+
+
+def in_4_bits(configuration: dict, options, monkeypatch) -> dict[str, int]:
+    """How many weights each linear map has that transformers replaces on loading with these options."""
+    from transformers.integrations import bitsandbytes
+    from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
+
+    monkeypatch.setattr(bitsandbytes, "bnb", SimpleNamespace(nn=SimpleNamespace(Linear4bit=InFourBits)), raising=False)
+    model, quantizer = build(configuration), Bnb4BitHfQuantizer(options, pre_quantized=False)
+    quantizer._process_model_before_weight_loading(model, device_map=None)
+    return {name: module.weight.numel() for name, module in model.named_modules() if isinstance(module, InFourBits)}
+
+
+def test_4_bit_loading_takes_the_whole_language_model_and_neither_the_eyes_nor_the_output_head(true, monkeypatch):
+    profile = true.profile
+    options = student.loading_options(profile)["quantization_config"]
+    small = in_4_bits(true.values, options, monkeypatch)
+    parts = plan.parameters(true.values)
+    assert all(name.startswith("model.language_model.layers.") for name in small)
+    assert len(small) == 7 * true.values["text_config"]["num_hidden_layers"] and sum(small.values()) == parts["text"]
+
+    everything = replace(profile, eyes_in_16bit=False)
+    options = student.loading_options(everything)["quantization_config"]
+    both = in_4_bits(true.values, options, monkeypatch)
+    assert sum(both.values()) == parts["text"] + parts["vision"] and "lm_head" not in both
+    assert any(name.startswith(f"{student.EYES}.") for name in both)
+    options.llm_int8_skip_modules = ["visual", "lm_head"]
+    assert in_4_bits(true.values, options, monkeypatch) == both  # not its full name: nothing is skipped
+
+    whole = sum(p.numel() for p in true.model.parameters())
+    for kind, names in ((profile, small), (everything, both)):
+        count = sum(names.values())
+        wanted = count // 2 + count // 64 * 4 + 2 * (whole - count)
+        assert plan.weight_bytes(true.values, kind) == pytest.approx(wanted, rel=0.01)
+    assert plan.weight_bytes(true.values) == pytest.approx(2 * whole, rel=0.005)
+    assert plan.weight_bytes(true.values, replace(profile, load_in_4bit=False)) == plan.weight_bytes(true.values)
+    more = plan.memory(profile)["SFT"]["weights"] - plan.memory(everything)["SFT"]["weights"]
+    assert more == pytest.approx(parts["vision"] * (2 - 0.5 - 4 / 64), abs=2)
+    if profile.name == "paper":
+        assert (round(sum(both.values()) / 1e6), round(parts["vision"] / 1e6)) == (4044, 411)
+        assert more == pytest.approx(0.6e9, rel=0.05)
 
 
 def test_lora_reaches_the_seven_projections_of_every_language_layer_and_nothing_else(true):

@@ -750,6 +750,25 @@ def test_a_run_made_by_the_notebooks_can_be_reported(tmp_path, built):
     assert str(tmp_path) not in (tmp_path / "results.json").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("student", ["owner/student", "data/student"])
+def test_a_student_of_the_hub_that_answered_in_batches_of_several_sizes_is_not_compared_in_silence(
+    tmp_path, capsys, student
+):
+    settings = replace(get_profile("smoke"), resamples=200, student=student)
+    for name, rollouts in all_methods().items():
+        size = 4 if name in ("grpo_single", "sft_ivt") else 8  # the latter is the beginning of a long loop
+        Run(replace(settings, batch_size=size), seed=0, root=tmp_path).rollouts(
+            name, lambda rollouts=rollouts: rollouts
+        )
+    Run(replace(settings, batch_size=2), seed=0, root=tmp_path).rollouts("trajectories", lambda: [])  # no student's
+    content, said = report.report_from(tmp_path), capsys.readouterr().out
+    if student == "data/student":  # in float32
+        assert "batch_sizes" not in content and "batches of several sizes" not in said
+    else:
+        assert content["batch_sizes"].keys() == {"4", "8"} and content["batch_sizes"]["4"] == ["grpo_single"]
+        assert "batches of several sizes (4: grpo_single; 8: " in said
+
+
 def test_a_file_cut_short_is_damaged_in_its_last_line(run):
     path = run / "rollouts" / "sft_ivt.jsonl"
     path.write_bytes(path.read_bytes()[:-30])

@@ -65,6 +65,14 @@ def test_rollouts_are_made_once_and_read_afterwards(run):
     assert len((run.root / "rollouts/base_ivt.jsonl").read_text().split("\n")) == 3
 
 
+def test_the_batch_size_is_noted_by_stage(run):
+    run.rollouts("first", lambda: ROWS)
+    Run(replace(SMOKE, batch_size=3), 0, run.root).rollouts("second", lambda: ROWS)
+    run.rows("table", lambda: 1)
+    noted = {key: stage.get("batch_size") for key, stage in run.stages().items()}
+    assert noted == {"rollouts/first": SMOKE.batch_size, "rollouts/second": 3, "tables/table": None}
+
+
 def test_rows_hold_any_json_value(run):
     value = {"a": [1, 2.5, None], "ü": "x"}
     assert run.rows("ablations", lambda: value) == value and run.rows("ablations", never) == value
@@ -598,6 +606,12 @@ def test_a_checksum_knows_names_and_contents(tmp_path):
 
 
 # --- where results come from
+
+
+def test_the_version_of_bitsandbytes_is_noted_where_it_is_installed(monkeypatch):
+    for there in ("0.50.2", None):
+        monkeypatch.setattr(store, "installed", lambda name, there=there: there if name == "bitsandbytes" else "1")
+        assert store.versions().get("bitsandbytes") == there
 
 
 def test_versions_of_all_that_matters(monkeypatch):

@@ -10,6 +10,7 @@ from ivt_utils import protocol, student
 from ivt_utils.loop import evaluate
 from ivt_utils.micro import model as micro
 from ivt_utils.profiles import STUDENT_RECIPE, get_profile
+from ivt_utils.records import load_split
 from ivt_utils.runtime.files import ArtefactError, note_files
 
 
@@ -150,6 +151,65 @@ def test_an_adapter_is_loaded_frozen_or_trainable(shipped, tmp_path):
     with torch.inference_mode():
         untrained = student.load_student(shipped[1]).model(input_ids=words).logits
     assert not torch.allclose(untrained, scores[False], atol=1e-1)
+
+
+@pytest.fixture
+def of_the_hub(shipped, tmp_path, monkeypatch):
+    """A profile whose student is taken for one of the Hub: it lies in the working folder, and is named from there."""
+    shutil.copytree(shipped[0], tmp_path / "owner" / "student")
+    monkeypatch.chdir(tmp_path)
+    return replace(shipped[1], student="owner/student", student_revision=40 * "a")
+
+
+def test_a_frozen_adapter_is_in_the_type_that_the_student_computes_in(of_the_hub, tmp_path, monkeypatch):
+    """So that an evaluation, outside autocast, computes what a training computes under it."""
+    from peft import get_peft_model
+    from safetensors.torch import load_file
+
+    monkeypatch.setattr(student.hardware, "precision", lambda: "bfloat16")
+    made = get_peft_model(student.load_student(of_the_hub).model, student.lora(of_the_hub)).float()
+    with torch.no_grad():
+        for name, weight in made.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.02, generator=torch.Generator().manual_seed(0))
+    made.save_pretrained(tmp_path / "adapter")
+    saved, words, scores = load_file(tmp_path / "adapter" / "adapter_model.safetensors"), torch.arange(5, 25)[None], {}
+    for trainable, kind in ((True, torch.float32), (False, torch.bfloat16)):
+        model = student.load_student(of_the_hub, tmp_path / "adapter", trainable).model
+        weights = {name: weight for name, weight in model.named_parameters() if "lora_" in name}
+        assert {weight.dtype for weight in weights.values()} == {kind}
+        for name, weight in saved.items():
+            assert torch.equal(weights[name.removesuffix("weight") + "default.weight"], weight.to(kind))
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=trainable):
+            scores[trainable] = model(input_ids=words).logits.float()
+    assert torch.allclose(scores[True], scores[False], atol=0.05)
+
+
+def test_in_float16_the_student_is_tried_on_images_of_the_data(of_the_hub, monkeypatch):
+    tried = []
+    monkeypatch.setattr(student, "check_finite", lambda made, records: tried.append(records["id"]))
+    for kind in ("float32", "float16"):
+        monkeypatch.setattr(student.hardware, "precision", lambda kind=kind: kind)
+        student.load_student(of_the_hub)
+    assert tried == [load_split(of_the_hub, "val")["id"][: of_the_hub.batch_size]]
+
+
+def test_a_student_of_the_hub_is_loaded_in_the_revision_of_its_profile(of_the_hub, monkeypatch):
+    import transformers
+
+    asked = []
+    for kind in (transformers.Qwen3VLForConditionalGeneration, transformers.AutoProcessor):
+
+        def loaded(name, *_, own=kind.from_pretrained, **options):
+            asked.append(options.get("revision"))
+            return own(name, *_, **options)
+
+        monkeypatch.setattr(kind, "from_pretrained", loaded)
+    student.load_student(of_the_hub)
+    assert asked == [40 * "a"] * 2
+    for unpinned in ("", "main", 40 * "g"):
+        with pytest.raises(ArtefactError, match="does not say which owner/student it means: give its student_revision"):
+            student.load_student(replace(of_the_hub, student_revision=unpinned))
 
 
 def test_the_recipe_is_used_for_the_model(processor):

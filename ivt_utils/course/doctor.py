@@ -257,7 +257,7 @@ def weights(profile) -> list[tuple[str, str]]:
     tag, cache = MISS if cuda() else NOTE, Path(constants.HF_HUB_CACHE)
     files = (cache / repo_folder_name(repo_id=profile.student, repo_type="model") / "blobs").glob("*")
     held = sum(file.stat().st_size for file in files if file.suffix != ".incomplete" and file.is_file())
-    left = weight_bytes(configuration(profile), False) - held
+    left = weight_bytes(configuration(profile)) - held
     if left <= 0:
         return [(OK, f"the weights of {profile.student} in {cache}")]
     try:

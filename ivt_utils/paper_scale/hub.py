@@ -2,9 +2,8 @@
 
 An adapter is a `Source`: what a set calls its columns, and which convention its boxes follow. None of the sets could
 be downloaded where this was written, so `data/hub_revisions.json` says what is known of each, and from where. A set
-that is not as described here stops the preparation with a sentence. Not known: the shards of RefCOCOg beyond
-`data/val-*` and `data/test-*`, the name of Ref-Adv-s's parquet file, and what the paper drew from each set: equal
-thirds, drawn by `profile.data_seed`, are our choice.
+that is not as described here stops the preparation with a sentence. Not known is what the paper drew from each set:
+equal thirds, drawn by `profile.data_seed`, are our choice.
 """
 
 import io

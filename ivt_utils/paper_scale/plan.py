@@ -50,8 +50,9 @@ measured on an H200 with random weights in 16 bits: the memory of a batch is 8 %
 {1000 * TOKEN_SECONDS:.0f}
 assumed: {QUESTION} tokens a question, {FEEDBACK} a feedback, {ANSWER} a typical answer, {PHOTO} a typical image; the \
 harvest keeps {KEPT:.0%} of the answers, as the paper's does
-assumed: 4-bit weights (NF4) of every linear map but the output head; {OVERHEAD / 1e9} GB for CUDA and the output \
-head; {USABLE:.0%} of a card's memory can be used; every card reaches the same share of its maker's TFLOP/s"""
+assumed: 4-bit weights (NF4) of the language model's linear maps, 16 bits for all else; {OVERHEAD / 1e9} GB for CUDA \
+and the output head; {USABLE:.0%} of a card's memory can be used; every card reaches the same share of its maker's \
+TFLOP/s"""
 
 
 def configuration(profile) -> dict:
@@ -91,10 +92,14 @@ def parameters(config) -> dict[str, int]:
     }
 
 
-def weight_bytes(config, four_bit: bool) -> int:
-    """Return the bytes of the loaded weights: two a weight; NF4: half a byte, and four for each block of 64."""
-    parts = parameters(config)
-    return int(2 * parts["embeddings"] + (parts["text"] + parts["vision"]) * (0.5 + 4 / 64 if four_bit else 2))
+def weight_bytes(config, profile=None) -> int:
+    """Return the bytes of the weights as a profile loads them, by default as they are downloaded.
+
+    In 16 bits it is two a weight, in NF4 half a byte, and four for each block of 64.
+    """
+    eyes = [] if profile and profile.eyes_in_16bit else ["vision"]
+    small = ["text", *eyes] if profile and profile.load_in_4bit else []
+    return int(sum(count * (0.5 + 4 / 64 if part in small else 2) for part, count in parameters(config).items()))
 
 
 def lora_parameters(config, rank: int) -> int:
@@ -199,7 +204,7 @@ def memory(profile) -> dict[str, dict[str, float]]:
     def stage(adapters, chats, turns, work):
         text = QUESTION + turns * FEEDBACK + (turns + 1) * profile.max_new_tokens
         return {
-            "weights": weight_bytes(config, profile.load_in_4bit),
+            "weights": weight_bytes(config, profile),
             "adapter": adapters * adapter,
             "batch": chats * ((turns + 1) * most * (each[work] + pixels) + text * each[work]),
             "overhead": OVERHEAD,
@@ -243,7 +248,7 @@ def disk(profile) -> dict[str, int]:
     config, trained = configuration(profile), sum(TRAININGS.values())
     adapter = 4 * lora_parameters(config, profile.lora_rank)
     return {
-        f"download: {profile.student}": weight_bytes(config, False),
+        f"download: {profile.student}": weight_bytes(config),
         **{f"download: {name}": noted["bytes"] for name, noted in sources().items()},
         f"{trained} adapters": trained * adapter,
         "two checkpoints of a training": 2 * 3 * adapter,
@@ -278,7 +283,7 @@ def warnings(profile, machine: dict) -> list[str]:
                 f"{stage} may take {_gb(size)} GB, {machine['gpu']} has {_gb(room)} GB: lower "
                 f"{SETTINGS[stage]} in ivt_utils/profiles.py."
             )
-    weights, kept = weight_bytes(configuration(profile), False), sum(disk(profile).values())
+    weights, kept = weight_bytes(configuration(profile)), sum(disk(profile).values())
     for kind, doing, size in (("ram", "memory: loading the weights", weights), ("disk", "disk: the run", kept)):
         free = machine[f"{kind}_bytes"]
         if free is not None and size > free:

@@ -46,11 +46,13 @@ LIBRARIES = (
     "matplotlib",
     "papermill",
 )
+OPTIONAL = ("bitsandbytes",)  # noted where they are installed
 
 
 def versions() -> dict[str, str]:
     """Return the installed versions of the libraries that results depend on."""
-    return {name: installed(name) or "missing" for name in LIBRARIES}
+    needed = {name: installed(name) or "missing" for name in LIBRARIES}
+    return needed | {name: version for name in OPTIONAL if (version := installed(name))}
 
 
 def installed(name: str) -> str | None:
@@ -107,9 +109,12 @@ class Run:
 
     # ------------------------------------------------------------------ stages
     def rollouts(self, name: str, make) -> list[Any]:
-        """Return the rollouts of a stage: read when finished, else made by `make()` and written as JSONL."""
-        path = self.root / "rollouts" / f"{name}.jsonl"
-        self._stage(f"rollouts/{name}", path, make, lambda rows: write_text(path, _lines(rows)))
+        """Return the rollouts of a stage: read when finished, else made by `make()` and written as JSONL.
+
+        The stage notes the profile's `batch_size`, on which a text may depend.
+        """
+        path, noted = self.root / "rollouts" / f"{name}.jsonl", {"batch_size": self.profile.batch_size}
+        self._stage(f"rollouts/{name}", path, make, lambda rows: write_text(path, _lines(rows)), noted)
         return read_jsonl(path)
 
     def rows(self, name: str, make):
@@ -139,8 +144,11 @@ class Run:
         self._stage(f"adapters/{name}", path, train, keep)
         return path
 
-    def _stage(self, key: str, path: Path, make, keep) -> None:
-        """Let all processes make what is not there yet; process 0 keeps what came of it, and the others wait."""
+    def _stage(self, key: str, path: Path, make, keep, noted: dict | None = None) -> None:
+        """Let all processes make what is not there yet; process 0 keeps what came of it, and the others wait.
+
+        `noted`: what its entry in stages.json says, besides the seconds and the checksum.
+        """
         if distributed.agree(key in self.stages() and path.exists()):
             check_stage(self.root, path)
             return
@@ -148,8 +156,8 @@ class Run:
         product = make()
         if distributed.rank() == 0:
             keep(product)
-            stages = self.stages() | {key: {"seconds": round(time.time() - started, 1), "sha256": checksum(path)}}
-            write_text(self.root / "stages.json", json.dumps(stages, indent=1, sort_keys=True))
+            entry = {"seconds": round(time.time() - started, 1), "sha256": checksum(path)} | (noted or {})
+            write_text(self.root / "stages.json", json.dumps(self.stages() | {key: entry}, indent=1, sort_keys=True))
         distributed.wait()
         await_file(path)
 

@@ -147,6 +147,20 @@ def machine(student: str | None) -> dict:
     }
 
 
+def batch_sizes(stages: dict) -> dict[str, list[str]]:
+    """Return {batch size: names of the stages whose rollouts were answered in such batches}, from a run's stages.json.
+
+    A short loop that is the beginning of a long one is not counted, nor are the trajectories, which no student writes.
+    """
+    names: dict[str, list[str]] = {}
+    for key, noted in sorted(stages.items()):
+        kind, _, name = key.partition("/")
+        asked = kind == "rollouts" and not name.startswith("trajectories") and f"{kind}/{longer(name)}" not in stages
+        if asked and "batch_size" in noted:
+            names.setdefault(str(noted["batch_size"]), []).append(name)
+    return dict(sorted(names.items(), key=lambda size: int(size[0])))
+
+
 def results_from(root: Path, *, versions, commit, names=tuple(METHODS)) -> dict:
     """Return the results of a run, recomputed without a model from <root>/rollouts/<name>.jsonl.
 
@@ -154,6 +168,7 @@ def results_from(root: Path, *, versions, commit, names=tuple(METHODS)) -> dict:
     in tables/ablations.json, what the rules of notebook 6 need in rollouts/confidence_* and sampled_*, the closer looks
     in rollouts/closer_test_*, the second turns in rollouts/second_*, the learning curves in adapters/<name>/probe.json;
     only run.json and one method must be there, and what was asked after other answers than these is left out.
+    A student of the Hub whose stages were answered in batches of several sizes has its `batch_sizes` among the results.
     ArtefactError for anything damaged.
     """
     root = Path(root)
@@ -188,4 +203,7 @@ def results_from(root: Path, *, versions, commit, names=tuple(METHODS)) -> dict:
         curves=curves_from(root, resampling),
         seeds=seeds_from(root, rollouts, resampling.seed),
     )
-    return results | {"machine": machine(run.get("values", {}).get("student"))}
+    results |= {"machine": machine(run.get("values", {}).get("student"))}
+    if results["machine"]["student_sha256"] is None and len(sizes := batch_sizes(stages)) > 1:
+        results["batch_sizes"] = sizes
+    return results

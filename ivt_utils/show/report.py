@@ -56,6 +56,12 @@ def summary(results: dict, paper: dict) -> str:
         differences.append([label, "miou", number(gain, 1, 3), str(gain["n"])])
     head = f"Profile {results['profile']}, seed {results['seed']}, {results['n_test']} test samples"
     seeds = [f"{title}\n{aligned(grid)}" for title, grid in seeds_tables(results["seeds"]).items()]
+    if sizes := results.get("batch_sizes"):
+        told = "; ".join(f"{size}: {', '.join(names)}" for size, names in sizes.items())
+        head += (
+            f"\nThe stages were answered in batches of several sizes ({told}). In 16 bits that alone changes texts: "
+            "compare stages of one batch_size only, or delete the others' files in rollouts/ and run them again."
+        )
     parts = [head, *seeds, to_text(table(results, paper)), aligned(differences), aligned(_goals(results))]
     for name, method in results["methods"].items():
         for grid in mirage_tables(method):
