@@ -199,7 +199,7 @@ def train_grpo(
         callbacks=[] if probe is None else [_probing(student, probe, folder, profile, turns)],
     )
     with hardware.memory_advice(
-        "training with GRPO", "grpo_generated or grpo_device_batch", "generations or max_pixels"
+        "training with GRPO", "most_at_once, grpo_generated or grpo_device_batch", "generations or max_pixels"
     ):
         return finish(trainer, folder, profile.student, exact)
 

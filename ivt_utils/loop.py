@@ -201,7 +201,7 @@ def generate(
     if temperature > 0:
         torch.manual_seed(seed)
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-    with torch.inference_mode(), memory_advice("answering", "batch_size", "max_pixels"):
+    with torch.inference_mode(), memory_advice("answering", "most_at_once or batch_size", "max_pixels"):
         if earlier:
             inputs = continued(student, inputs, earlier) or inputs
         output = student.model.generate(

@@ -131,7 +131,7 @@ def check_finite(student: Student, records) -> None:
         return_tensors="pt",
         processor_kwargs={"padding": True, "padding_side": "left"},
     ).to(student.model.device)
-    with torch.inference_mode(), hardware.memory_advice("answering", "batch_size", "max_pixels"):
+    with torch.inference_mode(), hardware.memory_advice("answering", "most_at_once or batch_size", "max_pixels"):
         finite = bool(torch.isfinite(student.model(**inputs, logits_to_keep=1).logits).all())
     if not finite:
         raise ArtefactError(

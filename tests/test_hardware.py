@@ -132,7 +132,7 @@ def test_what_may_be_lowered_in_the_middle_of_a_run_is_no_value_of_the_experimen
     """The sentence promises that the same command goes on: so the folder of the run must take these values."""
     smoke = get_profile("smoke")
     Run(smoke, 0, tmp_path)
-    for name in ("batch_size", "sft_device_batch", "grpo_device_batch"):
+    for name in ("batch_size", "sft_device_batch", "grpo_device_batch", "grpo_generated", "most_at_once"):
         Run(replace(smoke, **{name: 1}), 0, tmp_path)
     with pytest.raises(ArtefactError, match="another profile, seed or values"):
         Run(replace(smoke, max_pixels=1), 0, tmp_path)
@@ -159,7 +159,7 @@ class Full:
 
 def test_a_full_card_names_the_setting_where_it_happens(processor, records, tiny_profile, monkeypatch, tmp_path):
     full = student.Student(Full(), processor, 10)
-    with pytest.raises(ArtefactError, match="while answering: .*lower batch_size .*or max_pixels"):
+    with pytest.raises(ArtefactError, match="while answering: .*lower most_at_once or batch_size .*or max_pixels"):
         evaluate(full, records, tiny_profile)
 
     import transformers
@@ -172,7 +172,9 @@ def test_a_full_card_names_the_setting_where_it_happens(processor, records, tiny
         student.load_student(tiny_profile)
 
 
-@pytest.mark.parametrize("kind, setting", [("sft", "sft_device_batch"), ("grpo", "grpo_device_batch")])
+@pytest.mark.parametrize(
+    "kind, setting", [("sft", "sft_device_batch"), ("grpo", "most_at_once, grpo_generated or grpo_device_batch")]
+)
 def test_a_full_card_in_training_names_the_setting(
     kind, setting, fresh_student, records, tiny_profile, tmp_path, monkeypatch
 ):

@@ -30,16 +30,15 @@ CARDS = {
 REACHED = 0.2  # the share of a card's FLOP/s that is reached
 TOKEN_SECONDS = 0.05  # a batch's next token takes so long, whatever the card: many small kernels have to be launched
 USABLE = 0.9  # of a card's memory; the rest is lost between blocks
-AT_ONCE = (64, 32, 16, 8, 4, 2, 1)  # samples that are answered together: more than 64 hardly gain time
 OVERHEAD = 1.5e9  # bytes: CUDA's context, and the output head's logits, which TRL makes in tiles
 QUESTION, FEEDBACK, ANSWER = 65, 35, 45  # tokens of text, with the marks of a chat
 PHOTO = 300  # tokens of a typical image: 640 x 480 pixels, as in COCO
 KEPT = 934 / 2400  # the share of answers that the harvest keeps: the paper's
 TRAININGS = {"SFT": 2, "GRPO": 3, "ablations": 2}  # adapters that notebooks 3, 4 and 5 train
 SETTINGS = {
-    "evaluation, harvest": "batch_size or max_pixels",
+    "evaluation, harvest": "most_at_once, batch_size or max_pixels",
     "SFT": "sft_device_batch or max_pixels",
-    "GRPO, rollouts": "grpo_generated, grpo_device_batch, generations or max_pixels",
+    "GRPO, rollouts": "most_at_once, grpo_generated, grpo_device_batch, generations or max_pixels",
     "GRPO, learning": "grpo_device_batch or max_pixels",
 }
 
@@ -228,19 +227,18 @@ def rollouts_at_once(profile) -> int:
 def fitted(profile, card_bytes: float):
     """Return the profile with the largest batches that a card of so much memory holds while it generates.
 
-    That is `batch_size` for evaluation, of `AT_ONCE`, and `grpo_generated`, in whole groups. They change what a run
-    costs. Where not even the smallest ones fit, these are returned.
+    That is `batch_size` for evaluation, a power of two, and `grpo_generated`, in whole groups; both are at most
+    `most_at_once`, and at least one sample or group, even where the card does not hold that.
     """
 
     def fits(stage, **values):
         return sum(memory(replace(profile, **values))[stage].values()) <= USABLE * card_bytes
 
-    groups = range(profile.grpo_prompts, 0, -1)
-    chats = next((n for n in AT_ONCE if fits("evaluation, harvest", batch_size=n)), 1)
-    rollouts = [
-        n * profile.generations for n in groups if fits("GRPO, rollouts", grpo_generated=n * profile.generations)
-    ]
-    return replace(profile, batch_size=chats, grpo_generated=max(rollouts, default=profile.generations))
+    most, group = profile.most_at_once, profile.generations
+    chats = [n for n in (2**k for k in range(most.bit_length())) if fits("evaluation, harvest", batch_size=n)]
+    counts = [n * group for n in range(1, profile.grpo_prompts + 1) if n * group <= most]
+    rollouts = [n for n in counts if fits("GRPO, rollouts", grpo_generated=n)]
+    return replace(profile, batch_size=max(chats, default=1), grpo_generated=max(rollouts, default=group))
 
 
 def disk(profile) -> dict[str, int]:
