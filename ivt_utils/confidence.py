@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ivt_utils import metrics, protocol
-from ivt_utils.loop import continued, remember
+from ivt_utils.loop import continued, each_image_once, remember
 from ivt_utils.metrics import Resampling
 from ivt_utils.overlay import draw_box, load_image
 from ivt_utils.records import numbered
@@ -42,14 +42,12 @@ def with_confidence(
         batch = rollouts[start:stop]
         images_of_batch = [load_image(records[images[rollout["id"]]]["image"]) for rollout in batch]
         steps: list[list[Any]] = [[dict(step) for step in rollout["steps"]] for rollout in batch]
+        chats = [[protocol.question(image, r["expression"])] for image, r in zip(images_of_batch, batch, strict=True)]
         earlier = {}
         for turn in range(len(steps[0])):
-            chats = [
-                protocol.transcript(image, rollout["expression"], own[: turn + 1], lambda i, b: draw_box(i, b, style))
-                for image, rollout, own in zip(images_of_batch, batch, steps, strict=True)
-            ]
             for chat, image, own in zip(chats, images_of_batch, steps, strict=True):
-                chat.append(protocol.feedback(draw_box(image, own[turn]["box"], style), own[turn]["box"]))
+                box = own[turn]["box"]
+                chat += [protocol.answer(own[turn]["text"]), protocol.feedback(draw_box(image, box, style), box)]
             for own, (likelihood, fits) in zip(steps, _confidence(student, chats, lead, pair, earlier), strict=True):
                 own[turn] |= {"likelihood": likelihood, "fits": fits} if own[turn]["box"] else dict.fromkeys(SIGNALS)
         return [{**rollout, "steps": own} for rollout, own in zip(batch, steps, strict=True)]
@@ -128,17 +126,18 @@ def _confidence(student: Student, chats, lead: str, pair: list[int], earlier: di
     processor, model = student.processor, student.model
     texts = processor.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
     images = [[part["image"] for message in chat for part in message["content"] if "image" in part] for chat in chats]
-    inputs = processor(
-        text=[text + lead for text in texts],
-        images=images,
-        padding=True,
-        padding_side="left",
-        return_tensors="pt",
-    ).to(model.device)
+    with each_image_once(processor, earlier):
+        inputs = processor(
+            text=[text + lead for text in texts],
+            images=images,
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+        ).to(model.device)
     answers = [chat[-2]["content"][0]["text"] for chat in chats]
     boxes = [processor.tokenizer(text[max(0, text.rfind("{")) :])["input_ids"] for text in answers]
     with torch.inference_mode(), memory_advice("asking for confidence", "most_at_once or batch_size", "max_pixels"):
-        inputs = dict(earlier and continued(student, inputs, earlier) or inputs)
+        inputs = dict(continued(student, inputs, earlier) or inputs)
         cached = inputs["past_key_values"].get_seq_length() if "past_key_values" in inputs else 0
         positions = model._prepare_position_ids_for_generation(inputs["input_ids"], inputs)[..., cached:]
         ids, kinds = inputs.pop("input_ids"), inputs.pop("mm_token_type_ids")

@@ -5,6 +5,7 @@ bare image and says so.
 """
 
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ from ivt_utils.records import numbered
 from ivt_utils.runtime.distributed import each_batch
 from ivt_utils.runtime.hardware import memory_advice
 from ivt_utils.schema import Record, Rollout
-from ivt_utils.student import Student
+from ivt_utils.student import Student, read_chats
 
 
 @dataclass(frozen=True)
@@ -185,25 +186,18 @@ def generate(
     """Return the next answer of each chat, as text without special tokens.
 
     `earlier`: an empty dict at the first turn of a loop, and the same one at its later turns. It holds what the model
-    has computed of each chat, so that a chat that goes on is only read where it is new.
+    has computed of each chat and the processor of each image, so that a chat that goes on is only read where it is new.
     """
     import torch
 
-    inputs = student.processor.apply_chat_template(
-        chats,
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        processor_kwargs={"padding": True, "padding_side": "left"},
-    ).to(student.model.device)
+    with each_image_once(student.processor, {} if earlier is None else earlier):
+        inputs = read_chats(student, chats)
     sampling = {"do_sample": False}
     if temperature > 0:
         torch.manual_seed(seed)
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     with torch.inference_mode(), memory_advice("answering", "most_at_once or batch_size", "max_pixels"):
-        if earlier:
-            inputs = continued(student, inputs, earlier) or inputs
+        inputs = continued(student, inputs, earlier or {}) or inputs
         output = student.model.generate(
             **inputs, max_new_tokens=max_new_tokens, return_dict_in_generate=True, **sampling
         )
@@ -222,6 +216,36 @@ def generate(
     return tokenizer.batch_decode(answers, skip_special_tokens=True)
 
 
+@contextmanager
+def each_image_once(processor, earlier: dict):
+    """Let the processor prepare an image once, however often it stands in the chats of a loop; `earlier` keeps it."""
+    import torch
+    from transformers import BatchFeature
+
+    prepare, known = processor.image_processor, earlier.setdefault("images", {})  # {id: (image, its pixels, grid)}
+
+    class Prepared:
+        def __getattr__(self, name):
+            return getattr(prepare, name)
+
+        def __call__(self, images, **options):
+            every = [image for chat in images for image in chat]
+            fresh = list({id(image): image for image in every if id(image) not in known}.values())
+            if fresh:
+                made = prepare(fresh, **options)
+                grids = made["image_grid_thw"]
+                pieces = torch.split(made["pixel_values"], grids.prod(-1).tolist())
+                known.update({id(row[0]): row for row in zip(fresh, pieces, grids, strict=True)})
+            _, pieces, grids = zip(*(known[id(image)] for image in every), strict=True)
+            return BatchFeature({"pixel_values": torch.cat(pieces), "image_grid_thw": torch.stack(grids)})
+
+    processor.image_processor = Prepared()
+    try:
+        yield
+    finally:
+        processor.image_processor = prepare
+
+
 def remember(earlier: dict, cache, input_ids, attention_mask, mm_token_type_ids) -> None:
     """Note in `earlier` what was read of chats: the cache and, of the tensors (chat, token), as much as it covers."""
     length = cache.get_seq_length()
@@ -234,12 +258,14 @@ def remember(earlier: dict, cache, input_ids, attention_mask, mm_token_type_ids)
 
 
 def continued(student: Student, inputs, earlier: dict):
-    """Return the inputs of chats that go on from `earlier`, with its cache; None where one of them does not.
+    """Return the inputs of chats that go on from `earlier`, with its cache; None where they do not, or it has none.
 
     What is new of a chat stands behind all that was read, with padding between them, and only its images are encoded.
     """
     import torch
 
+    if "cache" not in earlier:
+        return None
     tokenizer, begins = student.processor.tokenizer, student.processor.vision_start_token_id
     counts = (inputs["input_ids"] == begins).sum(-1).tolist()
     grids = torch.split(inputs["image_grid_thw"], counts)

@@ -123,14 +123,8 @@ def check_finite(student: Student, records) -> None:
     """
     import torch
 
-    inputs = student.processor.apply_chat_template(
-        [[protocol.question(load_image(record["image"]), record["expression"])] for record in records],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        processor_kwargs={"padding": True, "padding_side": "left"},
-    ).to(student.model.device)
+    questions = [protocol.question(load_image(record["image"]), record["expression"]) for record in records]
+    inputs = read_chats(student, [[question] for question in questions])
     with torch.inference_mode(), hardware.memory_advice("answering", "most_at_once or batch_size", "max_pixels"):
         finite = bool(torch.isfinite(student.model(**inputs, logits_to_keep=1).logits).all())
     if not finite:
@@ -138,6 +132,18 @@ def check_finite(student: Student, records) -> None:
             "In float16 this student computes no finite numbers; use a card with bfloat16 (one newer "
             "than a T4 or V100)."
         )
+
+
+def read_chats(student: Student, chats: list[list[dict]]):
+    """Return the model's inputs for chats that the student answers next, on its device, padded on the left."""
+    return student.processor.apply_chat_template(
+        chats,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"padding": True, "padding_side": "left"},
+    ).to(student.model.device)
 
 
 def loading_options(profile) -> dict:

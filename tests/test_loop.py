@@ -308,8 +308,17 @@ def test_each_image_of_a_chat_is_encoded_once(shipped, monkeypatch):
         return whole(pixels, grid_thw, **options)
 
     monkeypatch.setattr(visual, "forward", forward)
+    kind, prepared = type(student.processor.image_processor), []
+    prepare = kind.__call__
+
+    def count(processor, images, **options):
+        prepared.append(len(images))
+        return prepare(processor, images, **options)
+
+    monkeypatch.setattr(kind, "__call__", count)
     loop.evaluate(student, records, MICRO, turns=3)
-    assert encoded == [12] * 4
+    assert encoded == prepared == [12] * 4
+    assert type(student.processor.image_processor) is kind  # as it was before
 
 
 def test_a_chat_that_does_not_go_on_is_read_anew(shipped):
