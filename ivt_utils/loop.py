@@ -187,6 +187,8 @@ def generate(
     `earlier`: an empty dict at the first turn of a loop, and the same one at its later turns. It holds what the model
     has computed of each chat, so that a chat that goes on is only read where it is new.
     """
+    if student.served:
+        return student.served(chats, max_new_tokens, temperature, seed)
     import torch
 
     inputs = student.processor.apply_chat_template(

@@ -26,7 +26,7 @@ from PIL import Image
 from ivt_utils import harvest, protocol
 from ivt_utils.boxes import format_answer
 from ivt_utils.overlay import draw_box
-from ivt_utils.paper_scale import trace_check, vlm_teacher
+from ivt_utils.paper_scale import served, trace_check, vlm_teacher
 from ivt_utils.profiles import get_profile
 from ivt_utils.runtime.files import ArtefactError
 from ivt_utils.teacher import geometric_trace
@@ -111,7 +111,7 @@ def serve():
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(vlm_teacher, "RETRIES", 1)
+    monkeypatch.setattr(served, "RETRIES", 1)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 
