@@ -17,6 +17,7 @@ STOPPED = (
     "the same command goes on from the last finished stage or checkpoint."
 )
 ALONE = "Stopped; the same command goes on from the last finished stage or checkpoint."
+SERVED = ("eval", "mirage")  # stages that a served student can make, the second without confidence
 LOST = ("connection closed", "connection reset", "remote process exited")  # how torch says that a process is gone
 
 
@@ -67,6 +68,13 @@ def number_of_steps(text: str) -> int:
     return number
 
 
+def adapter_there(text: str) -> tuple[str, str]:
+    adapter, _, name = text.partition("=")
+    if adapter not in ADAPTERS or not name:
+        raise ValueError
+    return adapter, name
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; each sets `command`, from the arguments to an exit code."""
     top = argparse.ArgumentParser(prog="ivt", description="The IVT course on the command line.")
@@ -107,6 +115,21 @@ def parser() -> argparse.ArgumentParser:
                 "--steps",
                 type=number_of_steps,
                 help="optimizer steps in place of the profile's grpo_steps, but for the student that keeps what fits",
+            )
+        if name in SERVED:
+            staged.add_argument(
+                "--base-url",
+                metavar="URL",
+                help="let a server answer (OpenAI-compatible), as in ivt teach; with --model",
+            )
+            staged.add_argument("--model", metavar="NAME", help="the base student's name there; the run notes it")
+            staged.add_argument(
+                "--adapters",
+                type=adapter_there,
+                nargs="+",
+                default=[],
+                metavar="ADAPTER=NAME",
+                help=f"the names there of students with adapters ({', '.join(ADAPTERS)}), which are scored, too",
             )
     teach = add("teach", teach_command, "let a VLM write the traces of the harvest, before notebook 2", runs=True)
     teach.add_argument(
@@ -174,6 +197,15 @@ def _begin(arguments):
 
         prepare_fixture(profile)
     name = profile.name if arguments.seed == 0 else f"{profile.name}-seed{arguments.seed}"
+    if arguments.stage in SERVED and (arguments.base_url or arguments.model or arguments.adapters):
+        if not (arguments.base_url and arguments.model):
+            raise ValueError("A served student needs --base-url and --model.")
+        if arguments.stage == "mirage" and not arguments.adapters:
+            raise ValueError("Notebook 6 asks students with adapters: name them by --adapters, as in ivt eval.")
+        local = {"load_in_4bit": False, "eyes_in_16bit": False}  # nobody here knows the server's precision
+        engine = f"served: {arguments.model}"
+        profile = replace(profile, engine=engine, batch_size=profile.student_workers, **local)
+        name += "-served"
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     run_dir = (arguments.run_dir or PROJECT / "runs" / name).resolve()
@@ -183,11 +215,12 @@ def _begin(arguments):
 def fit_to_card(profile):
     """Return the profile with batches as large as this machine's card holds, and say how large they are.
 
-    The profile stays as it is without a card, and for a student that the plan does not know.
+    The profile stays as it is without a card, and for a student that the plan does not know or that is served.
     """
     from ivt_utils.paper_scale.plan import CONFIGURATIONS, fitted, rollouts_at_once, this_machine
 
-    card_bytes = profile.student in CONFIGURATIONS and distributed.agree(this_machine()["gpu_bytes"])
+    known = profile.engine == "local" and profile.student in CONFIGURATIONS
+    card_bytes = known and distributed.agree(this_machine()["gpu_bytes"])
     if not card_bytes:
         return profile
     profile = fitted(profile, card_bytes)
@@ -240,9 +273,19 @@ def stage_command(arguments) -> int:
         f"{STAGES[arguments.stage]}. `ivt plan` says what it costs. Results go to {run_dir}."
     )
     run = Run(profile, arguments.seed, run_dir)
-    before = set(run.stages())
+    before, options = set(run.stages()), {}
+    if arguments.stage == "grpo":
+        options["steps"] = arguments.steps
+    if profile.engine != "local":
+        from ivt_utils.paper_scale.served import served_student
+
+        names, there = {None: arguments.model, **dict(arguments.adapters)}, {"base_url": arguments.base_url}
+        cache = run.root / "served"
+        options["served"] = {
+            adapter: served_student(profile, model=model, cache=cache, **there) for adapter, model in names.items()
+        }
     try:
-        pipeline.STAGES[arguments.stage](run, **({"steps": arguments.steps} if arguments.stage == "grpo" else {}))
+        pipeline.STAGES[arguments.stage](run, **options)
     except KeyboardInterrupt:  # Ctrl-C, or the launcher, which ends all processes when one has died
         raise KeyboardInterrupt(STOPPED if distributed.size() > 1 else ALONE) from None
     distributed.leave()

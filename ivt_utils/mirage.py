@@ -34,6 +34,32 @@ def second_turns(run, student, test, base: list[Rollout], bare: list[Rollout]) -
     }
 
 
+def without_logits(run, name: str, rollouts: list[Rollout], test, val, loaded) -> tuple[tuple, dict]:
+    """Return the sampled answers to `test` and `val`, and the "controls" of `measure`: a served student gives both.
+
+    `rollouts`: those of method `name` on `test`. `loaded()` returns the student, where it is needed.
+    """
+    profile, seed = run.profile, run.seed
+
+    def sampled(stage, records):
+        return run.rollouts(
+            f"sampled_{stage}", lambda: sampled_answers(loaded(), records, profile, seed, f"sampled: {stage}")
+        )
+
+    def answered(label, boxes):
+        if label == controls.OWN:  # the loop has shown it already
+            pairs = [(rollout, *rollout["steps"][:2]) for rollout in rollouts]
+            return [{**rollout, "steps": [own, {**again, "shown": own["box"]}]} for rollout, own, again in pairs]
+        return answer_again(loaded(), test, rollouts, boxes, profile, style=profile.style, progress=f"control: {label}")
+
+    def control(label, boxes):
+        return run.rollouts(controls.stage(name, label), lambda: answered(label, boxes))
+
+    answers = sampled(name, test), sampled(f"{name}_val", first(val, profile.ablation_test))
+    boxes_by_control = controls.shown_boxes(rollouts, profile.control_shifts, seed, profile.grid)
+    return answers, {k: control(k, boxes) for k, boxes in boxes_by_control.items()}
+
+
 def measure(run, name: str, rollouts: list[Rollout], test, val) -> dict:
     """Return {"rules": rows of `selection.rule_rows`, "confident": the rollouts with confidence, "controls"}.
 
@@ -62,20 +88,6 @@ def measure(run, name: str, rollouts: list[Rollout], test, val) -> dict:
             ),
         )
 
-    def sampled(stage, records):
-        return run.rollouts(
-            f"sampled_{stage}", lambda: sampled_answers(loaded(), records, profile, seed, f"sampled: {stage}")
-        )
-
-    def answered(label, boxes):
-        if label == controls.OWN:  # the loop has shown it already
-            pairs = [(rollout, *rollout["steps"][:2]) for rollout in rollouts]
-            return [{**rollout, "steps": [own, {**again, "shown": own["box"]}]} for rollout, own, again in pairs]
-        return answer_again(loaded(), test, rollouts, boxes, profile, style=profile.style, progress=f"control: {label}")
-
-    def control(label, boxes):
-        return run.rollouts(controls.stage(name, label), lambda: answered(label, boxes))
-
     val = first(val, profile.ablation_test)
     confident = asked(name, test, lambda: rollouts)
     on_val = asked(f"{name}_val", val, lambda: evaluate(loaded(), val, profile, seed, f"val: {name}"))
@@ -84,12 +96,7 @@ def measure(run, name: str, rollouts: list[Rollout], test, val) -> dict:
             f"{run.root} holds confidence in another student's answers; delete confidence_*, sampled_* "
             "and control_* in its folder rollouts and run again."
         )
-    answers = sampled(name, test), sampled(f"{name}_val", val)
+    answers, controlled = without_logits(run, name, rollouts, test, val, loaded)
     resampling = Resampling(seed, profile.resamples)
     rules = selection.rule_rows(confident, on_val, *answers, profile.thresholds, resampling)
-    boxes_by_control = controls.shown_boxes(rollouts, profile.control_shifts, seed, profile.grid)
-    return {
-        "rules": rules,
-        "confident": confident,
-        "controls": {k: control(k, boxes) for k, boxes in boxes_by_control.items()},
-    }
+    return {"rules": rules, "confident": confident, "controls": controlled}

@@ -9,28 +9,38 @@ from ivt_utils.closer import run_closer
 from ivt_utils.grpo import probe_records, prompts_dataset, train_grpo
 from ivt_utils.harvest import keep_errors, trajectory
 from ivt_utils.loop import both_lengths, evaluate, sampled_answers
-from ivt_utils.methods import ASKED
+from ivt_utils.methods import ASKED, METHODS
 from ivt_utils.metrics import iou_matrix
-from ivt_utils.mirage import SAMPLED, measure, second_turns
+from ivt_utils.mirage import SAMPLED, measure, second_turns, without_logits
 from ivt_utils.records import first, load_split
 from ivt_utils.runtime.files import ArtefactError, read_jsonl
 from ivt_utils.runtime.store import SEEDS, Run, finished_stages
 from ivt_utils.schema import Rollout
 from ivt_utils.sft import read_log, train_sft, trajectories_dataset
-from ivt_utils.student import load_student
+from ivt_utils.student import Student, load_student
 from ivt_utils.teacher import geometric_trace
 
 
-def evaluation(run) -> None:
-    """Notebooks 1 and 2: the base student on the test split, with and without a box, and on the training split."""
+def evaluation(run, served: dict[str | None, Student] | None = None) -> None:
+    """Notebooks 1 and 2: the base student on the test split, with and without a box, and on the training split.
+
+    `served`: the students that answer elsewhere, by the adapters they carry, None for the base student. Those with
+    adapters are scored on the test split, too, for they are not trained here.
+    """
     profile, test = run.profile, load_split(run.profile, "test")
-    student = load_student(profile)
-    if profile.hub_student and "rollouts/base_ivt" not in run.stages():
+    student = served[None] if served else load_student(profile)
+    if (served or profile.hub_student) and "rollouts/base_ivt" not in run.stages():
         first_look(student, first(test, profile.batch_size), profile)
     base = both_lengths(run, "base_ivt", lambda: student, test)
     bare = run.rollouts("base_ivt_bare", lambda: evaluate(student, test, profile, run.seed, "bare image", style="none"))
     second_turns(run, student, test, base, bare)
     own_answers(run, load_split(profile, "train"), student)
+    for name, method in METHODS.items():
+        tuned = served.get(method.adapter) if served and method.adapter else None
+        if tuned and method.single:
+            run.rollouts(name, lambda name=name, tuned=tuned: evaluate(tuned, test, profile, run.seed, name, turns=0))
+        elif tuned and not method.long:
+            both_lengths(run, name, lambda tuned=tuned: tuned, test)
 
 
 def first_look(student, records, profile) -> None:
@@ -192,11 +202,19 @@ def ablations(run) -> None:
     run.rows("ablations", lambda: run_ablations(run, train, val))
 
 
-def mirage(run) -> None:
-    """Notebook 6: confidence, sampled answers and controls of each student."""
+def mirage(run, served: dict[str | None, Student] | None = None) -> None:
+    """Notebook 6: confidence, sampled answers and controls of each student.
+
+    `served`: as in `evaluation`. Nobody sees the logits of these, so they are not asked for confidence.
+    """
     test, val = load_split(run.profile, "test"), load_split(run.profile, "val")
     for name in ASKED:
-        measure(run, name, read_jsonl(run.find(f"rollouts/{name}.jsonl")), test, val)
+        adapter = METHODS[name].adapter
+        if served and adapter in served:
+            rollouts = read_jsonl(run.find(f"rollouts/{name}.jsonl"))
+            without_logits(run, name, rollouts, test, val, lambda adapter=adapter: served[adapter])
+        elif not served:
+            measure(run, name, read_jsonl(run.find(f"rollouts/{name}.jsonl")), test, val)
 
 
 def _test(run, name: str, adapter, **changes) -> None:

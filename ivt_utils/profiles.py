@@ -72,6 +72,7 @@ class Profile:
     student_revision: str = ""  # of a student of the Hub: the commit hash there
     load_in_4bit: bool = False  # NF4, for a student of the Hub; `lm_head` never
     eyes_in_16bit: bool = False  # its vision tower is left out of that
+    engine: str = "local"  # what answers: this code, or "served: NAME", a model behind an API (`ivt eval --base-url`)
     max_pixels: int = 0  # of an image after the processor's resize; 0: as the processor comes
     data_seed: int = 0  # which samples of the Hub's sets are drawn, and into which split
     # closed loop
@@ -92,6 +93,9 @@ class Profile:
     teacher_temperature: float = 0.7
     teacher_workers: int = 8  # requests under way at once
     teacher_timeout: float = 120.0  # seconds for one answer
+    # a served student (`ivt eval --base-url`): chats it is asked at once, in place of `batch_size`
+    student_workers: int = 64
+    student_timeout: float = 120.0  # seconds for one answer
     lora_rank: int = 32
     lora_alpha: int = 64
     lora_dropout: float = 0.0
@@ -168,6 +172,8 @@ COST_ONLY = (
     "feedback_tokens",
     "teacher_workers",
     "teacher_timeout",
+    "student_workers",
+    "student_timeout",
     "teacher_tokens",
     "teacher_tries",
     "teacher_temperature",

@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,16 @@ LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 
 @dataclass
 class Student:
-    """A model with its processor; `grid` is the step of its coordinates (10 for micro, 1 for Qwen3-VL)."""
+    """A model with its processor; `grid` is the step of its coordinates (10 for micro, 1 for Qwen3-VL).
+
+    `served`: for a student that answers elsewhere, what asks it, from (chats, max_new_tokens, temperature, seed) to
+    texts; it has no model and no processor here.
+    """
 
     model: Any
     processor: Any
     grid: int = 1
+    served: Callable[..., list[str]] | None = None
 
 
 def install_protocol(processor):

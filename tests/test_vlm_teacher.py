@@ -3,22 +3,18 @@
 import base64
 import io
 import json
-import os
 import re
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from contextlib import contextmanager
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from conftest import MICRO, completion, transformers_serve
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -37,82 +33,9 @@ KEY = "sk-a-key-that-nobody-may-read"
 NOTED = {f"teacher_{name}": getattr(PROFILE, f"teacher_{name}") for name in ("tokens", "tries", "temperature")}
 
 
-class Server(ThreadingHTTPServer):
-    """An OpenAI-compatible server that answers from `script(request, n)`: a text, or (status, headers, bytes).
-
-    `asked` keeps the requests, `most` how many were under way at once; None as an answer closes the connection.
-    """
-
-    daemon_threads = True
-
-    def __init__(self, script):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.script, self.asked, self.keys, self.now, self.most, self.lock = script, [], [], 0, 0, threading.Lock()
-        self.url = f"http://127.0.0.1:{self.server_port}/v1"
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self):
-        server, body = self.server, json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with server.lock:
-            server.asked.append(body)
-            server.keys.append(self.headers["Authorization"])
-            server.now += 1
-            server.most, n = max(server.most, server.now), len(server.asked)
-        try:
-            said = server.script(body, n) if self.path == "/v1/chat/completions" else (404, {}, b"{}")
-        finally:
-            with server.lock:
-                server.now -= 1
-        if said is None:
-            self.close_connection = True
-            return
-        status, headers, data = completion(said) if isinstance(said, str) else said
-        try:
-            self.send_response(status)
-            for name, value in ({"Content-Type": "application/json", "Content-Length": len(data)} | headers).items():
-                self.send_header(name, str(value))
-            self.end_headers()
-            self.wfile.write(data)
-        except OSError:
-            pass  # the client has given up
-
-    def log_message(self, *_):
-        pass
-
-
-def completion(text):
-    message = {"role": "assistant", "content": text}
-    answer = {
-        "id": "1",
-        "object": "chat.completion",
-        "created": 0,
-        "model": "m",
-        "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
-    }
-    return 200, {}, json.dumps(answer).encode()
-
-
-@pytest.fixture
-def serve():
-    """Start a scripted server: `serve(lambda request, n: ...)`."""
-    servers = []
-
-    def start(script):
-        servers.append(Server(script))
-        threading.Thread(target=servers[-1].serve_forever, args=(0.02,), daemon=True).start()
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-
-
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(vlm_teacher, "RETRIES", 1)
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+def quickly(quick):
+    """No server is asked for long."""
 
 
 @pytest.fixture
@@ -485,56 +408,6 @@ def test_the_import_is_light_and_a_missing_package_is_said(rollouts, records, tm
 
 
 # ---------------------------------------------------------------------------------------------- transformers serve
-MICRO = "student"
-
-
-@pytest.fixture(scope="module")
-def micro(tmp_path_factory):
-    """The shipped student, but for its response template, with which the server would read answers as tool calls."""
-    folder = tmp_path_factory.mktemp("served")
-    shutil.copytree(PROJECT / "data" / "student", folder / MICRO)
-    config = folder / MICRO / "tokenizer_config.json"
-    values = json.loads(config.read_text())
-    del values["response_template"]
-    config.write_text(json.dumps(values))
-    return folder
-
-
-@contextmanager
-def transformers_serve(folder: Path, log: Path):
-    """Yield (process, url) of `transformers serve` with the micro student, when it is ready."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        Path(sys.executable).with_name("transformers"),
-        "serve",
-        MICRO,
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--device",
-        "cpu",
-    ]
-    offline = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    with log.open("w") as out:
-        process = subprocess.Popen(command, cwd=folder, env=offline, stdout=out, stderr=subprocess.STDOUT)
-    try:
-        until = time.monotonic() + 120
-        while True:
-            assert process.poll() is None and time.monotonic() < until, log.read_text()
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()
-                break
-            except OSError:
-                time.sleep(0.2)
-        yield process, f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.kill()
-        process.wait()
-
-
 def posts(log: Path) -> int:
     return log.read_text().count('"POST /v1/chat/completions HTTP/1.1" 200')
 

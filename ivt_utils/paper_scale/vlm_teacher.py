@@ -4,28 +4,23 @@ What it writes is checked against the boxes. A refused answer is asked for again
 stands in. Every answer is kept under the content of its request, so an interrupted run pays for nothing twice.
 """
 
-import base64
 import hashlib
-import io
 import json
-import os
-import re
-import threading
-from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
 
 from ivt_utils import protocol
 from ivt_utils.harvest import trajectory
 from ivt_utils.overlay import draw_box, load_image
+from ivt_utils.paper_scale.served import Endpoint, data_url, kept
 from ivt_utils.paper_scale.trace_check import objection, tidy
 from ivt_utils.records import numbered
-from ivt_utils.runtime.files import ArtefactError, write_text
+from ivt_utils.runtime.files import ArtefactError
 from ivt_utils.schema import Record, Rollout
 from ivt_utils.teacher import geometric_trace
 
-RETRIES = 5  # of a request that met a full, failing or silent server: after 0.5, 1, 2, ... s, or its Retry-After
 FIRST = 20  # rollouts after which a teacher without one accepted answer is stopped
+FINE = {"quality": 95, "subsampling": 0}  # of a JPEG
 PROMPT = (
     "Someone looks for this object: {expression}. The first image is the plain one; in the second one, the box that "
     "they have drawn is shown in red. For you alone, as [x1, y1, x2, y2] in thousandths of the image, x to the right "
@@ -62,36 +57,11 @@ def first_accepted(image, expression: str, box, truth, profile, model: str, answ
     return None, 0
 
 
-def kept(cache: Path, key: str) -> str | None:
-    """Return the answer that the cache holds to a request, or None; a damaged file counts as none."""
-    try:
-        answer = json.loads((Path(cache) / f"{key}.json").read_text(encoding="utf-8"))["answer"]
-        return answer if isinstance(answer, str) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+class VlmTeacher(Endpoint):
+    """A VLM behind an OpenAI-compatible API."""
 
-
-class VlmTeacher:
-    """A VLM behind an OpenAI-compatible API; the key comes from OPENAI_API_KEY and is written nowhere."""
-
-    def __init__(self, profile, *, base_url: str, model: str, cache: Path):
-        self.profile, self.base_url, self.model, self.cache = profile, base_url, model, Path(cache)
-        self.stopped, self.lock = threading.Event(), threading.Lock()
-        try:
-            import openai
-        except ImportError:
-            raise ArtefactError("A VLM as teacher needs openai; run: pip install -e '.[teacher]'") from None
-        key = os.environ.get("OPENAI_API_KEY", "").strip() or "none"  # a server of one's own needs none
-        if not key.isascii() or not key.isprintable():
-            raise ArtefactError("OPENAI_API_KEY holds a character that no key has; set it again.")
-        if not re.match(r"https?://[\w.\[:\]-]+(/|$)", base_url):
-            raise ArtefactError(f"{base_url!r} is no address of a teacher; give one such as http://localhost:8000/v1.")
-        try:
-            self.client = openai.OpenAI(
-                base_url=base_url, api_key=key, timeout=profile.teacher_timeout, max_retries=RETRIES
-            )
-        except Exception as error:  # the HTTP library's own, such as an invalid port
-            raise ArtefactError(f"{base_url!r} is no address of a teacher ({error}); correct it.") from None
+    # A hosted filter dislikes this image or text, or the server has no room for it: true of every try.
+    empty = ("content_", "context_length")
 
     def trace_for(self, record: Record, stood_in: list | None = None):
         """Return the teacher of one record, with the signature of `geometric_trace`.
@@ -110,69 +80,17 @@ class VlmTeacher:
         return trace
 
     def answer_to(self, key: str, text: str, images) -> str:
-        """Return the VLM's answer to a request: from the cache, or asked for and kept there.
+        """Return the VLM's answer to a request, as `answered` does; what is no chat completion counts as empty."""
 
-        What is no chat completion (a web page, no choices) counts as an empty answer and is not kept.
-        """
-        answer = kept(self.cache, key)
-        if answer is None:
-            if self.stopped.is_set():
-                raise CancelledError
-            answer = self._ask(text, images)
-            if answer is None:
-                return ""
-            with self.lock:
-                write_text(self.cache / f"{key}.json", json.dumps({"model": self.model, "answer": answer}))
-        return answer
+        def request():
+            parts = [{"type": "image_url", "image_url": {"url": data_url(image, "JPEG", **FINE)}} for image in images]
+            return {
+                "messages": [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}],
+                "max_completion_tokens": self.profile.teacher_tokens,
+                "temperature": self.profile.teacher_temperature,
+            }
 
-    def _ask(self, text: str, images) -> str | None:
-        import openai
-
-        parts: list[Any] = [{"type": "image_url", "image_url": {"url": data_url(image)}} for image in images]
-        parts.append({"type": "text", "text": text})
-        try:
-            completion = self.client.chat.completions.create(
-                model=self.model,
-                messages=[{"role": "user", "content": parts}],
-                max_completion_tokens=self.profile.teacher_tokens,
-                temperature=self.profile.teacher_temperature,
-            )
-        except json.JSONDecodeError:
-            return None
-        except openai.OpenAIError as error:
-            # A hosted filter dislikes this image or text, or the server has no room for it: true of every try.
-            if str(getattr(error, "code", "")).startswith(("content_", "context_length")):
-                return ""
-            raise ArtefactError(
-                f"The teacher at {self.base_url} {self._complaint(error)}; what is finished is kept "
-                f"in {self.cache}, and the same command goes on."
-            ) from error
-        try:
-            answer = completion.choices[0].message.content
-        except (AttributeError, IndexError, TypeError, KeyError):
-            return None
-        return answer if isinstance(answer, str) else ""
-
-    def _complaint(self, error) -> str:
-        """Return what went wrong and what to do, to be read after "The teacher at ..."."""
-        import openai
-
-        if isinstance(error, openai.APITimeoutError):
-            return (
-                f"gave no answer within {self.profile.teacher_timeout:g} seconds, {RETRIES + 1} times: raise "
-                "teacher_timeout, or lower teacher_workers"
-            )
-        if isinstance(error, openai.APIConnectionError):
-            return "cannot be reached: start it, or correct its address"
-        if isinstance(error, (openai.AuthenticationError, openai.PermissionDeniedError)):
-            return "refuses the key: set OPENAI_API_KEY to one that it accepts"
-        if isinstance(error, openai.NotFoundError):
-            return f"has no model {self.model!r}, or no API under this address (which often ends on /v1): correct them"
-        if isinstance(error, openai.RateLimitError):
-            return f"takes no more requests, after {RETRIES + 1} tries: lower teacher_workers, or look at your quota"
-        reply = " ".join(getattr(getattr(error, "response", None), "text", "").split())
-        reply = reply.replace(os.environ.get("OPENAI_API_KEY", "").strip() or "\0", "***")[:200].rstrip(".")
-        return f"answers with the error {getattr(error, 'status_code', type(error).__name__)} ({reply}): correct that"
+        return self.answered(key, request) or ""
 
 
 def bounded(record, profile):
@@ -180,13 +98,6 @@ def bounded(record, profile):
     image = load_image(record["image"])
     excess = image.width * image.height / profile.max_pixels if profile.max_pixels else 1
     return image if excess <= 1 else image.resize([int(side / excess**0.5) for side in image.size])
-
-
-def data_url(image) -> str:
-    """Return an image as a JPEG data URL."""
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=95, subsampling=0)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def teach(

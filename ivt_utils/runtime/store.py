@@ -100,6 +100,12 @@ class Run:
         await_file(note)
         if there:
             recorded = read_json(note)
+            noted = recorded.get("values", {}).get("engine", "local")
+            if noted != profile.engine:
+                raise ArtefactError(
+                    f"{self.root} holds answers of another engine ({noted}, not {profile.engine}), and those of two "
+                    "are not compared: name another --run-dir."
+                )
             same = recorded.keys() == values.keys() and all(recorded[key] == values[key] for key in ("profile", "seed"))
             if not same or profile.changed(recorded["values"]):
                 raise ArtefactError(
@@ -185,7 +191,7 @@ class Run:
         if own.exists():
             check_stage(self.root, own)
             return own
-        if self.profile.data != "synthetic":
+        if self.profile.data != "synthetic" or self.profile.engine != "local":
             raise ArtefactError(f"{relative} is not in {self.root}; run the notebook or command that makes it.")
         if not (REFERENCE / relative).exists():
             raise ArtefactError(f"{relative} is neither in {self.root} nor in {REFERENCE}; run the earlier notebooks.")
