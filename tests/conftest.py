@@ -264,20 +264,8 @@ def quick(monkeypatch):
 MICRO = "student"
 
 
-@pytest.fixture(scope="session")
-def micro(tmp_path_factory):
-    """The shipped student, but for its response template, with which the server would read answers as tool calls."""
-    folder = tmp_path_factory.mktemp("served")
-    shutil.copytree(PROJECT / "data" / "student", folder / MICRO)
-    config = folder / MICRO / "tokenizer_config.json"
-    values = json.loads(config.read_text())
-    del values["response_template"]
-    config.write_text(json.dumps(values))
-    return folder
-
-
 @contextmanager
-def transformers_serve(folder: Path, log: Path):
+def transformers_serve(log: Path):
     """Yield (process, url) of `transformers serve` with the micro student, when it is ready."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -295,7 +283,7 @@ def transformers_serve(folder: Path, log: Path):
     ]
     offline = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     with log.open("w") as out:
-        process = subprocess.Popen(command, cwd=folder, env=offline, stdout=out, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, cwd=PROJECT / "data", env=offline, stdout=out, stderr=subprocess.STDOUT)
     try:
         until = time.monotonic() + 120
         while True:

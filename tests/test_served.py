@@ -259,7 +259,7 @@ def test_the_command_ends_in_one_sentence(words, said, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_transformers_serve_dies_and_comes_back_and_the_rollouts_are_the_local_ones(micro, tmp_path, capsys):
+def test_transformers_serve_dies_and_comes_back_and_the_rollouts_are_the_local_ones(tmp_path, capsys):
     def run(folder, *more):
         return main(["eval", "--profile", "smoke", "--run-dir", str(tmp_path / folder), *more])
 
@@ -271,7 +271,7 @@ def test_transformers_serve_dies_and_comes_back_and_the_rollouts_are_the_local_o
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
 
-    with transformers_serve(micro, tmp_path / "first.log") as (process, url):
+    with transformers_serve(tmp_path / "first.log") as (process, url):
         killer = threading.Thread(target=kill, args=(process,), daemon=True)
         killer.start()
         assert run("served", "--base-url", url, "--model", MICRO) == 2
@@ -279,7 +279,7 @@ def test_transformers_serve_dies_and_comes_back_and_the_rollouts_are_the_local_o
     assert f"The student at {url} cannot be reached" in capsys.readouterr().err
     half = Run(replace(get_profile("smoke"), engine=f"served: {MICRO}"), 0, tmp_path / "served").stages()
     assert 0 < len(half) < 10
-    with transformers_serve(micro, tmp_path / "second.log") as (_, url):
+    with transformers_serve(tmp_path / "second.log") as (_, url):
         assert run("served", "--base-url", url, "--model", MICRO) == 0
     for path in sorted((tmp_path / "local" / "rollouts").glob("*.jsonl")):
         assert read_jsonl(tmp_path / "served" / "rollouts" / path.name) == read_jsonl(path), path.name

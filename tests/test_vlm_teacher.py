@@ -413,7 +413,7 @@ def posts(log: Path) -> int:
 
 
 @pytest.mark.slow
-def test_a_real_server_that_dies_and_comes_back(micro, rollouts, records, tmp_path):
+def test_a_real_server_that_dies_and_comes_back(rollouts, records, tmp_path):
     """The micro student answers with boxes: nothing for a teacher, so every trace is the geometric teacher's."""
     first, second = tmp_path / "first.log", tmp_path / "second.log"
     profile = replace(PROFILE, teacher_workers=2)
@@ -422,7 +422,7 @@ def test_a_real_server_that_dies_and_comes_back(micro, rollouts, records, tmp_pa
         return vlm_teacher.teach(rollouts, records, profile, base_url=url, model=model, cache=tmp_path / "cache")
 
     assert budget(rollouts, records, tmp_path, MICRO)[:5] == [12, 6, 0, 12, 36]
-    with transformers_serve(micro, first) as (process, url):
+    with transformers_serve(first) as (process, url):
         with one_sentence(tmp_path, "the error 400"):  # this server is held to one model
             run(url, "another/model")
 
@@ -440,7 +440,7 @@ def test_a_real_server_that_dies_and_comes_back(micro, rollouts, records, tmp_pa
     assert 5 <= finished < 36
     left = budget(rollouts, records, tmp_path, MICRO)[4]
     assert left == 36 - finished
-    with transformers_serve(micro, second) as (_, url):
+    with transformers_serve(second) as (_, url):
         taught = run(url)
         assert posts(second) == left, second.read_text()
     for mine, rollout in zip(taught, rollouts, strict=True):
