@@ -53,8 +53,8 @@ def load_student(profile, adapter: Path | str | None = None, trainable: bool = F
 
     On CUDA the model lies on this process's card, in the precision and with the attention that the card allows; on a
     CPU it is in float32. Where the profile says so, a student of the Hub is in 4 bits (NF4) on both. A frozen adapter
-    of the micro student is merged into its weights; one of a student of the Hub is in the type that the student
-    computes in, as autocast takes it in training. Raises ArtefactError when the shipped student or the adapter is
+    is merged into weights that are not in 4 bits; above those it is in the type that the student computes in, as
+    autocast takes it in training. Raises ArtefactError when the shipped student or the adapter is
     missing or damaged, a student of the Hub cannot be had or its revision is not pinned, bitsandbytes is missing, or
     the memory does not suffice.
     """
@@ -109,7 +109,7 @@ def load_student(profile, adapter: Path | str | None = None, trainable: bool = F
             raise ArtefactError(f"There is no adapter in {adapter}; run the notebook that trains it.")
         model = PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
         model.peft_config["default"].base_model_name_or_path = str(name)
-        if local and not trainable:  # in full precision; without the detour, answers come sooner
+        if not trainable and "quantization_config" not in options:  # without the detour, answers come sooner
             model = model.merge_and_unload()
         elif not trainable:
             for weights, weight in model.named_parameters():

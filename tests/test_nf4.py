@@ -69,7 +69,7 @@ def test_gradients_are_those_of_the_weights_that_4_bits_stand_for(small, records
 
 
 @pytest.mark.slow
-def test_sft_and_grpo_on_4_bit_weights_with_the_reference_that_was_the_start(small, records, tmp_path):
+def test_sft_and_grpo_on_4_bit_weights_with_the_reference_that_was_the_start(small, records, tmp_path, monkeypatch):
     base = student.load_student(small)
     codes = {name: base.model.get_submodule(name).weight.detach().clone() for name in in_4_bits(base.model)}
     wrong = evaluate(base, records, small, turns=0)
@@ -80,6 +80,12 @@ def test_sft_and_grpo_on_4_bit_weights_with_the_reference_that_was_the_start(sma
     start = load_file(tmp_path / "sft" / "adapter_model.safetensors")
     assert len(log) == 2 and {weight.dtype for weight in start.values()} == {torch.float32}
     assert any(weight.any() for name, weight in start.items() if "lora_B" in name)
+
+    with monkeypatch.context() as card:  # frozen, it is in the type that the student computes in
+        card.setattr(student.hardware, "precision", lambda: "bfloat16")
+        frozen = dict(student.load_student(small, tmp_path / "sft").model.named_parameters())
+    for name, weight in start.items():
+        assert torch.equal(frozen[name.removesuffix("weight") + "default.weight"], weight.bfloat16()), name
 
     policy = student.load_student(small, tmp_path / "sft", trainable=True)
     log = grpo.train_grpo(policy, grpo.prompts_dataset(records), tmp_path / "grpo", small, seed=0, steps=3)
