@@ -179,6 +179,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="the finished run that becomes the reference, or whose cells are timed for the guide (default runs/micro)",
     )
+    build.add_argument(
+        "--repository",
+        metavar="URL",
+        help="with notebooks: the address of your copy, such as https://github.com/you/ivt-course; "
+        "pyproject.toml, the badges and the first cells take it",
+    )
     build.set_defaults(command=build_command)
 
     add("doctor", doctor_command, "say what this computer has and lacks for the course")
@@ -433,12 +439,13 @@ def closer_command(arguments) -> int:
 
 def build_command(arguments) -> int:
     """Return 0 after making one of the shipped parts again."""
-    from ivt_utils.runtime.files import DATA, ROOT, note_files, read_json
+    from ivt_utils.course.book import write_pages
+    from ivt_utils.runtime.files import DATA, ROOT, note_files
     from ivt_utils.runtime.store import ship_reference
     from ivt_utils.runtime.text import write_between
-    from ivt_utils.show.report import write_table
-    from ivt_utils.show.tables import paper_results
 
+    if arguments.repository and arguments.what != "notebooks":
+        raise ValueError(f"--repository goes with ivt build notebooks, and not with ivt build {arguments.what}.")
     run_dir = (arguments.run_dir or ROOT / "runs" / "micro").resolve()
     if arguments.what == "student":
         from ivt_utils.micro.pretrain import train_student
@@ -450,7 +457,10 @@ def build_command(arguments) -> int:
         product = build_benchmark(seed=arguments.seed)
     elif arguments.what == "notebooks":
         from ivt_utils.course.lessons import build_notebooks
+        from ivt_utils.course.setting_up import name_repository
 
+        if arguments.repository:
+            name_repository(arguments.repository)
         product = build_notebooks()
     elif arguments.what == "guide":
         from ivt_utils.course.guide import keep_timings, write_guide
@@ -458,7 +468,6 @@ def build_command(arguments) -> int:
         keep_timings(run_dir)
         product = write_guide()
     elif arguments.what == "docs":
-        from ivt_utils.course.book import write_pages
         from ivt_utils.paper_scale.plan import CONFIGURATIONS, plan_text
         from ivt_utils.profiles import get_profile
 
@@ -470,7 +479,7 @@ def build_command(arguments) -> int:
         product = write_pages()
     else:
         product = ship_reference(run_dir, ADAPTERS)
-        write_table(ROOT / "README.md", read_json(product / "results.json"), paper_results())
+        write_pages()
     print(f"Made {product}.")
     return 0
 

@@ -60,7 +60,7 @@ MOST_PROBLEMS = 2  # named in one trace
 
 @dataclass(frozen=True)
 class Profile:
-    """The values of one size of the experiment. What the paper does not give is our choice; see the README."""
+    """The values of one size of the experiment. What the paper does not give is our choice; see docs/results.md."""
 
     name: str
     student: str  # a folder of the project, or a name on the Hub

@@ -150,7 +150,7 @@ def test_the_claims_are_those_of_the_results():
 
 
 def test_where_the_fall_comes_from_is_what_the_reference_says():
-    """The page, notebook 1 and the README say in words what these six differences of Acc@0.5 are."""
+    """The pages of claims and results and notebook 1 say in words what these six differences of Acc@0.5 are."""
     results = read_json(REFERENCE / "results.json")
     cost = {(row["words"], row["style"]): row["difference"] for row in results["second_turn"]}
     for words in ("feedback", "question"):
@@ -163,7 +163,7 @@ def test_where_the_fall_comes_from_is_what_the_reference_says():
     assert found["base_ivt_bare final - base_single", "acc50"]["high"] < 0  # at step 2 the bare image loses as well
 
 
-def test_what_the_readme_says_of_sft_and_grpo_is_what_the_trainings_say():
+def test_what_the_results_page_says_of_sft_and_grpo_is_what_the_trainings_say():
     results = read_json(REFERENCE / "results.json")
     found = {(row["name"], row["metric"]): row for row in results["seeds"]}
     assert all(len(row["seeds"]) == 5 for row in found.values())
@@ -258,7 +258,7 @@ def test_that_no_rule_beats_step_0_wants_every_rule_below_a_margin(low, high, sa
     results["methods"]["sft_ivt"]["rules"][1]["difference"] |= {"low": low, "high": high}
     for row in results["seeds"]:
         if row["name"] == f"sft_ivt {CONSENSUS} - sft_ivt step 0":
-            assert row["low"] > 0  # so the README says that a rule beats step 0 over the trainings
+            assert row["low"] > 0  # so the page of results says that a rule beats step 0 over the trainings
             row |= {"low": -0.02, "high": 0.0}
     (judged,) = [line[3] for line in book.claims(results, paper_results()) if line[0].startswith("No rule")]
     assert judged == said

@@ -2,9 +2,11 @@
 
 import matplotlib.pyplot as plt
 import pytest
+from PIL import Image
 
 from ivt_utils.metrics import Resampling
-from ivt_utils.show.figures import curves_figure, log_figure
+from ivt_utils.show.figures import course_in_one_picture, curves_figure, log_figure
+from ivt_utils.show.tables import paper_results
 
 ROW = {
     "reward": 0.5,
@@ -44,4 +46,34 @@ def test_the_log_is_drawn_with_single_steps_and_their_running_mean():
     single, mean = figure.axes[0].lines
     assert list(single.get_ydata()) == [1, 2, 3] and list(mean.get_ydata()) == pytest.approx([4 / 3, 2, 8 / 3])
     assert len(figure.axes[1].lines) == 4 and "reward" in figure.get_label()
+    plt.close(figure)
+
+
+def test_the_course_in_one_picture_judges_each_answer_and_draws_the_values_it_tells():
+    def rollout(*boxes):
+        steps = [{"text": "", "box": box} for box in boxes]
+        return {"id": "a", "expression": "the star", "truth": [0, 0, 500, 500], "steps": steps}
+
+    def method(value):
+        cell = {"value": value, "low": value - 0.05, "high": value + 0.05, "n": 9}
+        return {"metrics": {"final": {"acc50": cell}}}
+
+    names = ("base_single", "base_ivt", "sft_ivt", "sft_grpo_ivt")
+    results = {"methods": dict(zip(names, map(method, (0.9, 0.4, 0.8, 0.7)), strict=True))}
+    mean = {"name": "sft_ivt", "metric": "acc50", "value": 0.85, "low": 0.8, "high": 0.9, "seeds": {"0": 0.8, "1": 0.9}}
+    right, wrong = [0, 0, 500, 400], [600, 600, 900, 900]
+    before, after = rollout(right, wrong, wrong), rollout(right, right, right)
+    figure = course_in_one_picture(
+        results | {"seeds": [mean]}, paper_results(), Image.new("RGB", (192, 192)), before, after
+    )
+    *panels, bars = figure.get_axes()
+    titles = [ax.get_title().splitlines()[1] for ax in panels]
+    assert titles == ["\u2713 right, IoU 0.80", "its own box", "\u2717 wrong, IoU 0.00", "\u2713 right, IoU 0.80"]
+    assert [len(ax.patches) for ax in panels] == [2, 0, 2, 2]  # answer and truth
+    widths = sorted(round(bar.get_width(), 1) for bar in bars.patches)
+    assert widths == sorted([90.0, 40.0, 85.0, 70.0, 79.6, 48.7, 80.6])  # the paper's after SFT is not known
+    for said in ("first answer: right, IoU 0.80", "second answer: wrong", "last answer 85.0 (the paper: not known)"):
+        assert said in figure.get_label()
+    smallest = min(text.get_fontsize() for text in figure.findobj(plt.Text) if text.get_text())
+    assert smallest / 72 * 390 / figure.get_figwidth() >= 9  # pixels on a phone
     plt.close(figure)

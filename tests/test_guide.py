@@ -320,11 +320,13 @@ def test_missing_timings_are_an_error_that_says_what_to_do(finished_run):
 
 def test_the_page_is_written_between_its_marks_only(finished_run, monkeypatch):
     page = finished_run / "instructor.md"
-    for path in (page, finished_run / "README.md"):
-        path.write_text("Before\n<!-- minutes -->\nold\n<!-- /minutes -->\nAfter\n")
+    old = "Before\n<!-- minutes -->\nold\n<!-- /minutes -->\nAfter\n"
+    page.write_text(old)
+    (finished_run / "README.md").write_text(f"{old}<!-- notebooks -->\nold\n<!-- /notebooks -->\nEnd\n")
     monkeypatch.setattr(guide, "GUIDE", page)
     monkeypatch.setattr(guide, "ROOT", finished_run)
     guide.keep_timings(finished_run)
     assert guide.write_guide().read_text() == f"Before\n<!-- minutes -->\n{guide.tables()}<!-- /minutes -->\nAfter\n"
     readme = (finished_run / "README.md").read_text()
-    assert readme == f"Before\n<!-- minutes -->\n{guide.course_sentence()}<!-- /minutes -->\nAfter\n"
+    table = f"<!-- notebooks -->\n{guide.notebooks_table()}<!-- /notebooks -->\nEnd\n"
+    assert readme == f"Before\n<!-- minutes -->\n{guide.course_sentence()}<!-- /minutes -->\nAfter\n{table}"

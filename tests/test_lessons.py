@@ -39,8 +39,8 @@ def prose(notebook) -> list[str]:
 
 
 def unfolded(text: str) -> str:
-    """What a reader sees of a Markdown cell: without what is folded away, code, pictures and addresses."""
-    text = re.sub(r"<details>.*?</details>", " ", text, flags=re.DOTALL)
+    """What a reader sees of a Markdown cell: without what is folded away, comments, code, pictures and addresses."""
+    text = re.sub(r"<details>.*?</details>|<!--.*?-->", " ", text, flags=re.DOTALL)
     return re.sub(r"!\[[^\]]*\]\([^)]*\)|(?<=\])\([^)]*\)|`[^`]*`|\[!\[.*", " ", text)
 
 
@@ -56,6 +56,14 @@ def test_made_parts_are_those_of_today(path):
     notebook = read(path)
     again = lessons.with_made_cells(copy.deepcopy(notebook), path.stem)
     assert nbformat.writes(again) == nbformat.writes(notebook)
+
+
+@each
+def test_badges_come_with_an_address_on_github(path, monkeypatch):
+    for address in ("https://github.com/someone/course", "https://example.org/course"):
+        monkeypatch.setattr(lessons, "repository", lambda address=address: address)
+        title = lessons.with_made_cells(copy.deepcopy(read(path)), path.stem).cells[0].source
+        assert title.count("docs/badges/") == len(badge_links(path.stem, address)) == 3 * ("github" in address)
 
 
 def test_the_stamp_rests_on_the_code_that_is_reached_and_not_on_what_is_said_of_it(tmp_path):
@@ -132,7 +140,7 @@ def test_links_and_badges_resolve_inside_the_repository(path):
     text = "\n".join(prose(read(path)))
     links = set(re.findall(r"\]\(([^)\s]+)\)", text))
     badges = badge_links(path.stem, repository())
-    assert set(badges.values()) <= links and "colab" in badges
+    assert set(badges.values()) <= links and ("docs/badges/colab.svg" in text) == ("colab" in badges)
     for link in links - set(badges.values()):
         assert not link.startswith("http") or "arxiv.org" in link, link
         if not link.startswith("http"):

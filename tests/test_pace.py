@@ -108,3 +108,6 @@ def test_readme_guide_and_notebooks_tell_the_same_minutes():
         head = "".join(read_json(ROOT / "notebooks" / f"{stem}.ipynb")["cells"][0]["source"])
         assert f"*About {read} minutes to read and {write} for the exercises. The cells run for {run} on " in head
         assert f"The cells run for {run} on {pace.machine()} (profile micro)" in head
+        assert re.search(
+            rf"^\|.*\(notebooks/{stem}\.ipynb\) \|[^|]+\| {read} \| {write} \| {run} \|$", readme, re.MULTILINE
+        )

@@ -348,10 +348,12 @@ def test_the_closer_look_must_gain_over_the_seeds(low, said, tmp_path):
     assert verdicts(content)["l"] == said
     text = report.summary(content, tables.paper_results())
     assert text.count(closer.GAINS[1]) == 3 and "5.0 [1.0, 9.0]" in text
-    readme = tmp_path / "README.md"
-    readme.write_text("before <!-- table -->earlier<!-- /table --> after")
-    report.write_table(readme, content, tables.paper_results())
-    assert readme.read_text().count(closer.GAINS[0]) == 3 and "earlier" not in readme.read_text()
+    page = tmp_path / "results.md"
+    page.write_text("before <!-- tables -->earlier<!-- /tables --> between <!-- scale -->earlier<!-- /scale --> after")
+    report.write_tables(page, content, tables.paper_results())
+    assert page.read_text().count(closer.GAINS[0]) == 3 and "earlier" not in page.read_text()
+    mean, alone, _ = page.read_text().split("### A closer look")[1].split("details>\n")
+    assert mean.count(closer.GAINS[0]) == 1 and alone.count(closer.GAINS[0]) == 2  # seeds are folded away
 
 
 def test_the_papers_own_scale_is_not_run_until_somebody_runs_it(tmp_path, monkeypatch):
@@ -360,12 +362,19 @@ def test_the_papers_own_scale_is_not_run_until_somebody_runs_it(tmp_path, monkey
     _, *rows = tables.scale_table()
     assert rows == [["not run: ivt run --profile paper", *["-"] * 6]]
     assert tables.SCALE_TITLE in report.summary(content, tables.paper_results())
+    page = tmp_path / "results.md"
+    page.write_text("<!-- tables --><!-- /tables --><!-- scale --><!-- /scale -->")
+    report.write_tables(page, content, tables.paper_results())
+    assert tables.SCALE_TITLE not in page.read_text() and "Nobody has run the course" in page.read_text()
     (tmp_path / "results.json").write_text(json.dumps(content))  # of another profile
     assert tables.scale_table()[1:] == rows
     (tmp_path / "results.json").write_text(json.dumps(content | {"profile": "paper"}))
     _, *rows = tables.scale_table()
     assert [row[0] for row in rows] == [method.label for method in METHODS.values()]
     assert "not run" not in str(rows) and rows[0][3].endswith("]")
+    report.write_tables(page, content, tables.paper_results())
+    scale = page.read_text().split("<!-- scale -->")[1]
+    assert tables.SCALE_TITLE in scale and rows[0][3] in scale and "Nobody has run" not in scale
     assert tables.SCALE_TITLE not in report.summary(content | {"profile": "paper"}, tables.paper_results())
 
 
@@ -495,10 +504,10 @@ def test_the_second_turn_is_a_table_of_words_by_pictures(tmp_path):
         assert [value.split(" ")[0] for value in accuracy[1:]] == ["80.0", "60.0", "40.0"]
         assert [value.split(" ")[0] for value in loss[1:]] == ["0.0", "-20.0", "-40.0"]
     content = results.build_results(all_methods(), **SETTINGS, second_turn=table)
-    readme = tmp_path / "README.md"
-    readme.write_text("<!-- table --><!-- /table -->")
-    report.write_table(readme, content, tables.paper_results())
-    for text in (readme.read_text(), report.summary(content, tables.paper_results())):
+    page = tmp_path / "results.md"
+    page.write_text("<!-- tables --><!-- /tables --><!-- scale --><!-- /scale -->")
+    report.write_tables(page, content, tables.paper_results())
+    for text in (page.read_text(), report.summary(content, tables.paper_results())):
         assert tables.SECOND_TURN_TITLE in text and "the question again: Acc@0.5 %" in text
     assert "not run: notebook 1" in report.summary(content | {"second_turn": []}, tables.paper_results())
 

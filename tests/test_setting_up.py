@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -18,9 +19,20 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from ivt_utils import cli
 from ivt_utils.course import setting_up
 from ivt_utils.course.execute import find_notebooks
-from ivt_utils.course.setting_up import NotReady, badge_links, badges, needed, ready, repository, setup_cell
+from ivt_utils.course.setting_up import (
+    NotReady,
+    badge_links,
+    badges,
+    name_repository,
+    needed,
+    readme_badges,
+    ready,
+    repository,
+    setup_cell,
+)
 from ivt_utils.runtime.files import ROOT
 
 ADDRESS = "https://github.com/someone/course"
@@ -99,6 +111,33 @@ def test_without_github_there_are_no_badges_and_a_reason():
     line = badges("01_self_correction_gap", "https://git.example.org/course")
     assert badge_links("01", "https://git.example.org/course") == {}
     assert line.startswith("<!--") and "https://git.example.org/course" in line and "](" not in line
+
+
+def test_the_readme_has_badges_or_the_one_command_that_makes_them(tmp_path):
+    assert readme_badges("01", ADDRESS) == badges("01", ADDRESS, "docs/badges") + "\n"
+    how = readme_badges("01", "https://example.org/course")
+    assert "](" not in how and "<!--" not in how
+    command = re.search(r"`ivt (.+)`", how)[1].split()
+    address = cli.parser().parse_args(command).repository
+    assert len(badge_links("01", address)) == 3
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    name_repository(address, tmp_path)
+    assert repository(tmp_path) == address
+    before, after = ((folder / "pyproject.toml").read_text().splitlines() for folder in (ROOT, tmp_path))
+    assert len([None for old, new in zip(before, after, strict=True) if old != new]) == 1
+
+
+@pytest.mark.parametrize("address", ["you/course", 'https://github.com/"', "https://github.com", "git@github.com:a/b"])
+def test_what_is_no_address_is_refused_and_not_written(address, tmp_path):
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    with pytest.raises(ValueError, match="is no address of a repository, such as https://github.com/you"):
+        name_repository(address, tmp_path)
+    assert (tmp_path / "pyproject.toml").read_bytes() == (ROOT / "pyproject.toml").read_bytes()
+
+
+def test_an_address_goes_with_the_notebooks_alone(capsys):
+    assert cli.main(["build", "docs", "--repository", ADDRESS]) == 2
+    assert "--repository goes with ivt build notebooks" in capsys.readouterr().err
 
 
 def test_binder_gets_what_conda_gets_with_a_cpu_only_torch():

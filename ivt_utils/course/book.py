@@ -1,4 +1,4 @@
-"""What code makes of the book: the table of claims (`ivt build docs`) and the explorer's samples (`make book`).
+"""What the pages show of the reference results (`ivt build docs`), and the explorer's samples (`make book`).
 
 The rest of the book is Markdown in `docs/`, the notebooks and `docs/conf.py`.
 """
@@ -7,22 +7,29 @@ import base64
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import fill
 from typing import Any
+
+import numpy as np
 
 from ivt_utils.controls import TRUTH
 from ivt_utils.exercises import LESSONS
 from ivt_utils.methods import method_label
 from ivt_utils.metrics import exact_limits, iou_matrix, side
+from ivt_utils.overlay import load_image
 from ivt_utils.records import BENCHMARK
 from ivt_utils.runtime.files import ROOT, read_json
 from ivt_utils.runtime.store import REFERENCE
 from ivt_utils.runtime.text import markdown_table, number, write_between
 from ivt_utils.selection import ORACLE, best_rule
+from ivt_utils.show.figures import course_in_one_picture, save_figure
 from ivt_utils.show.reading import read_rollouts
+from ivt_utils.show.report import write_tables
 from ivt_utils.show.results import CONSENSUS
 from ivt_utils.show.tables import paper_results
 from ivt_utils.show.targets import by_name
 
+CLAIMS, RESULTS, PICTURE = "docs/paper_and_us.md", "docs/results.md", "docs/course_in_one_picture.png"
 EXPLORED = ("base_ivt", "sft_ivt", "sft_grpo_ivt")
 SEEN, NOT_SEEN, OPEN = "seen", "not seen", "open"
 WEAK = 0.5  # a correlation below it
@@ -32,6 +39,22 @@ HEAD = ["claim of the paper", "the paper", "measured here", "seen here?", "noteb
 
 def claims(results: dict, paper: dict) -> list[list[str]]:
     """Return the table of claims as a grid of text, its head first: the paper's number, ours, whether ours show it."""
+    folder = {stem[:2]: f"{stem}.ipynb" for stem in LESSONS}
+    rows = _judged(results, paper)
+    return [HEAD, *([*row[1:5], f"[{row[5]}](../notebooks/{folder[f'0{row[5]}']})"] for row in rows)]
+
+
+def reproduced(results: dict, paper: dict) -> str:
+    """Return which claims of the paper are seen here, which are not and which are open, as Markdown for the README."""
+    lines, rows = [], _judged(results, paper)
+    for head, verdict in (("Reproduced", SEEN), ("Not reproduced", NOT_SEEN), ("Left open by our intervals", OPEN)):
+        if found := "; ".join(short for short, *_, judged, _ in rows if judged == verdict):
+            lines.append(fill(f"- [{head}]({CLAIMS}): {found}.", 120, subsequent_indent="  ", break_on_hyphens=False))
+    return "\n".join(lines) + "\n"
+
+
+def _judged(results: dict, paper: dict) -> list[tuple]:
+    """Return of each claim: the claim in a few words, in full, the paper's number, ours, the verdict, the notebook."""
     theirs, ours = paper["methods"], {name: method["metrics"] for name, method in results["methods"].items()}
     compared = by_name((*results["differences"], *results["seeds"]))  # of several trainings, where there are several
     slices, sft, grpo = paper["slices"], ours["sft_ivt"], ours["sft_grpo_ivt"]
@@ -61,8 +84,9 @@ def claims(results: dict, paper: dict) -> list[list[str]]:
     rule, equal = best_rule(rules), _none(quality.values())
     oracle = f"{_cell(theirs['sft_ivt']['oracle_acc50'], 'share')} (oracle) and {said('base_single')}"
     steps = [theirs[name]["degradation_per_step"] for name in ("sft_ivt", "sft_grpo_ivt")]
-    rows = [
+    return [
         (
+            "looking again without training does harm",
             "Looking again without training does harm (Acc@0.5)",
             said("base_single", "base_ivt"),
             _cell(harm, "points"),
@@ -70,6 +94,7 @@ def claims(results: dict, paper: dict) -> list[list[str]]:
             1,
         ),
         (
+            "after SFT an oracle that chooses the step gains over a single shot",
             "After SFT the best of the steps, chosen with the truth, lies above a single shot: an oracle's gain",
             oracle,
             _cell(gain, "points"),
@@ -77,6 +102,7 @@ def claims(results: dict, paper: dict) -> list[list[str]]:
             3,
         ),
         (
+            "after SFT a step of the loop loses IoU",
             "After SFT a step of the loop loses IoU, on average",
             _cell(steps[0], "IoU"),
             _cell(loss, "IoU"),
@@ -84,6 +110,7 @@ def claims(results: dict, paper: dict) -> list[list[str]]:
             3,
         ),
         (
+            "after SFT most samples end worse than they began",
             "After SFT most samples end worse than they began",
             _cell(theirs["sft_ivt"]["share_degrade"], "share"),
             _cell(sft["share_degrade"], "share"),
@@ -91,6 +118,7 @@ def claims(results: dict, paper: dict) -> list[list[str]]:
             3,
         ),
         (
+            "over five refinements GRPO makes the loss per step smaller",
             "GRPO makes the loss per step smaller: GRPO's minus SFT's (here: over five refinements)",
             f"{_cell(steps[1], 'IoU')} minus {_cell(steps[0], 'IoU')}",
             _cell(mended, "IoU"),
@@ -98,6 +126,7 @@ def claims(results: dict, paper: dict) -> list[list[str]]:
             4,
         ),
         (
+            "after GRPO most samples keep their IoU",
             "After GRPO most samples keep the IoU of step 0",
             _cell(theirs["sft_grpo_ivt"]["share_stay"], "share"),
             _cell(stay, "share"),
@@ -105,6 +134,7 @@ def claims(results: dict, paper: dict) -> list[list[str]]:
             4,
         ),
         (
+            "after GRPO the loop ends above a single shot",
             "After GRPO the loop ends above a single shot",
             said("base_single", "sft_grpo_ivt"),
             _cell(final, "points"),
@@ -113,12 +143,14 @@ def claims(results: dict, paper: dict) -> list[list[str]]:
         ),
         (
             "GRPO without the loop ends above a single shot",
+            "GRPO without the loop ends above a single shot",
             said("base_single", "grpo_single"),
             _cell(alone, "points"),
             _sign(alone),
             4,
         ),
         (
+            "hard samples gain IoU in the loop",
             "Hard samples gain IoU from step 0 to the final step (here: SFT + GRPO)",
             _way(slices["hard"]),
             _cell(grpo["hard"]["difference"], "IoU"),
@@ -126,6 +158,7 @@ def claims(results: dict, paper: dict) -> list[list[str]]:
             4,
         ),
         (
+            "easy samples lose IoU in the loop",
             "Easy samples lose IoU from step 0 to the final step (here: SFT + GRPO)",
             _way(slices["easy"]),
             _cell(grpo["easy"]["difference"], "IoU"),
@@ -133,6 +166,7 @@ def claims(results: dict, paper: dict) -> list[list[str]]:
             4,
         ),
         (
+            "no rule without labels beats step 0",
             "No rule without labels beats step 0 at Acc@0.5 (here: after SFT, the best rule against step 0)",
             f"best rule {_cell(theirs['sft_ivt']['best_rule_acc50'], 'share')} and {said('base_single')}",
             _cell(rule["difference"], "points") + (f"; {CONSENSUS} {_cell(consensus, 'points')}" if consensus else ""),
@@ -140,6 +174,7 @@ def claims(results: dict, paper: dict) -> list[list[str]]:
             6,
         ),
         (
+            "the model's own verification hardly tells right from wrong",
             "The model's own verification hardly tells right from wrong: its correlation with correctness",
             _cell(paper["self_verification"]["correlation_with_correctness"], "r"),
             _cell(r, "r"),
@@ -147,6 +182,7 @@ def claims(results: dict, paper: dict) -> list[list[str]]:
             6,
         ),
         (
+            "the loop reacts to the presence of a box and not to how good it is",
             "The loop reacts to the presence of a box, not to how good it is (here: next Acc@0.5 after no box, a true "
             "and a random one, each against the own box)",
             "in words only",
@@ -155,8 +191,6 @@ def claims(results: dict, paper: dict) -> list[list[str]]:
             6,
         ),
     ]
-    folder = {stem[:2]: f"{stem}.ipynb" for stem in LESSONS}
-    return [HEAD, *([*row[:4], f"[{row[4]}](../notebooks/{folder[f'0{row[4]}']})"] for row in rows)]
 
 
 def _cell(cell: Mapping[str, Any], kind: str) -> str:
@@ -192,12 +226,36 @@ def _none(cells, both: bool = True) -> str:
     return SEEN if all(top == "below" and (bottom == "above" or not both) for _, top, bottom in sides) else OPEN
 
 
-def write_pages(folder: Path = ROOT / "docs") -> Path:
-    """Return the page that compares the paper with us, after writing its table of claims anew."""
-    page, results = folder / "paper_and_us.md", read_json(REFERENCE / "results.json")
-    head, *rows = claims(results, paper_results())
-    write_between(page, "claims", f"{markdown_table(head, rows)}\n")
-    return page
+def write_pages(root: Path = ROOT) -> Path:
+    """Return the page of results, after writing all that the project's pages show of the reference results.
+
+    These are the tables of that page, the table of claims, and the README's picture and claims.
+    """
+    results, paper, readme = read_json(REFERENCE / "results.json"), paper_results(), root / "README.md"
+    head, *rows = claims(results, paper)
+    write_between(root / CLAIMS, "claims", f"{markdown_table(head, rows)}\n")
+    write_tables(root / RESULTS, results, paper)
+    write_between(readme, "claims", reproduced(results, paper))
+    figure = picture(results, paper)
+    save_figure(figure, root / PICTURE)
+    write_between(readme, "picture", fill(f"![{figure.get_label()}]({PICTURE})", 120, break_on_hyphens=False) + "\n")
+    return root / RESULTS
+
+
+def picture(results: dict, paper: dict):
+    """Return the README's figure, about the test sample on which the reference shows the story most clearly.
+
+    The untrained student is right at step 0 and wrong later, the SFT student right at every step, and the least of
+    these IoUs lies as far as possible above that of the untrained student's second answer. So the truth chooses it.
+    """
+    from pyarrow import parquet
+
+    untrained, trained = (read_rollouts(REFERENCE / "rollouts" / f"{name}.jsonl") for name in ("base_ivt", "sft_ivt"))
+    before, after = iou_matrix(untrained), iou_matrix(trained)
+    right = np.minimum(before[:, 0], after.min(axis=1))
+    i = int(np.where(before[:, 1:].max(axis=1) < 0.5, right - before[:, 1], -1).argmax())
+    row = parquet.read_table(BENCHMARK / "test.parquet", columns=["id", "image"]).slice(i, 1).to_pylist()[0]
+    return course_in_one_picture(results, paper, load_image(row["image"]["bytes"]), untrained[i], trained[i])
 
 
 def explorer_samples(each: int = 6) -> dict:

@@ -17,6 +17,14 @@ from ivt_utils.runtime.pace import START, clock, heading, measured
 from ivt_utils.runtime.text import markdown_table, write_between
 
 GUIDE = ROOT / "docs" / "instructor.md"
+SHOWS = {  # what the README says of each notebook
+    "01_self_correction_gap": "the loop, its fall, and where the fall comes from: the words or the drawn box",
+    "02_error_harvesting": "the student's own errors, and trajectories that lead from an error to the truth",
+    "03_sft_warmup": "learning to correct, in two recipes; the final step, step 0 and the oracle kept apart",
+    "04_grpo": "learning from an IoU reward through TRL's tool loop, and GRPO without the loop",
+    "05_ablations": "what each choice is worth, in paired differences with intervals",
+    "06_mirage": "what is left of the oracle's gain without labels; confidence, controls and a closer look",
+}
 WORDS_A_MINUTE = 130  # of prose that is new to the reader
 LINES_A_MINUTE = 12  # of code
 # Lines that are written into a notebook from elsewhere, its minutes among them: nobody's reading.
@@ -101,25 +109,40 @@ def minutes(value: float) -> str:
 
 def tables(folder: Path = ROOT / "notebooks") -> str:
     """Return the Markdown tables of the guide: one a notebook, and their totals."""
-    timings = pace.timings()
-    parts, totals, together = [], [], [0.0, 0.0, 0.0]
+    parts, whole = [], totals(folder)
     for stem in exercises.LESSONS:
-        rows, whole = [], [0.0, 0.0, 0.0]
-        ran = timings["seconds"].get(stem, {})
+        rows, ran = [], pace.timings()["seconds"].get(stem, {})
         for part in sections(read_cells(folder / f"{stem}.ipynb")):
             seconds = ran.get(part["title"])
             names = ", ".join(f"`{name}`" for name in part["exercises"]) or "-"
             time = "not measured" if seconds is None else clock(seconds)
             rows.append([part["title"], time, minutes(part["read"]), minutes(part["write"]), names])
-            whole = [a + b for a, b in zip(whole, (seconds or 0.0, part["read"], part["write"]), strict=True)]
         head = ["section", "cells run", "read (min)", "exercises (min)", "which"]
         parts.append(f"**{stem}**\n\n{markdown_table(head, rows)}")
-        totals.append([stem, clock(whole[0]), minutes(whole[1]), minutes(whole[2])])
-        together = [a + b for a, b in zip(together, whole, strict=True)]
-    totals.append(["together", clock(together[0]), minutes(together[1]), minutes(together[2])])
+    whole["together"] = tuple(map(sum, zip(*whole.values(), strict=True)))
+    rows_of_all = [[name, clock(ran), minutes(read), minutes(write)] for name, (ran, read, write) in whole.items()]
     head = ["notebook", "cells run", "read (min)", "exercises (min)"]
     about = f"Cells measured on {pace.machine()}; the other minutes are estimates."
-    return "\n\n".join([markdown_table(head, totals), about, *parts]) + "\n"
+    return "\n\n".join([markdown_table(head, rows_of_all), about, *parts]) + "\n"
+
+
+def totals(folder: Path = ROOT / "notebooks") -> dict[str, tuple[float, ...]]:
+    """Return of each notebook how many seconds its cells ran, and the minutes to read it and for its exercises."""
+    found = {}
+    for stem in exercises.LESSONS:
+        parts, ran = sections(read_cells(folder / f"{stem}.ipynb")), pace.timings()["seconds"].get(stem, {})
+        seconds = sum(ran.get(part["title"], 0.0) for part in parts)
+        found[stem] = (seconds, *(sum(part[kind] for part in parts) for kind in ("read", "write")))
+    return found
+
+
+def notebooks_table(folder: Path = ROOT / "notebooks") -> str:
+    """Return the README's table of the notebooks: what each shows, and how long it takes."""
+    rows = []
+    for stem, (ran, read, write) in totals(folder).items():
+        title = "".join(read_cells(folder / f"{stem}.ipynb")[0]["source"]).splitlines()[0].removeprefix("# ")
+        rows.append([f"[{title}](notebooks/{stem}.ipynb)", SHOWS[stem], minutes(read), minutes(write), clock(ran)])
+    return markdown_table(["notebook", "what it shows", "read (min)", "exercises (min)", "cells run"], rows) + "\n"
 
 
 def course_sentence() -> str:
@@ -133,4 +156,5 @@ def write_guide() -> Path:
     """Write the measured minutes into the instructor's guide and the README, and return the guide."""
     write_between(GUIDE, "minutes", tables())
     write_between(ROOT / "README.md", "minutes", course_sentence())
+    write_between(ROOT / "README.md", "notebooks", notebooks_table())
     return GUIDE

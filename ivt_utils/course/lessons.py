@@ -14,7 +14,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell
 from ivt_utils import exercises
 from ivt_utils.course import guide
 from ivt_utils.course.execute import MARK, find_notebooks, made_from, run_course
-from ivt_utils.course.setting_up import badges, repository, setup_cell
+from ivt_utils.course.setting_up import badges, readme_badges, repository, setup_cell
 from ivt_utils.profiles import get_profile
 from ivt_utils.runtime import pace
 from ivt_utils.runtime.files import ROOT, ArtefactError, checksum, read_json, write_text
@@ -39,7 +39,7 @@ def build_notebooks(folder: Path = NOTEBOOKS, scratch: Path = ROOT / "build" / "
     for path, notebook in notebooks.items():
         write_notebook(path, notebook)
     if folder == NOTEBOOKS:
-        write_between(ROOT / "README.md", "badges", badges(README_OPENS, repository(), "docs/badges") + "\n")
+        write_between(ROOT / "README.md", "badges", readme_badges(README_OPENS, repository()))
     shutil.rmtree(scratch, ignore_errors=True)
     run = seed_run(get_profile("micro"), read_json(REFERENCE / "run.json")["seed"], scratch)
     run_course(run.profile, run.seed, scratch, folder)

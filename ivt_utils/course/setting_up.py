@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from ivt_utils.course.doctor import PYTHONS, read_lock
-from ivt_utils.runtime.files import ROOT
+from ivt_utils.runtime.files import ROOT, write_text
 from ivt_utils.runtime.store import installed
 
 BRANCH = "main"
@@ -85,6 +85,26 @@ def badges(notebook: str, address: str, images: str = "../docs/badges") -> str:
         return f"<!-- No badges: Colab, Kaggle and Binder open notebooks from GitHub, and not from {address} -->"
     titles = {"colab": "Open in Colab", "kaggle": "Open in Kaggle", "binder": "Launch Binder"}
     return " ".join(f"[![{titles[name]}]({images}/{name}.svg)]({link})" for name, link in links.items())
+
+
+def readme_badges(notebook: str, address: str) -> str:
+    """Return the badges for the README, or how to get them where `address` is not one on GitHub."""
+    if badge_links(notebook, address):
+        return badges(notebook, address, "docs/badges") + "\n"
+    return (
+        "Colab, Kaggle and Binder open notebooks from GitHub, and this copy of the course names no address there yet.\n"
+        "One command writes yours, and the buttons that lead to it:\n"
+        "`ivt build notebooks --repository https://github.com/you/ivt-course`.\n"
+    )
+
+
+def name_repository(address: str, root: Path = ROOT) -> None:
+    """Write the address of the course's repository into pyproject.toml; a ValueError where it is no such address."""
+    if not re.fullmatch(r"https://[\w.-]+(/[\w.~-]+)+/?", address):
+        raise ValueError(f"{address!r} is no address of a repository, such as https://github.com/you/ivt-course.")
+    path = root / "pyproject.toml"
+    text = path.read_text(encoding="utf-8")
+    write_text(path, re.sub(r'(?m)^Repository = ".*"$', f'Repository = "{address}"', text))
 
 
 def badge_links(notebook: str, address: str) -> dict[str, str]:

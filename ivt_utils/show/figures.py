@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ivt_utils.boxes import to_pixels
+from ivt_utils.boxes import iou, to_pixels
 from ivt_utils.methods import longer, method_label
 from ivt_utils.metrics import Resampling, intervals
 from ivt_utils.overlay import COLORS, OVERLAY, draw_box
 from ivt_utils.runtime.text import markdown_table, number
-from ivt_utils.schema import Cell
+from ivt_utils.schema import Cell, Rollout
 from ivt_utils.show.tables import table
 from ivt_utils.show.targets import by_name
 
@@ -130,14 +130,8 @@ def trajectory_strip(records, rollouts, title: str = "", style: str = "none"):
     """
     import matplotlib.pyplot as plt
     from matplotlib.patches import Rectangle
-    from matplotlib.patheffects import withStroke
 
     from ivt_utils.metrics import iou_matrix
-
-    def edges(x1, y1, x2, y2, name):
-        line = "--" if name == "truth" else "-"
-        halo = [withStroke(linewidth=4, foreground="white")]  # so that it is seen on red, too
-        return Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, path_effects=halo, color=COLORS[name], ls=line, lw=2.2)
 
     by_id = {record["id"]: record for record in records}
     scores = iou_matrix(rollouts)
@@ -151,14 +145,14 @@ def trajectory_strip(records, rollouts, title: str = "", style: str = "none"):
             ax.imshow(draw_box(image, last, style))
             for box, name in ((step["box"], "answer"), (rollout["truth"], "truth")):
                 if box is not None:
-                    ax.add_patch(edges(*to_pixels(box, *image.size), name))
+                    ax.add_patch(_edges(*to_pixels(box, *image.size), name))
             state = f"IoU {scores[row, column]:.2f}" if step["box"] is not None else "no box in the answer"
             ax.set_title(f"step {column}: {state}", fontsize=9)
             ax.set_xticks([])
             ax.set_yticks([])
             last = step["box"]
         axes[row][0].set_xlabel("“" + record["expression"] + "”", fontsize=9, loc="left")
-    keys = {"ground truth": edges(0, 0, 1, 1, "truth"), "answer": edges(0, 0, 1, 1, "answer")}
+    keys = {"ground truth": _edges(0, 0, 1, 1, "truth"), "answer": _edges(0, 0, 1, 1, "answer")}
     if style != "none":
         red = [value / 255 for value in OVERLAY]
         keys["shown: the last answer"] = Rectangle((0, 0), 1, 1, fc=(*red, 0.3 * style.startswith("filled")), ec=red)
@@ -166,6 +160,99 @@ def trajectory_strip(records, rollouts, title: str = "", style: str = "none"):
     figure.suptitle(title, x=0.02, ha="left", fontsize=11)
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.1 / len(rollouts)), h_pad=2.5)  # room for title and legend
     return figure
+
+
+def _edges(x1, y1, x2, y2, name):
+    """Return the edges of a box in pixels, in the line and color of the "truth" or of an "answer"."""
+    from matplotlib.patches import Rectangle
+    from matplotlib.patheffects import withStroke
+
+    line = "--" if name == "truth" else "-"
+    halo = [withStroke(linewidth=4, foreground="white")]  # so that it is seen on red, too
+    return Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, path_effects=halo, color=COLORS[name], ls=line, lw=2.2)
+
+
+def course_in_one_picture(results: dict, paper: dict, image, untrained: Rollout, trained: Rollout):
+    """Return a matplotlib Figure: a sample in four panels, above four bars of Acc@0.5; its label: alt text.
+
+    `untrained`, `trained`: the rollouts of the base student and of the SFT student on the sample of this `image`. The
+    bars are those of the last step, as in `paper_and_ours`. A phone shows the picture 390 pixels wide, and its text
+    is still 9 pixels high there.
+    """
+    import matplotlib.pyplot as plt
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    with plt.rc_context({"font.size": 11}):
+        figure = plt.figure(figsize=(6.5, 5.2), layout=ConstrainedLayoutEngine(h_pad=0.07))
+        plt.close(figure)
+        grid = figure.add_gridspec(2, 1, height_ratios=(10, 12))
+        panels, chart = figure.add_subfigure(grid[0]), figure.add_subfigure(grid[1])
+        said = _four_panels(panels, image, untrained, trained)
+        figure.set_label(f"{said} {_four_bars(chart, results, paper)}")
+    return figure
+
+
+def _four_panels(figure, image, untrained: Rollout, trained: Rollout) -> str:
+    """Draw a first answer, what the student is shown, its next answer, and that of the trained one; return that."""
+    truth, (first, second), after = untrained["truth"], untrained["steps"][:2], trained["steps"][1]
+
+    def told(step):
+        value = iou(step["box"], truth)
+        return ("\u2713 right" if value >= 0.5 else "\u2717 wrong") + f", IoU {value:.2f}"
+
+    panels = (
+        (f"First answer\n{told(first)}", image, first),
+        ("Drawn and shown:\nits own box", draw_box(image, first["box"]), None),
+        (f"Second answer\n{told(second)}", image, second),
+        (f"The same after SFT\n{told(after)}", image, after),
+    )
+    for ax, (title, picture, step) in zip(figure.subplots(1, 4), panels, strict=True):
+        ax.imshow(picture)
+        for box, name in ((step["box"], "answer"), (truth, "truth")) if step else ():
+            ax.add_patch(_edges(*to_pixels(box, *image.size), name))
+        ax.set_title(title, fontsize=11)
+        ax.set(xticks=[], yticks=[])
+    keys = {name: _edges(0, 0, 1, 1, name) for name in ("answer", "truth")}
+    figure.legend(keys.values(), keys, loc="upper right", ncols=2, frameon=False, borderaxespad=0)
+    figure.suptitle(f"Where is \u201c{untrained['expression']}\u201d?", x=0.01, ha="left", fontsize=12)
+    return (
+        f"Four panels show one test image, and the question is where '{untrained['expression']}' is. The untrained "
+        f"student's first answer: {told(first)[2:]}. The image with this box drawn on it in red, as the student is "
+        f"shown it. Its second answer: {told(second)[2:]}. The second answer after SFT: {told(after)[2:]}."
+    )
+
+
+def _four_bars(figure, results: dict, paper: dict) -> str:
+    """Draw Acc@0.5 of the first answer and of the last ones, without training and after each; return the values."""
+    ax, sentences, seeded = figure.subplots(), [], by_name(results["seeds"])
+    bars = {
+        "base_single": "untrained, first answer",
+        "base_ivt": "untrained, last answer",
+        "sft_ivt": "after SFT, last answer",
+        "sft_grpo_ivt": "SFT + GRPO, last answer",
+    }
+    for place, name in enumerate(bars):
+        ours = seeded.get((name, "acc50"), results["methods"][name]["metrics"]["final"]["acc50"])
+        theirs = paper["methods"][name]["acc50"]
+        ax.barh(place, 100 * ours["value"], 0.42, color=BLUE, label="here, 95% interval")
+        if ours["low"] is not None:
+            ax.plot([100 * ours["low"], 100 * ours["high"]], [place, place], color="black", linewidth=3)
+        ax.text(1, place, f"{100 * ours['value']:.1f}", color="white", va="center", fontweight="bold")
+        said, end = "the paper: not known", 0
+        if theirs["value"] is not None:
+            vague, end = theirs["step"] == "not stated", 100 * theirs["value"]
+            look = {"color": "white", "edgecolor": "black", "hatch": "//" if vague else ""}
+            ax.barh(place + 0.36, end, 0.3, label="the paper" + ", step not stated" * vague, **look)
+            said = f"{end:.1f}"
+        ax.text(end + 1, place + 0.37, said, va="center")
+        sentences.append(f"{bars[name]} {100 * ours['value']:.1f} (the paper: {said.removeprefix('the paper: ')})")
+    ax.set_yticks([place + 0.15 for place in range(len(bars))], bars.values())
+    ax.invert_yaxis()
+    ax.set(xlabel="Acc@0.5 (% of test samples)", xlim=(0, 100), xticks=range(0, 101, 20))
+    ax.spines[["top", "right"]].set_visible(False)
+    handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3, frameon=False)
+    return f"Bars below it show Acc@0.5 in percent: {'; '.join(sentences)}."
 
 
 def iou_per_step(results: dict):

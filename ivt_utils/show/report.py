@@ -21,11 +21,13 @@ from ivt_utils.show.tables import (
     _goals,
     closer_table,
     mirage_tables,
+    notes,
     paper_results,
     scale_table,
     second_turn_table,
     seeds_tables,
     table,
+    titled_tables,
     to_markdown,
     to_text,
 )
@@ -109,17 +111,33 @@ def _compared(root: Path, results: dict) -> str:
     return "\n".join([f"{len(differing)} values differ from its results.json.", *lines])
 
 
-def write_table(readme: Path, results: dict, paper: dict) -> None:
-    """Put the tables of `results` and its targets between the two table marks of a README."""
-    head, *goals = _goals(results)
-    content = "".join(
-        f"**{title}**\n\n{markdown_table(grid[0], grid[1:])}\n\n"
-        for title, grid in seeds_tables(results["seeds"]).items()
-    )
-    content += f"{to_markdown(table(results, paper))}\n**Targets of the course**\n\n{markdown_table(head, goals)}\n"
+def write_tables(page: Path, results: dict, paper: dict) -> None:
+    """Write the tables of `results` and of the paper's scale between their marks of a Markdown page.
+
+    Those of single trainings are folded away.
+    """
+    parts = {"Targets of the course": _goals(results), **seeds_tables(results["seeds"])}
+    blocks = [f"### {title}\n\n{markdown_table(head, rows)}" for title, (head, *rows) in parts.items()]
+    alone = "\n\n".join(titled_tables(table(results, paper)))
+    blocks += [notes(), _folded(f"One training of each method, with seed {results['seed']}", alone)]
     head, *turns = second_turn_table(results.get("second_turn", []))
-    content += f"\n**{SECOND_TURN_TITLE}**\n\n{markdown_table(head, turns)}\n"
+    blocks.append(f"### {SECOND_TURN_TITLE}\n\n{markdown_table(head, turns)}")
     head, *looks = closer_table(results["closer"])
-    content += f"\n**A closer look: ours, not the paper's**\n\n{markdown_table(head, looks)}\n\n- {CLOSER_NOTE}\n"
-    content += f"\n**{SCALE_TITLE}**\n\n{markdown_table(scale_table()[0], scale_table()[1:])}\n"
-    write_between(readme, "table", content)
+    single = [row for row in looks if row[1].isdigit()]
+    means = [row for row in looks if row not in single]
+    blocks.append(f"### A closer look: ours, not the paper's\n\n{markdown_table(head, means)}")
+    blocks += [_folded("Each training by itself", markdown_table(head, single))] * bool(single)
+    blocks.append(f"- {CLOSER_NOTE}")
+    write_between(page, "tables", "\n\n".join(blocks) + "\n")
+    head, *rows = scale_table()
+    nobody = (
+        "Nobody has run the course at the paper's own scale yet. `ivt run --profile paper` does so, and\n"
+        "[For the researcher](researcher.md) says what that needs and costs. Its results will stand here."
+    )
+    found = f"### {SCALE_TITLE}\n\n{markdown_table(head, rows)}"
+    write_between(page, "scale", (nobody if rows[0][0].startswith("not run") else found) + "\n")
+
+
+def _folded(summary: str, content: str) -> str:
+    """Return Markdown that a reader unfolds by a click on its summary."""
+    return f"<details>\n<summary>{summary}</summary>\n\n{content}\n\n</details>"

@@ -159,11 +159,18 @@ def to_text(rows) -> str:
 
 def to_markdown(rows) -> str:
     """Return the same as Markdown: three tables and the notes."""
-    parts = []
-    for title, columns in TABLES:
-        head, *body = _grid(rows, columns)
-        parts.append(f"**{title}**\n\n{markdown_table(head, body)}")
-    return "\n\n".join([*parts, "\n".join(f"- {note}" for note in NOTES)]) + "\n"
+    return "\n\n".join([*titled_tables(rows), notes()]) + "\n"
+
+
+def titled_tables(rows) -> list[str]:
+    """Return the three tables as Markdown, each below its title."""
+    grids = {title: _grid(rows, columns) for title, columns in TABLES}
+    return [f"**{title}**\n\n{markdown_table(head, body)}" for title, (head, *body) in grids.items()]
+
+
+def notes() -> str:
+    """Return what the columns of the tables mean, as a Markdown list."""
+    return "\n".join(f"- {note}" for note in NOTES)
 
 
 def mirage_tables(method: dict) -> list[list[list[str]]]:
