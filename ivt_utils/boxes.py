@@ -13,6 +13,7 @@ import numpy as np
 Box = tuple[int, int, int, int]
 SCALE = 1000
 _KEY, _OBJECT = "bbox_2d", re.compile(r'\{(?=[ \t\r\n]*")')  # an object with anything in it begins so
+_BEGUN = re.compile(rf'"{_KEY}"\s*:')
 
 
 def to_pixels(box, width: int, height: int) -> tuple[float, float, float, float]:
@@ -109,7 +110,7 @@ def parse_answer(text: str) -> Box | None:
             return None
         except ValueError:  # no whole object begins here, but one may further in
             at = begins.end()
-    begun = any(f'"{_KEY}"' in part for part in (*rest, text[at:]))  # an answer that is no whole object
+    begun = any(_BEGUN.search(part) for part in (*rest, text[at:]))  # an answer that is no whole object
     return tuple(found[0]) if len(found) == 1 and not begun and valid(found[0]) else None
 
 

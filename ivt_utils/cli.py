@@ -9,7 +9,7 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
-from ivt_utils.methods import ADAPTERS, STAGES
+from ivt_utils.methods import ADAPTERS, ASKED, METHODS, STAGES
 from ivt_utils.runtime import distributed
 
 STOPPED = (
@@ -64,14 +64,14 @@ def seed_number(text: str) -> int:
 def number_of_steps(text: str) -> int:
     number = int(text)
     if number < 1:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"there must be one step or more, not {number}")
     return number
 
 
 def adapter_there(text: str) -> tuple[str, str]:
     adapter, _, name = text.partition("=")
     if adapter not in ADAPTERS or not name:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text!r} is not ADAPTER=NAME with one of {', '.join(ADAPTERS)}")
     return adapter, name
 
 
@@ -206,8 +206,14 @@ def _begin(arguments):
     if arguments.stage in SERVED and (arguments.base_url or arguments.model or arguments.adapters):
         if not (arguments.base_url and arguments.model):
             raise ValueError("A served student needs --base-url and --model.")
-        if arguments.stage == "mirage" and not arguments.adapters:
-            raise ValueError("Notebook 6 asks students with adapters: name them by --adapters, as in ivt eval.")
+        named = [adapter for adapter, _ in arguments.adapters]
+        if len(set(named)) < len(named):
+            raise ValueError("--adapters names one adapter twice; give each one name.")
+        asked = [METHODS[name].adapter for name in ASKED if METHODS[name].adapter]
+        if arguments.stage == "mirage" and not {*asked} & {*named}:
+            raise ValueError(
+                f"Notebook 6 asks students with adapters: name one of {', '.join(map(str, asked))} by --adapters."
+            )
         local = {"load_in_4bit": False, "eyes_in_16bit": False}  # nobody here knows the server's precision
         engine = f"served: {arguments.model}"
         profile = replace(profile, engine=engine, batch_size=profile.student_workers, **local)
@@ -218,10 +224,11 @@ def _begin(arguments):
     return profile, own_folder(run_dir)
 
 
-def fit_to_card(profile):
+def fit_to_card(profile, grpo: bool):
     """Return the profile with batches as large as this machine's card holds, and say how large they are.
 
-    The profile stays as it is without a card, and for a student that the plan does not know or that is served.
+    `grpo`: whether the command trains with GRPO. The profile stays as it is without a card, and for a student that the
+    plan does not know or that is served.
     """
     from ivt_utils.paper_scale.plan import CONFIGURATIONS, fitted, rollouts_at_once, this_machine
 
@@ -229,8 +236,9 @@ def fit_to_card(profile):
     card_bytes = known and distributed.agree(this_machine()["gpu_bytes"])
     if not card_bytes:
         return profile
-    profile = fitted(profile, card_bytes)
-    print(f"This card answers {profile.batch_size} samples and {rollouts_at_once(profile)} of GRPO's rollouts at once.")
+    profile = fitted(profile, card_bytes, grpo)
+    rollouts = f" and {rollouts_at_once(profile)} of GRPO's rollouts" if grpo else ""
+    print(f"This card answers {profile.batch_size} samples{rollouts} at once.")
     return profile
 
 
@@ -273,7 +281,7 @@ def stage_command(arguments) -> int:
 
     profile, run_dir = _begin(arguments)
     distributed.wait()
-    profile = fit_to_card(profile)
+    profile = fit_to_card(profile, arguments.stage == "grpo")
     print(
         f"Profile {profile.name}, seed {arguments.seed}, {distributed.size()} process(es): "
         f"{STAGES[arguments.stage]}. `ivt plan` says what it costs. Results go to {run_dir}."
@@ -298,9 +306,10 @@ def stage_command(arguments) -> int:
     seconds_of = {name: stage["seconds"] for name, stage in run.stages().items() if name not in before}
     for name, value in seconds_of.items():
         print(f"{name}: {value:g} s")
+    found = "The notebooks find them finished (`ivt run` with the same profile and folder); "
     print(
-        f"Made {len(seconds_of)} stages. The notebooks find them finished (`ivt run` with the same profile and "
-        f"folder); ivt report --from {run_dir} prints the tables."
+        f"Made {len(seconds_of)} stages. {found if profile.engine == 'local' else ''}`ivt report --from {run_dir}` "
+        "prints the tables."
     )
     return 0
 
@@ -380,7 +389,7 @@ def seeds_command(arguments) -> int:
     from ivt_utils.show.report import report_from
 
     profile, run_dir = _begin(arguments)
-    profile, numbers = fit_to_card(profile), sorted(set(arguments.seeds))
+    profile, numbers = fit_to_card(profile, True), sorted(set(arguments.seeds))
     print(
         f"Profile {profile.name}, {len(numbers)} seed(s): each trains SFT twice, GRPO thrice, and the closer look "
         "with its three rivals, about the notebooks 3 and 4 of `ivt plan`; what is finished is reused. "
@@ -418,6 +427,7 @@ def closer_command(arguments) -> int:
                 "(zoom may have decimals), and a --run-dir of its own."
             )
         profile = replace(profile, **{name: number})
+    profile = fit_to_card(profile, False)
     split = arguments.split
     train, records = load_split(profile, "train"), load_split(profile, split)
     run = Run(profile, 0, arguments.run_dir and own_folder(arguments.run_dir.resolve()))

@@ -136,7 +136,7 @@ def _confidence(student: Student, chats, lead: str, pair: list[int], earlier: di
         ).to(model.device)
     answers = [chat[-2]["content"][0]["text"] for chat in chats]
     boxes = [processor.tokenizer(text[max(0, text.rfind("{")) :])["input_ids"] for text in answers]
-    with torch.inference_mode(), memory_advice("asking for confidence", "most_at_once or batch_size", "max_pixels"):
+    with torch.inference_mode(), memory_advice("asking for confidence", "most_at_once and batch_size", "max_pixels"):
         inputs = dict(continued(student, inputs, earlier) or inputs)
         cached = inputs["past_key_values"].get_seq_length() if "past_key_values" in inputs else 0
         positions = model._prepare_position_ids_for_generation(inputs["input_ids"], inputs)[..., cached:]

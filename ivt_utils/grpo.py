@@ -56,7 +56,8 @@ def answers_as_calls(tokenizer) -> None:
     """Let TRL read an answer as the loop does: its text, and one call of `draw_box` with its box, or with None.
 
     TRL leaves that to `tokenizer.parse_response`, if the tokenizer has a response template, be it an empty one. The
-    call also says whether the answer `ended`, or was cut off at the limit of its tokens.
+    call also says whether the answer `ended` with the token that ends a turn; else it was cut off at the limit of its
+    tokens, or ended on another token, as Qwen's <|endoftext|>.
     """
 
     def parse_response(ids: list[int], **_) -> dict:
@@ -199,7 +200,7 @@ def train_grpo(
         callbacks=[] if probe is None else [_probing(student, probe, folder, profile, turns)],
     )
     with hardware.memory_advice(
-        "training with GRPO", "most_at_once, grpo_generated or grpo_device_batch", "generations or max_pixels"
+        "training with GRPO", "most_at_once, grpo_generated and grpo_device_batch", "generations or max_pixels"
     ):
         return finish(trainer, folder, profile.student, exact)
 

@@ -198,7 +198,7 @@ def generate(
     if temperature > 0:
         torch.manual_seed(seed)
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-    with torch.inference_mode(), memory_advice("answering", "most_at_once or batch_size", "max_pixels"):
+    with torch.inference_mode(), memory_advice("answering", "most_at_once and batch_size", "max_pixels"):
         inputs = continued(student, inputs, earlier or {}) or inputs
         output = student.model.generate(
             **inputs, max_new_tokens=max_new_tokens, return_dict_in_generate=True, **sampling

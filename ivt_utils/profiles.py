@@ -113,9 +113,8 @@ class Profile:
     generations: int = 6
     grpo_device_batch: int = 0  # rollouts a device learns from at once; 0: all of its share
     grpo_generated: int = 0  # rollouts a device generates at once; 0: all of its share
-    most_at_once: int = (
-        64  # up to so many samples or rollouts, `ivt` raises both to what the card holds (Hub's students)
-    )
+    # for a student of the Hub, `ivt eval` and the like set both to what the card holds, but not above
+    most_at_once: int = 64
     grpo_lr: float = 4e-4
     grpo_schedule: str = "constant_with_warmup"
     grpo_warmup: float = 0.05

@@ -131,7 +131,7 @@ def check_finite(student: Student, records) -> None:
 
     questions = [protocol.question(load_image(record["image"]), record["expression"]) for record in records]
     inputs = read_chats(student, [[question] for question in questions])
-    with torch.inference_mode(), hardware.memory_advice("answering", "most_at_once or batch_size", "max_pixels"):
+    with torch.inference_mode(), hardware.memory_advice("answering", "most_at_once and batch_size", "max_pixels"):
         finite = bool(torch.isfinite(student.model(**inputs, logits_to_keep=1).logits).all())
     if not finite:
         raise ArtefactError(

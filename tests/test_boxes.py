@@ -206,6 +206,7 @@ SHAPES = {  # what students of the Hub write, and where a box may hide
     "no quotes around the key": ("{bbox_2d: [100, 200, 300, 400]}", None),
     "no braces": ('"bbox_2d": [100, 200, 300, 400]', None),
     "written in words": ("bbox_2d is [100, 200, 300, 400].", None),
+    "named before": ('The "bbox_2d" is {"bbox_2d": [100, 200, 300, 400]}', BOX),
     "an escape that JSON lacks": ('{"bbox_2d": [100, 200, 300, 400], "label": "\\d"}', None),
     "a number in exponents": ('{"bbox_2d": [1e2, 200, 300, 400]}', None),
     "true for one": ('{"bbox_2d": [true, 200, 300, 400]}', None),

@@ -395,7 +395,8 @@ def test_doctor_looks_for_the_weights_or_room_for_them_in_the_hubs_cache(card, m
         return tag, text
 
     paper, cache = get_profile("paper"), tmp_path / "hub"
-    size, blobs = weight_bytes(configuration(paper), False), cache / "models--Qwen--Qwen3-VL-4B-Instruct" / "blobs"
+    size, snapshots = weight_bytes(configuration(paper)), cache / "models--Qwen--Qwen3-VL-4B-Instruct" / "snapshots"
+    own, other = snapshots / paper.student_revision, snapshots / ("0" * 40)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     card(True, "13.0", "13.0")
     free = {"bytes": size}
@@ -405,13 +406,13 @@ def test_doctor_looks_for_the_weights_or_room_for_them_in_the_hubs_cache(card, m
     assert said()[0] == doctor.MISS and "HF_HOME" in said()[1]
     card(False, None, None)
     assert said()[0] == doctor.NOTE
-    blobs.mkdir(parents=True)
-    for name, held in (("a", 5 * 10**9), ("b.1234.incomplete", size)):
-        with open(blobs / name, "wb") as file:
+    for folder, name, held in ((own, "a", 5 * 10**9), (other, "b", size)):  # weights of another revision are of no use
+        folder.mkdir(parents=True)
+        with open(folder / f"{name}.safetensors", "wb") as file:
             file.truncate(held)  # takes no room
     free["bytes"] = size - 5 * 10**9
     assert said()[0] == doctor.OK and f"{free['bytes'] / 1e9:.1f} GB of weights" in said()[1]
-    with open(blobs / "b", "wb") as file:
+    with open(own / "b.safetensors", "wb") as file:
         file.truncate(size - 5 * 10**9)
     free["bytes"] = 0
     assert said() == (doctor.OK, f"the weights of {paper.student} in {cache}")
@@ -492,3 +493,12 @@ def test_a_teacher_writes_the_traces_once(tmp_path, capsys, monkeypatch):
     assert made["teacher"] == "teacher" and len(made["steps"]) == 3
     assert main(["teach", "--profile", "paper", *TEACH, "--run-dir", str(run_dir)]) == 2
     assert "has its trajectories already" in one_sentence(capsys)
+
+
+def test_doctor_asks_for_the_bitsandbytes_of_the_project(card, monkeypatch):
+    assert f'"bitsandbytes=={doctor.BITSANDBYTES}"' in (execute.PROJECT / "pyproject.toml").read_text()
+    card(True, "13.0", "13.0")
+    for there, missing in ((None, True), ("0.45.0", True), (doctor.BITSANDBYTES, False)):
+        monkeypatch.setattr(doctor, "installed", lambda name, there=there: there)
+        lines = [text for tag, text in doctor.gpu(get_profile("paper")) if tag == doctor.MISS]
+        assert any("bitsandbytes" in text for text in lines) == missing

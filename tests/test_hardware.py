@@ -159,7 +159,7 @@ class Full:
 
 def test_a_full_card_names_the_setting_where_it_happens(processor, records, tiny_profile, monkeypatch, tmp_path):
     full = student.Student(Full(), processor, 10)
-    with pytest.raises(ArtefactError, match="while answering: .*lower most_at_once or batch_size .*or max_pixels"):
+    with pytest.raises(ArtefactError, match="while answering: .*lower most_at_once and batch_size .*or max_pixels"):
         evaluate(full, records, tiny_profile)
 
     import transformers
@@ -173,7 +173,7 @@ def test_a_full_card_names_the_setting_where_it_happens(processor, records, tiny
 
 
 @pytest.mark.parametrize(
-    "kind, setting", [("sft", "sft_device_batch"), ("grpo", "most_at_once, grpo_generated or grpo_device_batch")]
+    "kind, setting", [("sft", "sft_device_batch"), ("grpo", "most_at_once, grpo_generated and grpo_device_batch")]
 )
 def test_a_full_card_in_training_names_the_setting(
     kind, setting, fresh_student, records, tiny_profile, tmp_path, monkeypatch

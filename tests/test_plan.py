@@ -158,7 +158,7 @@ def test_the_plan_for_a_gpu_says_its_parts_assumptions_and_warnings(name):
 
 def test_a_card_that_is_too_small_is_named_with_the_settings_to_lower():
     told = plan.warnings(get_profile("paper"), {**LARGE, "gpu": "GTX 1080", "gpu_bytes": 11e9})
-    assert any("GRPO, rollouts" in line and "GTX 1080 has 11.0 GB: lower most_at_once" in line for line in told)
+    assert any("GRPO, rollouts" in line and "GTX 1080 has 11.0 GB: lower grpo_generated" in line for line in told)
     assert not any("SFT" in line for line in told)
 
 
@@ -184,13 +184,19 @@ def test_batches_are_as_large_as_a_card_holds_and_no_larger(name):
 
 def test_the_stages_of_a_gpu_run_take_batches_that_fit_its_card(monkeypatch, capsys):
     paper, micro = get_profile("paper"), get_profile("micro")
-    assert cli.fit_to_card(paper) is paper  # no card here
+    assert cli.fit_to_card(paper, True) is paper  # no card here
     monkeypatch.setattr(plan, "this_machine", lambda: LARGE)
-    assert cli.fit_to_card(micro) is micro and capsys.readouterr().out == ""
-    assert cli.fit_to_card(paper) == plan.fitted(paper, LARGE["gpu_bytes"])
+    assert cli.fit_to_card(micro, True) is micro and capsys.readouterr().out == ""
+    assert cli.fit_to_card(paper, True) == plan.fitted(paper, LARGE["gpu_bytes"])
     assert capsys.readouterr().out == "This card answers 64 samples and 24 of GRPO's rollouts at once.\n"
     other = replace(paper, student="somebody/another-student")
-    assert cli.fit_to_card(other) is other
+    assert cli.fit_to_card(other, True) is other
+    batch = replace(paper, scale_rewards="batch")  # there the rollouts that are generated together belong to the recipe
+    assert plan.fitted(batch, LARGE["gpu_bytes"]).grpo_generated == batch.grpo_generated
+    monkeypatch.setenv("WORLD_SIZE", "5")  # which cannot share GRPO's batch, but may answer
+    monkeypatch.setattr(cli.distributed, "agree", lambda value: value)
+    assert cli.fit_to_card(paper, False) == replace(paper, batch_size=64)
+    assert capsys.readouterr().out == "This card answers 64 samples at once.\n"
 
 
 def test_every_stage_has_settings_that_a_profile_has():

@@ -37,6 +37,7 @@ MAIN = (
 )
 MEMORY_GB = 6  # what a micro run may take at most (issue 2, "Speed and size")
 DISK_GB = 2  # generous for the checkpoints and results of one run
+BITSANDBYTES = "0.50.2"  # older ones unpack whole matrices for every batch above 1
 PYTHONS = ((3, 11), (3, 14))  # from, below
 
 
@@ -199,8 +200,11 @@ def gpu(profile) -> list[tuple[str, str]]:
     lines = [(OK, f"CUDA: {card.name}, {card.total_memory / 1e9:.0f} GB")]
     if known and wheel and known < Version(wheel):
         lines.append((NOTE, f"CUDA: torch is built for {wheel}, newer than the driver's {known}: better update it"))
-    if needed and not installed("bitsandbytes"):
-        lines.append((MISS, "bitsandbytes: not installed (pip install -e '.[gpu]')"))
+    there = installed("bitsandbytes")
+    if needed and (not there or Version(there) < Version(BITSANDBYTES)):
+        lines.append(
+            (MISS, f"bitsandbytes {BITSANDBYTES} or newer: {there or 'not installed'} (pip install -e '.[gpu]')")
+        )
     return lines
 
 
@@ -239,7 +243,7 @@ def compiling(profile) -> list[tuple[str, str]]:
     missing += [] if Path(headers, "Python.h").is_file() else [f"Python's headers (Python.h in {headers})"]
     if not missing:
         return [(OK, f"C compiler {compiler} and Python's headers")]
-    told = "without it, SFT and GRPO stop at their first step on a GPU, after the evaluation"
+    told = "without that, SFT and GRPO stop at their first step on a GPU, after the evaluation"
     packages = "gcc python{}.{}-dev".format(*sys.version_info)
     return [(tag, f"{' and '.join(missing)}: not found; {told} (Debian: apt install {packages})")]
 
@@ -255,8 +259,10 @@ def weights(profile) -> list[tuple[str, str]]:
     from ivt_utils.paper_scale.plan import configuration, weight_bytes
 
     tag, cache = MISS if cuda() else NOTE, Path(constants.HF_HUB_CACHE)
-    files = (cache / repo_folder_name(repo_id=profile.student, repo_type="model") / "blobs").glob("*")
-    held = sum(file.stat().st_size for file in files if file.suffix != ".incomplete" and file.is_file())
+    folder = (
+        cache / repo_folder_name(repo_id=profile.student, repo_type="model") / "snapshots" / profile.student_revision
+    )
+    held = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     left = weight_bytes(configuration(profile)) - held
     if left <= 0:
         return [(OK, f"the weights of {profile.student} in {cache}")]

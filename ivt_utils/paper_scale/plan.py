@@ -36,9 +36,9 @@ PHOTO = 300  # tokens of a typical image: 640 x 480 pixels, as in COCO
 KEPT = 934 / 2400  # the share of answers that the harvest keeps: the paper's
 TRAININGS = {"SFT": 2, "GRPO": 3, "ablations": 2}  # adapters that notebooks 3, 4 and 5 train
 SETTINGS = {
-    "evaluation, harvest": "most_at_once, batch_size or max_pixels",
+    "evaluation, harvest": "batch_size or max_pixels",
     "SFT": "sft_device_batch or max_pixels",
-    "GRPO, rollouts": "most_at_once, grpo_generated, grpo_device_batch, generations or max_pixels",
+    "GRPO, rollouts": "grpo_generated, grpo_device_batch, generations or max_pixels",
     "GRPO, learning": "grpo_device_batch or max_pixels",
 }
 
@@ -192,13 +192,15 @@ def token_bytes(config) -> dict[str, int]:
     return {"generating": cache + 16 * middle + 8 * wide, "learning": 2 * layers * wide + 16 * middle + 40 * wide}
 
 
-def memory(profile) -> dict[str, dict[str, float]]:
-    """Return for each kind of work its parts in bytes, on one GPU; images and answers are as large as they may be."""
+def memory(profile, grpo: bool = True) -> dict[str, dict[str, float]]:
+    """Return for each kind of work its parts in bytes, on one GPU; images and answers are as large as they may be.
+
+    Without `grpo` its two kinds are left out: processes that cannot share its batch may still answer.
+    """
     config = configuration(profile)
     adapter, each = 4 * lora_parameters(config, profile.lora_rank), token_bytes(config)
     longest, most = max(profile.turns, profile.long_turns), most_image_tokens(config, profile.max_pixels)
     pixels = 4 * 4 * 3 * 2 * config["vision_config"]["patch_size"] ** 2  # of an image token: two frames, in 32 bits
-    learned = batch_share(profile.grpo_prompts * profile.generations, profile.grpo_device_batch)
 
     def stage(adapters, chats, turns, work):
         text = QUESTION + turns * FEEDBACK + (turns + 1) * profile.max_new_tokens
@@ -209,9 +211,14 @@ def memory(profile) -> dict[str, dict[str, float]]:
             "overhead": OVERHEAD,
         }
 
-    return {  # adapters: its weights, its gradients, the optimizer's two moments, and GRPO's reference policy
+    parts = {  # adapters: its weights, its gradients, the optimizer's two moments, and GRPO's reference policy
         "evaluation, harvest": stage(1, profile.batch_size, longest, "generating"),
         "SFT": stage(4, profile.sft_device_batch or profile.sft_batch, profile.turns, "learning"),
+    }
+    if not grpo:
+        return parts
+    learned = batch_share(profile.grpo_prompts * profile.generations, profile.grpo_device_batch)
+    return parts | {
         "GRPO, rollouts": stage(4, rollouts_at_once(profile), profile.grpo_turns, "generating"),
         "GRPO, learning": stage(5, learned["per_device_train_batch_size"], profile.grpo_turns, "learning"),
     }
@@ -224,21 +231,25 @@ def rollouts_at_once(profile) -> int:
     return share["per_device_train_batch_size"] * share["steps_per_generation"]
 
 
-def fitted(profile, card_bytes: float):
+def fitted(profile, card_bytes: float, grpo: bool = True):
     """Return the profile with the largest batches that a card of so much memory holds while it generates.
 
     That is `batch_size` for evaluation, a power of two, and `grpo_generated`, in whole groups; both are at most
-    `most_at_once`, and at least one sample or group, even where the card does not hold that.
+    `most_at_once`, and at least one sample or group, even where the card does not hold that. `grpo_generated` stays
+    without `grpo`, and where advantages are divided by the spread of all that is generated together.
     """
 
     def fits(stage, **values):
-        return sum(memory(replace(profile, **values))[stage].values()) <= USABLE * card_bytes
+        return sum(memory(replace(profile, **values), grpo)[stage].values()) <= USABLE * card_bytes
 
-    most, group = profile.most_at_once, profile.generations
+    most, group = max(1, profile.most_at_once), profile.generations
     chats = [n for n in (2**k for k in range(most.bit_length())) if fits("evaluation, harvest", batch_size=n)]
+    profile = replace(profile, batch_size=max(chats, default=1))
+    if not grpo or profile.scale_rewards == "batch":
+        return profile
     counts = [n * group for n in range(1, profile.grpo_prompts + 1) if n * group <= most]
     rollouts = [n for n in counts if fits("GRPO, rollouts", grpo_generated=n)]
-    return replace(profile, batch_size=max(chats, default=1), grpo_generated=max(rollouts, default=group))
+    return replace(profile, grpo_generated=max(rollouts, default=group))
 
 
 def disk(profile) -> dict[str, int]:

@@ -204,6 +204,8 @@ def results_from(root: Path, *, versions, commit, names=tuple(METHODS)) -> dict:
         seeds=seeds_from(root, rollouts, resampling.seed),
     )
     results |= {"machine": machine(run.get("values", {}).get("student"))}
+    if (engine := run.get("values", {}).get("engine", "local")) != "local":
+        results["engine"] = engine
     if results["machine"]["student_sha256"] is None and len(sizes := batch_sizes(stages)) > 1:
         results["batch_sizes"] = sizes
     return results

@@ -57,6 +57,8 @@ def summary(results: dict, paper: dict) -> str:
         gain, label = curve["difference"], f"{name}: learning curve, last quarter - first"
         differences.append([label, "miou", number(gain, 1, 3), str(gain["n"])])
     head = f"Profile {results['profile']}, seed {results['seed']}, {results['n_test']} test samples"
+    if engine := results.get("engine"):
+        head += f", {engine}"
     seeds = [f"{title}\n{aligned(grid)}" for title, grid in seeds_tables(results["seeds"]).items()]
     if sizes := results.get("batch_sizes"):
         told = "; ".join(f"{size}: {', '.join(names)}" for size, names in sizes.items())
