@@ -111,6 +111,7 @@ def test_notebooks_run_in_order_once_and_again_when_changed(lessons, capsys):
         assert len(logged(lessons)) == before + again
 
 
+@pytest.mark.slow
 def test_a_notebook_of_an_older_format_runs_as_well(lessons, capsys):
     """Colab and older Jupyter write cells without ids."""
     path = write_notebook(lessons, "01_first", log("first"))
@@ -148,6 +149,7 @@ def test_failing_cell_is_one_sentence_and_the_rest_is_kept(lessons, capsys):
     assert not partial.exists()
 
 
+@pytest.mark.slow
 def test_dead_process_is_one_sentence(lessons, capsys):
     write_notebook(lessons, "01_first", "import os; os._exit(9)")
     assert ivt_run(lessons) == 1
@@ -261,6 +263,7 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("out", "term", "live"), [(Terminal(), "xterm", True), (Terminal(), "dumb", False), (io.StringIO(), "xterm", False)]
 )

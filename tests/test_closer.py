@@ -87,6 +87,7 @@ def test_the_loop_asks_afresh_about_the_part_and_puts_the_answer_back(monkeypatc
             assert message["content"][0]["image"].tobytes() == image.tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("as_seen", [False, True])
 def test_a_look_at_a_given_part_shows_new_pixels_or_none(monkeypatch, tiny_student, records, as_seen):
     asked = []

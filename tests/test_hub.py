@@ -607,6 +607,7 @@ def fetch_from(server, folder, revision=None):
     return download.fetch("a/b", ("data/*.parquet",), revision, folder)
 
 
+@pytest.mark.slow
 def test_a_broken_download_goes_on_in_the_next_run_and_its_checksum_is_verified(server, tmp_path):
     server.plan = ["cut", "down"]  # the line drops midway, and is down when the client tries again
     with pytest.raises(ArtefactError) as caught:

@@ -82,6 +82,7 @@ def test_outputs_belong_to_the_present_code(path):
     assert read(path).metadata[MARK]["made_from"] == lessons.stamp(path)
 
 
+@pytest.mark.slow
 def test_the_stamp_changes_with_cells_and_code_but_not_with_outputs(tmp_path, monkeypatch):
     path = tmp_path / NOTEBOOKS[0].name
     notebook = read(NOTEBOOKS[0])

@@ -254,6 +254,7 @@ def test_seed_decides_the_interval():
 # --- properties
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(some_rollouts())
 def test_bounds_and_identities(rows):
@@ -300,6 +301,7 @@ def test_a_share_of_all_or_none_has_exact_limits(right):
     assert (no_difference["low"], no_difference["high"]) == (0, 0)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(some_rollouts(), st.randoms(use_true_random=False))
 def test_order_of_the_rollouts_does_not_matter(rows, random):

@@ -64,6 +64,7 @@ def test_the_rules_of_thumb_are_as_near_to_a_gpu_as_the_plan_says():
 # --- what a run asks for
 
 
+@pytest.mark.slow
 def test_a_training_writes_the_checkpoint_that_is_planned(fresh_student, tmp_path):
     many = sample_records(8, "plan")
     steps = [{"text": TEXT, "box": BOX}] * 3
@@ -79,6 +80,7 @@ def test_a_training_writes_the_checkpoint_that_is_planned(fresh_student, tmp_pat
     assert written == pytest.approx(3 * adapter, rel=0.15)
 
 
+@pytest.mark.slow
 def test_grpo_asks_for_as_many_answers_as_are_planned(fresh_student, tmp_path):
     """The student's answers are scripted, so that every rollout is whole and each answer as long as it may be."""
     words = fresh_student.processor.tokenizer.encode(TEXT + "<|im_end|>")
@@ -126,6 +128,7 @@ def asked(monkeypatch, tmp_path, processor):
     return profile, counts
 
 
+@pytest.mark.slow
 def test_the_answers_of_a_run_are_those_that_its_stages_ask_for(asked):
     profile, counts = asked
     planned = {}
@@ -244,6 +247,7 @@ def test_unknown_names_are_one_sentence():
         plan.plan_text(replace(get_profile("paper"), student="some/model"), LARGE)
 
 
+@pytest.mark.slow
 def test_a_plan_is_made_without_loading_torch():
     code = (
         "import sys; from ivt_utils.paper_scale.plan import plan_text; from ivt_utils.profiles import get_profile; "

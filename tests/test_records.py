@@ -72,6 +72,7 @@ def test_an_image_is_asked_about_at_most_twice_and_never_the_same(shipped):
         assert len({(row["image_id"], row["expression"]) for row in rows}) == len(rows)
 
 
+@pytest.mark.slow
 def test_every_expression_is_unique_in_its_scene_by_a_second_implementation(shipped):
     """The scenes are made again from the seed; the words and boxes are those of the files."""
     seed = read_json(data.BENCHMARK / "manifest.json")["seed"]

@@ -675,6 +675,7 @@ def test_learning_curves_are_read_where_a_training_left_one(run):
         reading.results_from(run, versions={}, commit=None)
 
 
+@pytest.mark.slow
 def test_a_failed_write_leaves_the_old_results(run, monkeypatch):
     report.report_from(run, versions={}, commit=None)
     before = (run / "results.json").read_bytes()
@@ -692,6 +693,7 @@ def test_a_line_separator_inside_an_expression_is_not_a_new_line(run):
     assert reading.read_rollouts(run / "rollouts" / "base_ivt.jsonl") == all_methods()["base_ivt"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("why", ["the reference", "read-only"])
 def test_a_report_of_what_may_not_change_is_printed_and_writes_nothing(run, monkeypatch, capsys, why):
     if why == "the reference":

@@ -177,6 +177,7 @@ def test_what_is_no_answer_stops_the_run_with_one_sentence(serve, records, tmp_p
     assert not list((tmp_path / "cache").glob("*.json"))
 
 
+@pytest.mark.slow
 def test_a_silent_server_and_an_address_that_is_none(serve, records, tmp_path):
     server = serve(lambda request, n: time.sleep(1) or "")
     slow = student(server, tmp_path, replace(PROFILE, student_timeout=0.3))
@@ -185,6 +186,7 @@ def test_a_silent_server_and_an_address_that_is_none(serve, records, tmp_path):
         student("localhost:8000", tmp_path)
 
 
+@pytest.mark.slow
 def test_after_a_death_in_the_middle_only_the_rest_is_asked(serve, behind, local, records, tmp_path):
     dying = serve(lambda request, n: behind(request) if n <= 7 else None)
     said = said_by(tmp_path, lambda: rollouts(student(dying, tmp_path), records))

@@ -163,6 +163,7 @@ def of_the_hub(shipped, tmp_path, monkeypatch):
     return replace(shipped[1], student="owner/student", student_revision=40 * "a")
 
 
+@pytest.mark.slow
 def test_a_frozen_adapter_in_16_bits_is_merged_and_says_what_the_training_computes(of_the_hub, tmp_path, monkeypatch):
     from peft import get_peft_model
     from safetensors.torch import load_file

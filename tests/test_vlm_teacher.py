@@ -287,6 +287,7 @@ def test_the_geometric_teacher_is_never_refused_and_its_opposite_always(pair):
 
 
 # ---------------------------------------------------------------------------------------------- what goes wrong
+@pytest.mark.slow
 def test_a_full_server_is_asked_again_after_the_time_it_names(serve, rollouts, records, tmp_path):
     server = serve(lambda r, n: (429, {"Retry-After": 1}, b"{}") if n == 1 else good(r))
     began = time.monotonic()
@@ -302,6 +303,7 @@ def test_a_failure_that_passes_is_asked_again(serve, rollouts, records, tmp_path
     assert len(server.asked) == 3
 
 
+@pytest.mark.slow
 def test_a_silent_server_ends_with_a_sentence(serve, rollouts, records, tmp_path):
     server = serve(lambda r, n: time.sleep(1) or good(r))
     with one_sentence(tmp_path, "no answer within 0.3 seconds", "teacher_timeout"):
