@@ -542,7 +542,7 @@ def test_activations_may_be_checkpointed_and_rollouts_generated_by_the_group(
     """As on a GPU: a device holds one rollout, a group is generated at a time, and the step is over all prompts."""
     real = grpo.trainer_options
     monkeypatch.setattr(grpo, "trainer_options", lambda *a: real(*a) | {"activation_checkpointing": True})
-    small = replace(tiny_profile, grpo_device_batch=1, scale_rewards="group")
+    small = replace(tiny_profile, grpo_device_batch=1, grpo_generated=2, scale_rewards="group")
     made = train(scripted_trainer, with_policy(processor, sft_policy[0]), records, tmp_path, small)
     args = made.trainer.args
     assert args.activation_checkpointing and made.trainer.model.is_activation_checkpointing

@@ -28,6 +28,7 @@ CELLS = (
     """
 from pathlib import Path
 from ivt_utils.show import widgets
+from ivt_utils.metrics import Resampling
 from ivt_utils.runtime.store import REFERENCE
 from ivt_utils.runtime.files import read_jsonl
 from ivt_utils.records import load_split
@@ -48,7 +49,7 @@ groups = [evaluate(student, [record] * 6, profile, seed, temperature=profile.tem
 widgets.group_viewer(test, groups, profile.format_bonus, path=Path("group.png"))""",
     """
 val = read_jsonl(REFERENCE / "rollouts" / "confidence_sft_ivt_val.jsonl")
-widgets.stop_rule_slider(val, profile.thresholds, path=Path("rule.png"))""",
+widgets.stop_rule_slider(val, profile.thresholds, Resampling(0, 500), path=Path("rule.png"))""",
 )
 MODEL, TRAJECTORIES, GROUP, RULE = range(1, 5)
 SETTINGS = {
