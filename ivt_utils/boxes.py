@@ -93,9 +93,19 @@ def parse_answer(text: str) -> Box | None:
     None for: no answer, more than one, not four plain integers, out of 0..1000, or reversed (x2 <= x1 or y2 <= y1).
     Nothing is guessed, and the function never raises: an answer that does not parse scores 0.
     """
+    return _committed(text)[0]
+
+
+def answer_start(text: str) -> int:
+    """Return where in an answer the JSON object with its one box begins, 0 where `parse_answer` finds none."""
+    return _committed(text)[1]
+
+
+def _committed(text) -> tuple[Box | None, int]:
+    """Return what `parse_answer` and `answer_start` do."""
     if not isinstance(text, str):
-        return None
-    found, inside = [], []
+        return None, 0
+    found, inside, start = [], [], 0
     decoder = json.JSONDecoder(
         strict=False, object_pairs_hook=lambda pairs: inside.extend(value for key, value in pairs if key == _KEY)
     )
@@ -106,12 +116,13 @@ def parse_answer(text: str) -> Box | None:
         try:
             at = decoder.raw_decode(text, begins.start())[1]
             found += inside
+            start = begins.start() if inside else start
         except RecursionError:
-            return None
+            return None, 0
         except ValueError:  # no whole object begins here, but one may further in
             at = begins.end()
     begun = any(_BEGUN.search(part) for part in (*rest, text[at:]))  # an answer that is no whole object
-    return tuple(found[0]) if len(found) == 1 and not begun and valid(found[0]) else None
+    return (tuple(found[0]), start) if len(found) == 1 and not begun and valid(found[0]) else (None, 0)
 
 
 def valid(box) -> bool:

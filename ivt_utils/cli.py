@@ -204,6 +204,8 @@ def _begin(arguments):
         prepare_fixture(profile)
     name = profile.name if arguments.seed == 0 else f"{profile.name}-seed{arguments.seed}"
     if arguments.stage in SERVED and (arguments.base_url or arguments.model or arguments.adapters):
+        from ivt_utils.paper_scale.served import served_profile
+
         if not (arguments.base_url and arguments.model):
             raise ValueError("A served student needs --base-url and --model.")
         named = [adapter for adapter, _ in arguments.adapters]
@@ -214,10 +216,7 @@ def _begin(arguments):
             raise ValueError(
                 f"Notebook 6 asks students with adapters: name one of {', '.join(map(str, asked))} by --adapters."
             )
-        local = {"load_in_4bit": False, "eyes_in_16bit": False}  # nobody here knows the server's precision
-        engine = f"served: {arguments.model}"
-        profile = replace(profile, engine=engine, batch_size=profile.student_workers, **local)
-        name += "-served"
+        profile, name = served_profile(profile, arguments.model), f"{name}-served"
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     run_dir = (arguments.run_dir or PROJECT / "runs" / name).resolve()
@@ -291,13 +290,10 @@ def stage_command(arguments) -> int:
     if arguments.stage == "grpo":
         options["steps"] = arguments.steps
     if profile.engine != "local":
-        from ivt_utils.paper_scale.served import served_student
+        from ivt_utils.paper_scale.served import served_students
 
-        names, there = {None: arguments.model, **dict(arguments.adapters)}, {"base_url": arguments.base_url}
-        cache = run.root / "served"
-        options["served"] = {
-            adapter: served_student(profile, model=model, cache=cache, **there) for adapter, model in names.items()
-        }
+        names = {None: arguments.model, **dict(arguments.adapters)}
+        options["served"] = served_students(run, arguments.base_url, names)
     try:
         pipeline.STAGES[arguments.stage](run, **options)
     except KeyboardInterrupt:  # Ctrl-C, or the launcher, which ends all processes when one has died

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ivt_utils import metrics, protocol
+from ivt_utils.boxes import answer_start
 from ivt_utils.loop import continued, each_image_once, remember
 from ivt_utils.metrics import Resampling
 from ivt_utils.overlay import draw_box, load_image
@@ -135,7 +136,7 @@ def _confidence(student: Student, chats, lead: str, pair: list[int], earlier: di
             return_tensors="pt",
         ).to(model.device)
     answers = [chat[-2]["content"][0]["text"] for chat in chats]
-    boxes = [processor.tokenizer(text[max(0, text.rfind("{")) :])["input_ids"] for text in answers]
+    boxes = [processor.tokenizer(text[answer_start(text) :])["input_ids"] for text in answers]
     with torch.inference_mode(), memory_advice("asking for confidence", "most_at_once and batch_size", "max_pixels"):
         inputs = dict(continued(student, inputs, earlier) or inputs)
         cached = inputs["past_key_values"].get_seq_length() if "past_key_values" in inputs else 0

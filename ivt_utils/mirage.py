@@ -10,7 +10,7 @@ from ivt_utils.metrics import Resampling, first_steps
 from ivt_utils.records import first
 from ivt_utils.runtime.files import ArtefactError
 from ivt_utils.schema import Rollout
-from ivt_utils.student import load_student
+from ivt_utils.student import Student, load_student
 
 SAMPLED = "sampled_sft_ivt"  # the stage of notebook 6: as many sampled first answers as the loop of SFT gives
 
@@ -34,12 +34,20 @@ def second_turns(run, student, test, base: list[Rollout], bare: list[Rollout]) -
     }
 
 
-def without_logits(run, name: str, rollouts: list[Rollout], test, val, loaded) -> tuple[tuple, dict]:
-    """Return the sampled answers to `test` and `val`, and the "controls" of `measure`: a served student gives both.
+def measure(run, name: str, rollouts: list[Rollout], test, val, served: Student | None = None) -> dict:
+    """Return {"rules": rows of `selection.rule_rows`, "confident": the rollouts with confidence, "controls"}.
 
-    `rollouts`: those of method `name` on `test`. `loaded()` returns the student, where it is needed.
+    `rollouts`: those of method `name` on `test`. "controls": for each control of `controls.shown_boxes` the rollouts of
+    step 0 and the answer after it. Thresholds come from the first samples of `val`, as many as ablations take.
+    `served`: a student that answers elsewhere. Nobody sees its logits, so its rollouts come back without confidence.
     """
     profile, seed = run.profile, run.seed
+    student, adapter = served, None if served else run.find(f"adapters/{METHODS[name].adapter}")
+
+    def loaded():
+        nonlocal student
+        student = student or load_student(profile, adapter)
+        return student
 
     def sampled(stage, records):
         return run.rollouts(
@@ -55,25 +63,8 @@ def without_logits(run, name: str, rollouts: list[Rollout], test, val, loaded) -
     def control(label, boxes):
         return run.rollouts(controls.stage(name, label), lambda: answered(label, boxes))
 
-    answers = sampled(name, test), sampled(f"{name}_val", first(val, profile.ablation_test))
-    boxes_by_control = controls.shown_boxes(rollouts, profile.control_shifts, seed, profile.grid)
-    return answers, {k: control(k, boxes) for k, boxes in boxes_by_control.items()}
-
-
-def measure(run, name: str, rollouts: list[Rollout], test, val) -> dict:
-    """Return {"rules": rows of `selection.rule_rows`, "confident": the rollouts with confidence, "controls"}.
-
-    `rollouts`: those of method `name` on `test`. "controls": for each control of `controls.shown_boxes` the rollouts of
-    step 0 and the answer after it. Thresholds come from the first samples of `val`, as many as ablations take.
-    """
-    profile, seed = run.profile, run.seed
-    adapter = run.find(f"adapters/{METHODS[name].adapter}")
-    student = None
-
-    def loaded():
-        nonlocal student
-        student = student or load_student(profile, adapter)
-        return student
+    def loop_on_val():
+        return evaluate(loaded(), val, profile, seed, f"val: {name}")
 
     def asked(stage, records, answers):
         return run.rollouts(
@@ -89,14 +80,18 @@ def measure(run, name: str, rollouts: list[Rollout], test, val) -> dict:
         )
 
     val = first(val, profile.ablation_test)
-    confident = asked(name, test, lambda: rollouts)
-    on_val = asked(f"{name}_val", val, lambda: evaluate(loaded(), val, profile, seed, f"val: {name}"))
+    if served:
+        confident, on_val = rollouts, run.rollouts(f"val_{name}", loop_on_val)
+    else:
+        confident, on_val = asked(name, test, lambda: rollouts), asked(f"{name}_val", val, loop_on_val)
     if [r["steps"][-1]["box"] for r in confident] != [r["steps"][-1]["box"] for r in rollouts]:
         raise ArtefactError(
             f"{run.root} holds confidence in another student's answers; delete confidence_*, sampled_* "
             "and control_* in its folder rollouts and run again."
         )
-    answers, controlled = without_logits(run, name, rollouts, test, val, loaded)
+    answers = sampled(name, test), sampled(f"{name}_val", val)
+    boxes_by_control = controls.shown_boxes(rollouts, profile.control_shifts, seed, profile.grid)
+    controlled = {label: control(label, boxes) for label, boxes in boxes_by_control.items()}
     resampling = Resampling(seed, profile.resamples)
     rules = selection.rule_rows(confident, on_val, *answers, profile.thresholds, resampling)
     return {"rules": rules, "confident": confident, "controls": controlled}

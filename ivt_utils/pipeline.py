@@ -11,7 +11,7 @@ from ivt_utils.harvest import keep_errors, trajectory
 from ivt_utils.loop import both_lengths, evaluate, sampled_answers
 from ivt_utils.methods import ASKED, METHODS
 from ivt_utils.metrics import iou_matrix
-from ivt_utils.mirage import SAMPLED, measure, second_turns, without_logits
+from ivt_utils.mirage import SAMPLED, measure, second_turns
 from ivt_utils.records import first, load_split
 from ivt_utils.runtime.files import ArtefactError, read_jsonl
 from ivt_utils.runtime.store import SEEDS, Run, finished_stages
@@ -63,8 +63,12 @@ def first_look(student, records, profile) -> None:
     if mean < profile.least_first_iou:
         raise ArtefactError(
             f"The boxes of the first {len(answers)} answers hardly meet the true ones (mean IoU {mean:.3f}, below "
-            f"least_first_iou of {profile.least_first_iou:g}): look at the scale and the order of the coordinates, "
-            "then compare the student in 4 bits with load_in_4bit = False in ivt_utils/profiles.py."
+            f"least_first_iou of {profile.least_first_iou:g}): look at the scale and the order of the coordinates"
+            + (
+                ", then compare the student in 4 bits with load_in_4bit = False in ivt_utils/profiles.py."
+                if profile.load_in_4bit
+                else "."
+            )
         )
 
 
@@ -203,18 +207,12 @@ def ablations(run) -> None:
 
 
 def mirage(run, served: dict[str | None, Student] | None = None) -> None:
-    """Notebook 6: confidence, sampled answers and controls of each student.
-
-    `served`: as in `evaluation`. Nobody sees the logits of these, so they are not asked for confidence.
-    """
+    """Notebook 6: confidence, sampled answers and controls of each student; `served`: as in `evaluation`."""
     test, val = load_split(run.profile, "test"), load_split(run.profile, "val")
     for name in ASKED:
-        adapter = METHODS[name].adapter
-        if served and adapter in served:
-            rollouts = read_jsonl(run.find(f"rollouts/{name}.jsonl"))
-            without_logits(run, name, rollouts, test, val, lambda adapter=adapter: served[adapter])
-        elif not served:
-            measure(run, name, read_jsonl(run.find(f"rollouts/{name}.jsonl")), test, val)
+        student = served.get(METHODS[name].adapter) if served else None
+        if student or not served:
+            measure(run, name, read_jsonl(run.find(f"rollouts/{name}.jsonl")), test, val, student)
 
 
 def _test(run, name: str, adapter, **changes) -> None:

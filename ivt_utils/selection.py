@@ -68,7 +68,7 @@ RULES = {
     "consensus of the steps": medoid,
 }
 STOPS = {"two boxes agree": agreed, "own verification, first enough": first_verified}  # each with a threshold from val
-
+OF_LOGITS = (verified, likely, first_verified)  # rules that ask for confidence, which a served student does not give
 
 ORACLE = "oracle: the best step, chosen with the ground truth"
 
@@ -89,12 +89,14 @@ def rule_rows(test, val, sampled, sampled_val, thresholds, resampling: Resamplin
 
     A row: {"rule", "threshold" (chosen on val, or None), "answers" (generated a sample at most), "seed", "val_acc50",
     "acc50", "difference" (cells of `metrics`), "gained", "lost", "p" (of `mcnemar`, corrected by `holm` for the number
-    of rules besides step 0)}. `test` and `val`: rollouts of one method, with confidence; `sampled`, `sampled_val`:
-    rollouts whose steps are as many independent first answers.
+    of rules besides step 0)}. `test` and `val`: rollouts of one method, with confidence, or the rules `OF_LOGITS` are
+    left out; `sampled`, `sampled_val`: rollouts whose steps are as many independent first answers.
     """
-    turns = len(test[0]["steps"])
-    rules = [(name, rule, None, test, val) for name, rule in RULES.items()]
+    turns, blind = len(test[0]["steps"]), OF_LOGITS if "fits" not in test[0]["steps"][0] else ()
+    rules = [(name, rule, None, test, val) for name, rule in RULES.items() if rule not in blind]
     for name, stop in STOPS.items():
+        if stop in blind:
+            continue
         threshold = best_threshold(val, stop, thresholds)
         rules.append((name, stop(threshold), threshold, test, val))
     rules.append((f"consensus of {turns} sampled answers", medoid, None, sampled, sampled_val))

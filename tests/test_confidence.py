@@ -23,6 +23,8 @@ def rollouts(records):
         ]
         made.append({**{k: v for k, v in record.items() if k != "image"}, "truth": record["bbox"], "steps": steps})
     made[2]["steps"][0] = {"text": "no box", "box": None}
+    labelled = '{"bbox_2d": [100, 200, 300, 400], "label": "a cup, {red}"}'  # the box does not begin at the last brace
+    made[3]["steps"][0] = {"text": labelled, "box": BOXES[0]}
     return made
 
 

@@ -30,9 +30,12 @@ def test_the_first_answers_are_shown_with_their_mean_iou(scripted, records, tiny
 def test_boxes_that_miss_stop_at_once_though_their_form_is_right(scripted, records, tiny_profile):
     """As boxes in pixels would, or those of a student whose eyes are blind."""
     with pytest.raises(ArtefactError) as caught:
-        pipeline.first_look(scripted(lambda turn, i: GOOD), records, tiny_profile)
+        pipeline.first_look(scripted(lambda turn, i: GOOD), records, replace(tiny_profile, load_in_4bit=True))
     message = str(caught.value)
     assert "first 6 answers hardly meet the true ones" in message and "load_in_4bit" in message and "\n" not in message
+    with pytest.raises(ArtefactError) as caught:  # nobody here knows the precision of a served student
+        pipeline.first_look(scripted(lambda turn, i: GOOD), records, replace(tiny_profile, load_in_4bit=False))
+    assert str(caught.value).endswith("the order of the coordinates.")
     lenient = replace(tiny_profile, least_first_iou=0.0)
     pipeline.first_look(scripted(lambda turn, i: GOOD), records, lenient)
     assert not lenient.changed(tiny_profile.recipe())  # it may be lowered in the middle of a run

@@ -772,11 +772,14 @@ def test_a_student_of_the_hub_that_answered_in_batches_of_several_sizes_is_not_c
             name, lambda rollouts=rollouts: rollouts
         )
     Run(replace(settings, batch_size=2), seed=0, root=tmp_path).rollouts("trajectories", lambda: [])  # no student's
+    seed = Run(replace(settings, batch_size=16), seed=1, root=tmp_path / "seeds" / "1")
+    seed.rollouts("sft_ivt", lambda: all_methods()["sft_ivt"])
     content, said = report.report_from(tmp_path), capsys.readouterr().out
     if student == "data/student":  # in float32
         assert "batch_sizes" not in content and "batches of several sizes" not in said
     else:
-        assert content["batch_sizes"].keys() == {"4", "8"} and content["batch_sizes"]["4"] == ["grpo_single"]
+        assert content["batch_sizes"].keys() == {"4", "8", "16"}
+        assert content["batch_sizes"]["4"] == ["grpo_single"] and content["batch_sizes"]["16"] == ["sft_ivt (seed 1)"]
         assert "batches of several sizes (4: grpo_single; 8: " in said
 
 

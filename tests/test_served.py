@@ -21,6 +21,8 @@ from ivt_utils.paper_scale import served
 from ivt_utils.profiles import get_profile
 from ivt_utils.runtime.files import ArtefactError, read_jsonl
 from ivt_utils.runtime.store import Run
+from ivt_utils.show.reading import results_from
+from ivt_utils.show.tables import mirage_tables
 from ivt_utils.student import load_student
 
 PROFILE = replace(get_profile("smoke"), student_workers=4, student_timeout=20.0, batch_size=4)
@@ -242,8 +244,21 @@ def test_the_stages_of_served_students(tiny_profile, tmp_path):
     assert asked["grpo_single"] == 4 and asked["sft"] == 4 * (profile.long_turns + 1)
     pipeline.mirage(run, students)
     more = {stage.split("/")[1] for stage in set(run.stages()) - base - tuned}
-    assert {"sampled_sft_ivt", "sampled_sft_ivt_val"} < more
-    assert all(name.startswith(("sampled_sft_ivt", "control_sft_ivt_")) for name in more) and len(more) == 10
+    assert {"sampled_sft_ivt", "sampled_sft_ivt_val", "val_sft_ivt"} < more and len(more) == 11
+    assert all(name.startswith(("sampled_sft_ivt", "control_sft_ivt_", "val_")) for name in more)
+    told = results_from(tmp_path, versions={}, commit=None)["methods"]["sft_ivt"]  # all but what needs logits
+    assert [row["rule"] for row in told["rules"][1:3]] == ["final step", "consensus of the steps"]
+    assert len(told["rules"]) == 6 and len(told["controls"]) == 8 and told["calibration"] == []
+    assert len(mirage_tables(told)) == 3
+
+
+def test_a_run_knows_under_which_names_its_students_were_served(tmp_path):
+    run = Run(replace(PROFILE, engine="served: m"), 0, tmp_path)
+    students = served.served_students(run, "http://127.0.0.1:1/v1", {None: "m", "sft": "mine"})
+    assert students.keys() == {None, "sft"} and students["sft"].served.__self__.model == "mine"
+    served.served_students(run, "http://127.0.0.1:1/v1", {None: "m", "grpo": "third"})  # one more is no contradiction
+    with pytest.raises(ArtefactError, match="holds answers of 'mine' for sft, and 'other' is another model"):
+        served.served_students(run, "http://127.0.0.1:1/v1", {None: "m", "sft": "other"})
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,10 @@ def test_an_adapter_is_trained_once_and_its_checkpoints_go(run):
     path = run.adapter("sft", train)
     assert path == run.root / "adapters" / "sft" and files_in(path) == ["adapter_model.safetensors"]
     assert run.adapter("sft", never) == path and not path.with_name("sft.training").exists()
+    assert "grpo_generated" not in run.stages()["adapters/sft"]
+    run.profile = replace(run.profile, grpo_generated=6)
+    run.adapter("grpo", train)
+    assert run.stages()["adapters/grpo"]["grpo_generated"] == 6  # which a card may have decided
 
 
 def test_a_training_that_stops_finds_its_checkpoint_next_time(run):

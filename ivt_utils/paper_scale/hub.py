@@ -307,7 +307,8 @@ def to_xyxy(source: Source, box, size: tuple | None, where: str) -> tuple[float,
 def read_pictures(source: Source, rows: list[dict], folder: Path) -> dict[str, str]:
     """Write the images of the chosen rows of one set to `folder`, and set each row's "picture" (path) and "bbox".
 
-    Returns {id: kind of slip} of the few rows that are of no use; when they are more than SLIPS of all, it raises one.
+    Returns {id: kind of slip} of the rows that are of no use: one, or SLIPS of all where that is more. A further one
+    is raised.
     """
     from tqdm.auto import tqdm
 
@@ -333,7 +334,7 @@ def read_pictures(source: Source, rows: list[dict], folder: Path) -> dict[str, s
             x1, y1, x2, y2 = to_xyxy(source, row["box"], size, row["where"])
         except Slip as slip:
             unusable[row["id"]] = slip.kind
-            if len(unusable) > SLIPS * len(rows):
+            if len(unusable) > max(1, SLIPS * len(rows)):
                 raise
             print(f"Left out: {slip}")
             continue

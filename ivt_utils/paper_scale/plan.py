@@ -283,8 +283,8 @@ def this_machine() -> dict:
 
 
 def warnings(profile, machine: dict) -> list[str]:
-    """Return a sentence for each reason why the machine cannot do the run of a student of the Hub, or may not."""
-    said = [] if machine["gpu"] else [f"No CUDA card here: {profile.name} needs one."]
+    """Return a sentence for each thing that a machine may have too little of for the run of a student of the Hub."""
+    said = []
     for stage, parts in memory(profile).items():
         size, room = sum(parts.values()), machine["gpu_bytes"]
         if room is not None and size > room * USABLE:
@@ -338,7 +338,9 @@ def plan_text(profile, machine: dict | None = None, warn: bool = True) -> str:
         aligned([["", "GB"], *([item, _gb(size)] for item, size in kept.items())]),
     ]
     if warn:
-        said += [f"warning: {sentence}" for sentence in warnings(profile, machine or this_machine())]
+        machine = machine or this_machine()
+        no_card = [] if machine["gpu"] else [f"No CUDA card here: {profile.name} needs one."]
+        said += [f"warning: {sentence}" for sentence in (*no_card, *warnings(profile, machine))]
     return "\n\n".join([*said, ASSUMED])
 
 

@@ -12,6 +12,7 @@ import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from ivt_utils.runtime.files import ArtefactError, write_text
@@ -168,6 +169,35 @@ class StudentEndpoint(Endpoint):
             return [future.result() for future in futures]
         finally:  # requests that are under way are waited for, and their answers kept
             pool.shutdown(cancel_futures=True)
+
+
+def served_profile(profile, model: str):
+    """Return the profile of a run whose student answers behind an API, where it is called `model`.
+
+    It has as many chats in a batch as requests at a time, and says nothing of precision, which only the server knows.
+    """
+    values = {"batch_size": profile.student_workers, "load_in_4bit": False, "eyes_in_16bit": False}
+    return replace(profile, engine=f"served: {model}", **values)
+
+
+def served_students(run, base_url: str, models: dict[str | None, str]) -> dict[str | None, Student]:
+    """Return the students of a run by the adapters they carry, None for the base student.
+
+    `models`: the names under which the server has them. The run notes each, and an ArtefactError says where one was
+    another before, for the answers of two models are not compared. Further errors are those of `served_student`.
+    """
+    for adapter, model in models.items():
+        before = run.rows(f"served_{adapter or 'base'}", lambda model=model: model)
+        if before != model:
+            raise ArtefactError(
+                f"{run.root} holds answers of {before!r} for {adapter or 'the base student'}, and {model!r} is another "
+                "model: name another --run-dir."
+            )
+    cache = run.root / "served"
+    return {
+        adapter: served_student(run.profile, base_url=base_url, model=model, cache=cache)
+        for adapter, model in models.items()
+    }
 
 
 def served_student(profile, *, base_url: str, model: str, cache: Path) -> Student:

@@ -31,6 +31,7 @@ REFERENCE = DATA / "reference"
 SEEDS = "seeds"  # in the folder of a run: the runs of other seeds (`stages.seeds`)
 COUNTED = ("ablation_", "closer_", "confidence_", "control_", "sampled_", "second_")  # of them boxes count
 PROBE = "probe.json"  # in the folder of an adapter: its learning curve (`grpo.read_probe`)
+DIVISION = ("sft_device_batch", "grpo_device_batch", "grpo_generated")  # how many samples of a batch at once
 LATE = 90  # seconds after which a file that process 0 has written is seen on every machine of a run
 LIBRARIES = (
     "torch",
@@ -132,8 +133,10 @@ class Run:
     def adapter(self, name: str, make) -> Path:
         """Return the folder of a trained adapter; `make(folder)` trains it, and may resume in the folder it is given.
 
-        Training happens in `<name>.training`, which is kept until it is whole.
+        Training happens in `<name>.training`, which is kept until it is whole. The stage notes how the profile divides
+        batches, where it does: in 16 bits that may change a weight.
         """
+        noted = {name: value for name in DIVISION if (value := getattr(self.profile, name))}
         path = self.root / "adapters" / name
         scratch = path.with_name(name + ".training")
 
@@ -147,7 +150,7 @@ class Run:
             shutil.rmtree(path, ignore_errors=True)
             os.replace(scratch, path)
 
-        self._stage(f"adapters/{name}", path, train, keep)
+        self._stage(f"adapters/{name}", path, train, keep, noted)
         return path
 
     def _stage(self, key: str, path: Path, make, keep, noted: dict | None = None) -> None:

@@ -117,17 +117,22 @@ def mirage_from(root: Path, name: str, rollouts: list[Rollout], values: dict, re
     """Return what notebook 6 tells of a method, from its stages: {"rules", "calibration", "refinement", "controls"}.
 
     Each as the function of that name in `selection`, `confidence`, `metrics` and `controls` gives it; {} where the
-    notebook was not run, or was with other answers than these. `values`: the profile's, as run.json keeps them.
+    notebook was not run, or was with other answers than these. A served student has no calibration, for nobody asked
+    for its confidence. `values`: the profile's, as run.json keeps them.
     """
-    parts = (f"{kind}_{name}{split}" for kind in ("confidence", "sampled") for split in ("", "_val"))
-    confident_and_sampled = [read_stage(root, part) for part in parts]
-    if not all(confident_and_sampled) or _answers(confident_and_sampled[0]) != _answers(rollouts):
+    confident = read_stage(root, f"confidence_{name}")
+    on_val = f"confidence_{name}_val" if confident else f"val_{name}"
+    answers = [
+        confident or rollouts,
+        *(read_stage(root, part) for part in (on_val, f"sampled_{name}", f"sampled_{name}_val")),
+    ]
+    if not all(answers) or _answers(answers[0]) != _answers(rollouts):
         return {}
     labels = controls.names(values["control_shifts"])
     controlled = {label: read_stage(root, controls.stage(name, label)) or [] for label in labels}
     return {
-        "rules": selection.rule_rows(*confident_and_sampled, values["thresholds"], resampling),
-        "calibration": confidence.calibration(confident_and_sampled[0], resampling),
+        "rules": selection.rule_rows(*answers, values["thresholds"], resampling),
+        "calibration": confidence.calibration(confident, resampling) if confident else [],
         "refinement": metrics.refinement(rollouts, resampling),
         "controls": controls.control_rows(controlled, resampling) if all(controlled.values()) else [],
     }
@@ -147,17 +152,19 @@ def machine(student: str | None) -> dict:
     }
 
 
-def batch_sizes(stages: dict) -> dict[str, list[str]]:
-    """Return {batch size: names of the stages whose rollouts were answered in such batches}, from a run's stages.json.
+def batch_sizes(root: Path) -> dict[str, list[str]]:
+    """Return {batch size: names of the stages whose rollouts were answered in such batches}, from a run and its seeds.
 
     A short loop that is the beginning of a long one is not counted, nor are the trajectories, which no student writes.
     """
     names: dict[str, list[str]] = {}
-    for key, noted in sorted(stages.items()):
-        kind, _, name = key.partition("/")
-        asked = kind == "rollouts" and not name.startswith("trajectories") and f"{kind}/{longer(name)}" not in stages
-        if asked and "batch_size" in noted:
-            names.setdefault(str(noted["batch_size"]), []).append(name)
+    for folder in (root, *sorted((root / SEEDS).glob("*/"))):
+        stages, seed = finished_stages(folder), "" if folder == root else f" (seed {folder.name})"
+        for key, noted in sorted(stages.items()):
+            kind, _, name = key.partition("/")
+            begins = f"{kind}/{longer(name)}" in stages
+            if kind == "rollouts" and "batch_size" in noted and not begins and not name.startswith("trajectories"):
+                names.setdefault(str(noted["batch_size"]), []).append(name + seed)
     return dict(sorted(names.items(), key=lambda size: int(size[0])))
 
 
@@ -206,6 +213,6 @@ def results_from(root: Path, *, versions, commit, names=tuple(METHODS)) -> dict:
     results |= {"machine": machine(run.get("values", {}).get("student"))}
     if (engine := run.get("values", {}).get("engine", "local")) != "local":
         results["engine"] = engine
-    if results["machine"]["student_sha256"] is None and len(sizes := batch_sizes(stages)) > 1:
+    if results["machine"]["student_sha256"] is None and len(sizes := batch_sizes(root)) > 1:
         results["batch_sizes"] = sizes
     return results

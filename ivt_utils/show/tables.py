@@ -184,7 +184,7 @@ def mirage_tables(method: dict) -> list[list[list[str]]]:
         calibration_table(method["calibration"]),
         [["measure", "value", "n"], *rest],
     )
-    return [[[str(v) for v in line] for line in grid] for grid in grids]
+    return [[[str(v) for v in line] for line in grid] for grid in grids if grid[1:]]
 
 
 def rules_table(rows: list[dict]) -> list[list]:
