@@ -747,7 +747,7 @@ def test_a_whole_line_that_is_lost_shows_in_the_checksum(run):
         report.report_from(run, versions={}, commit=None)
 
 
-def test_a_run_made_by_the_notebooks_can_be_reported(tmp_path, built):
+def test_a_run_made_by_the_notebooks_can_be_reported(tmp_path, built, capsys):
     settings = replace(get_profile("smoke"), resamples=200)
     made = Run(settings, seed=0, root=tmp_path)
     for name, rollouts in all_methods().items():
@@ -758,6 +758,15 @@ def test_a_run_made_by_the_notebooks_can_be_reported(tmp_path, built):
     assert content["versions"]["numpy"] == np.__version__
     assert content["machine"]["threads"] >= 1 and content["machine"]["processor"]
     assert content["machine"]["student_sha256"] == checksum(report.store.DATA / "student" / "model.safetensors")
+    assert "Where the time went" not in capsys.readouterr().out  # in less than a tenth of a second each
+    stages = {f"adapters/{name}": {"seconds": s} for name, s in (("a", 30.0), ("b", 60.0), ("c", 1.0), ("d", 9.0))}
+    stages["tables/ablations"] = {"seconds": 90.0}  # of two trainings above
+    (tmp_path / "stages.json").write_text(json.dumps(made.stages() | stages), encoding="utf-8")
+    report.report_from(tmp_path)
+    lines = capsys.readouterr().out.split("Where the time went\n")[1].splitlines()
+    told = [line.split() for line in lines[2:7]]
+    assert [line[0] for line in told] == ["adapters/b", "adapters/a", "adapters/d", "1", "all"]
+    assert [line[-2:] for line in told] == [["60", "60"], ["30", "30"], ["9", "9"], ["1", "1"], ["100", "100"]]
     assert str(tmp_path) not in (tmp_path / "results.json").read_text(encoding="utf-8")
 
 

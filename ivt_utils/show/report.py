@@ -25,6 +25,7 @@ from ivt_utils.show.tables import (
     paper_results,
     scale_table,
     second_turn_table,
+    seconds_table,
     seeds_tables,
     table,
     titled_tables,
@@ -89,6 +90,8 @@ def report_from(root: Path, *, names=tuple(METHODS), versions=None, commit=None,
     results = results_from(root, versions=versions, commit=commit, names=names)
     paper = paper or paper_results()
     print(summary(results, paper))
+    if spent := seconds_table(store.finished_stages(root)):
+        print(f"\nWhere the time went\n{aligned(spent)}")
     if root == store.REFERENCE or not os.access(root, os.W_OK):
         print(f"\nRecomputed from {root}; nothing was written there. {_compared(root, results)}")
         return results

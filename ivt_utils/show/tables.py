@@ -250,6 +250,22 @@ def controls_table(rows: list[dict]) -> list[list]:
     ]
 
 
+def seconds_table(stages: dict[str, dict]) -> list[list[str]]:
+    """Return where the time of a run went, from its stages.json, as a grid of text: the longest stages come first.
+
+    Stages of less than a fiftieth of all are one row. A table is made of other stages, so it is left out. [] where
+    nothing was timed, as in the reference.
+    """
+    timed = {name: noted.get("seconds") for name, noted in stages.items() if not name.startswith("tables/")}
+    seconds = {name: s for name, s in timed.items() if s}
+    whole = sum(seconds.values())
+    longest = {name: s for name, s in sorted(seconds.items(), key=lambda item: -item[1]) if s >= whole / 50}
+    shorter = {f"{len(seconds) - len(longest)} shorter ones": whole - sum(longest.values())}
+    rows = longest | (shorter if len(seconds) > len(longest) else {}) | {"all stages": whole}
+    grid = [[name, f"{s:,.0f}", f"{100 * s / whole:.0f}"] for name, s in rows.items() if whole]
+    return [["stage", "seconds", "% of all"], *grid] if grid else []
+
+
 def second_turn_table(rows: list[dict]) -> list[list[str]]:
     """Return `controls.second_turn_rows` as a grid of text, its head first: for each wording Acc@0.5, then its loss."""
     grid = [["after the first answer", *STYLES.values()]]
