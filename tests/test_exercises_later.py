@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from scipy.stats import binom
 
 from ivt_utils import boxes, grpo, metrics, selection
 from ivt_utils.boxes import iou
@@ -95,17 +94,6 @@ def interval_by_quantile(scores, resamples):
     return [np.quantile(means, 0.025), np.quantile(means, 0.975)]
 
 
-def chance_by_binomial(rows, level):
-    return binom.mean(rows, 1 - level), binom.sf(0, rows, 1 - level)
-
-
-def chance_by_loop(rows, level):
-    none = 1.0
-    for _ in range(rows):
-        none *= level
-    return (1 - level) * rows, 1 - none
-
-
 def stop_by_next(boxes, threshold):
     last = len(boxes) - 1
     return next((t + 1 for t in range(last) if iou(boxes[t], boxes[t + 1]) >= threshold), last)
@@ -161,7 +149,6 @@ VARIANTS = {
     "my_paired_difference": (pairs_by_sorted_ids, pairs_by_hand),
     "my_resampled_mean": (resampled_by_counts, resampled_by_dictionary),
     "my_interval": (interval_by_matrix, interval_by_quantile),
-    "my_chance_findings": (chance_by_binomial, chance_by_loop),
     "my_stop_rule": (stop_by_next, stop_by_memory),
     "my_consensus": (consensus_with_the_diagonal, consensus_by_loop),
     "my_discordant": (discordant_by_arrays, discordant_by_difference),
@@ -273,12 +260,6 @@ def test_resamples_by_image_and_their_percentiles_give_the_interval_of_the_resul
     resamples = rng.integers(40, size=(3000, 40)).tolist()
     alone = metrics.mean_interval(scores, [str(i) for i in range(40)], Resampling(0, 3000))  # an image a sample
     assert comparisons.my_interval(scores, resamples) == pytest.approx([alone["low"], alone["high"]], abs=0.02)
-
-
-def test_chance_findings_are_those_of_a_binomial():
-    for rows, level in calls("my_chance_findings"):
-        wanted = binom.mean(rows, 1 - level), binom.sf(0, rows, 1 - level)
-        assert comparisons.my_chance_findings(rows, level) == pytest.approx(wanted)
 
 
 def test_the_stop_rule_and_the_consensus_are_the_rules_of_the_results():

@@ -1,4 +1,4 @@
-"""The exercises of notebook 5: paired differences, resampling by image, an interval, and what chance alone finds."""
+"""The exercises of notebook 5: paired differences, resampling by image, and an interval."""
 
 import numpy as np
 
@@ -34,16 +34,6 @@ def my_interval(scores, resamples):
     """
     means = [np.mean([scores[i] for i in resample]) for resample in resamples]
     return np.percentile(means, 2.5), np.percentile(means, 97.5)
-
-
-def my_chance_findings(rows, level):
-    """Return (expected, at_least_one): what chance alone gives when no variant differs from its reference.
-
-    expected: the expected number of intervals that exclude 0. at_least_one: the probability of one or more.
-    rows: the number of independent comparisons. level: the level of each interval, such as 0.95.
-    """
-    wrong = 1 - level
-    return rows * wrong, 1 - level**rows
 
 
 # ------------------------------------------------------------------------------------------------ random inputs
@@ -256,51 +246,6 @@ EXERCISES = (
             ),
             "You divide by the square root of the number of resamples: more resamples would mean more certainty.": lambda scores, resamples: (
                 _normal(scores, resamples, shrink=True)
-            ),
-        },
-    ),
-    Exercise(
-        title="what chance alone finds",
-        minutes=3,
-        task="""
-            The figure of this notebook has many rows. Suppose that no variant differs from its reference, and that
-            the rows are independent. An interval at level 0.95 then still excludes 0 once in twenty times, by chance.
-            For a given number of `rows` return two numbers: how many intervals exclude 0 on average, and the
-            probability that **at least one** does.
-        """,
-        hints=(
-            "One interval is wrong with probability 1 - `level`. What is it otherwise?",
-            "Averages add up over the rows, each with 1 - `level`. For at least one, go by the opposite: every "
-            "single row holds 0, each with probability `level`.",
-            "The first number is `rows * (1 - level)`. All rows hold 0 with probability `level**rows`; one minus "
-            "that is the second.",
-        ),
-        solution=my_chance_findings,
-        inputs=lambda rng: (rng.randint(1, 40), rng.choice([0.8, 0.9, 0.95, 0.99])),
-        mistakes={
-            "You take the level for the chance of an error; that chance is 1 - level.": lambda rows, level: (
-                rows * level,
-                1 - (1 - level) ** rows,
-            ),
-            "You add up the chances for the second number too: with many rows it would pass 1.": lambda rows, level: (
-                rows * (1 - level),
-                rows * (1 - level),
-            ),
-            "You add up the chances and cut the sum at 1; that is a bound, not the probability.": lambda rows, level: (
-                rows * (1 - level),
-                min(1.0, rows * (1 - level)),
-            ),
-            "You give the probability that no interval excludes 0: take one minus it.": lambda rows, level: (
-                rows * (1 - level),
-                level**rows,
-            ),
-            "You give the probability that all intervals exclude 0; at least one is asked for.": lambda rows, level: (
-                rows * (1 - level),
-                (1 - level) ** rows,
-            ),
-            "You give the chance of one single row as the second number, however many rows there are.": lambda rows, level: (
-                rows * (1 - level),
-                1 - level,
             ),
         },
     ),
