@@ -225,7 +225,7 @@ def test_a_seeded_run_is_the_reference(tmp_path):
     made = run.rollouts("base_ivt", lambda: pytest.fail("it is finished"))
     assert len(made) == get_profile("micro").test
     assert run.seed == read_json(lessons.REFERENCE / "run.json")["seed"]
-    assert run.took("rollouts/base_ivt") == "(made earlier, elsewhere)"
+    assert run.took("rollouts/base_ivt") == "(this training comes with the course)"
 
 
 def test_the_reference_never_overwrites_a_run(tmp_path):

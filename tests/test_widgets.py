@@ -260,7 +260,7 @@ def test_each_control_of_the_stop_rule_changes_the_picture(confident):
     panel = widgets._rule_panel(confident, curves, 0.5, "A note.", Resampling(0, 50), "validation")
     assert "“two boxes agree” at 0.50" in alt(panel)
     assert "oracle (best step, chosen with the ground truth)" in alt(panel)
-    assert "A note." in all_html(panel) and "points over step 0" in all_html(panel)
+    assert "A note." in all_html(panel) and "points more than the first answers" in all_html(panel)
     control(panel, "Threshold").value = 0.9
     assert "at 0.90" in alt(panel)
     control(panel, "Rule").value = "own verification, first enough"

@@ -179,9 +179,9 @@ class Run:
         return self.stages().get(key, {}).get("seconds", 0.0)
 
     def took(self, key: str) -> str:
-        """Return "in 3.2 minutes" for a finished stage; "(made earlier, elsewhere)" when it was not run here."""
+        """Return "in 3.2 minutes" for a finished stage, or that it came with the course and was not run here."""
         timed = "seconds" in self.stages().get(key, {})
-        return f"in {self.seconds(key) / 60:.1f} minutes" if timed else "(made earlier, elsewhere)"
+        return f"in {self.seconds(key) / 60:.1f} minutes" if timed else "(this training comes with the course)"
 
     # ------------------------------------------------------------------ what earlier notebooks made
     def find(self, relative: str) -> Path:

@@ -222,7 +222,7 @@ def rule_view(rollouts, name: str, curve: list[dict], threshold: float, resampli
     right.set(xlabel="step that is answered with", ylabel="samples", xticks=range(len(at["answers"])))
     caption = (
         f"“{name}” at {at['threshold']:.2f}: Acc@0.5 {100 * at['acc50']:.1f} %, "
-        f"{cell_text(gain, 100)} points over step 0 (paired, 95 % interval)."
+        f"{cell_text(gain, 100)} points more than the first answers (paired, 95 % interval)."
     )
     levels_told = "; ".join(f"{label} {value:.1f} %" for label, value in accuracy.items())
     stops = ", ".join(f"step {t}: {count}" for t, count in enumerate(at["answers"]))
