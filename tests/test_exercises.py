@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from ivt_utils import boxes, exercises, harvest, metrics, overlay, teacher
 from ivt_utils.exercises import LESSONS, RIGHT, TODO, WRONG, check, find, lesson, same
-from ivt_utils.exercises.gap import my_from_pixels, my_iou, my_overlays, my_to_pixels
+from ivt_utils.exercises.gap import my_from_pixels, my_iou, my_overlays
 from ivt_utils.exercises.harvesting import my_keep_errors, my_straight_line, my_trace
 from ivt_utils.exercises.warmup import my_degradation, my_labels, my_lora, my_oracle
 from ivt_utils.protocol import PROBLEMS, TRACE_FITS
@@ -33,7 +33,7 @@ def test_a_notebook_has_at_least_three_exercises(notebook):
 def test_names_are_unique_and_lead_to_the_exercise():
     assert len({found.name for found in EVERY}) == len(EVERY)
     assert all(find(found.name) is found and found.name.startswith("my_") for found in EVERY)
-    with pytest.raises(ValueError, match="choose one of my_to_pixels"):
+    with pytest.raises(ValueError, match="choose one of my_iou"):
         find("my_nothing")
 
 
@@ -290,11 +290,6 @@ VARIANTS = {
         "early return": iou_with_early_return,
         "floats": lambda a, b: my_iou([float(v) for v in a], np.array(b)),
     },
-    "my_to_pixels": {
-        "numpy": lambda box, w, h: np.array(box) / 1000 * np.array([w, h, w, h]),
-        "a list": lambda box, w, h: [v / 1000 * (h if i % 2 else w) for i, v in enumerate(box)],
-        "the package's": boxes.to_pixels,
-    },
     "my_from_pixels": {
         "decimal": from_pixels_by_decimal,
         "clip, then cut": lambda box, w, h: [
@@ -388,10 +383,8 @@ def test_my_iou_is_the_courses(a, b):
 
 
 @given(a_box(), SIZE, SIZE)
-def test_my_pixels_are_the_courses_and_come_back(box, width, height):
-    pixels = my_to_pixels(box, width, height)
-    assert pixels == boxes.to_pixels(box, width, height)
-    assert tuple(my_from_pixels(pixels, width, height)) == box
+def test_a_box_in_pixels_comes_back_from_my_function(box, width, height):
+    assert tuple(my_from_pixels(boxes.to_pixels(box, width, height), width, height)) == box
 
 
 @given(st.integers(-500, 500), st.integers(-500, 500), st.integers(600, 3500), st.integers(600, 3500), SIZE, SIZE)

@@ -10,10 +10,11 @@ import pytest
 from conftest import numbers
 
 from ivt_utils import exercises
-from ivt_utils.course import execute, lessons
+from ivt_utils.course import execute, guide, lessons
 from ivt_utils.course.execute import MARK, PROJECT, find_notebooks
 from ivt_utils.course.setting_up import badge_links, repository
 from ivt_utils.profiles import get_profile
+from ivt_utils.records import first, load_split
 from ivt_utils.runtime.files import ROOT, ArtefactError, read_json
 from ivt_utils.show.tables import paper_results
 
@@ -191,8 +192,8 @@ def test_no_result_is_written_by_hand(path):
 def test_the_story_is_led(path):
     """A title with the time it takes, words before what runs, three questions, and where to go next."""
     notebook = read(path)
-    first, *_, questions, last = prose(notebook)
-    assert first.startswith("# ") and "minutes to read" in first and "**Here**" in first
+    title, *_, questions, last = prose(notebook)
+    assert title.startswith("# ") and "minutes to read" in title and "**Here**" in title
     assert [cell.id for cell in notebook.cells if cell.cell_type == "code"][0] == lessons.SETUP
     assert "parameters" in notebook.cells[2].metadata.tags and notebook.cells[2].source.startswith("PROFILE")
     assert questions.startswith("## Check yourself") and questions.count("<summary>Answer</summary>") == 3
@@ -201,6 +202,47 @@ def test_the_story_is_led(path):
     assert "cccc" not in run
     titles = [text.splitlines()[0] for text in prose(notebook) if text.startswith("## ")]
     assert len(titles) == len(set(titles))
+
+
+def test_notebook_1_begins_with_an_answer_and_shows_the_fall_within_ten_minutes():
+    """Prose and pictures at the guide's reading speed; code is run at once, and may be read later."""
+    cells = [cell for cell in guide.read_cells(NOTEBOOKS[0]) if cell["id"] != lessons.SETUP]
+    sources = ["".join(cell["source"]) for cell in cells]
+
+    def place(text):
+        return next(i for i, source in enumerate(sources) if text in source and cells[i]["cell_type"] == "code")
+
+    def minutes(stop):
+        pictures = re.findall(r"^show\(", "\n".join(sources[:stop]), re.MULTILINE)
+        told = [cell for cell in cells[:stop] if cell["cell_type"] == "markdown"]
+        return guide.FIGURE_MINUTES * len(pictures) + sum(part["read"] for part in guide.sections(told))
+
+    answer, fall = place('"01_first_answer.png"'), place('"01_gap.png"')
+    assert minutes(answer) <= 1.5 and minutes(fall + 1) <= 10
+    story = """generate( "01_first_answer.png" "01_look_again.png" MY_VOTE= be_the_model( my_iou( "01_task.png"
+    "01_gap.png" my_overlays( EXPECTED= {MY_VOTE my_from_pixels("""
+    places = [place(text.replace("=", " =")) for text in story.split()]
+    assert places == sorted(places)
+
+
+@each
+def test_a_prediction_is_written_down_before_it_is_measured(path):
+    cells = read(path).cells
+    for i, cell in enumerate(cells):
+        if "### Predict, run, explain" in cell.source:
+            assert re.match(r"### Predict, run, explain: .+ \(about \d+ minutes\)\n", cell.source)
+            assert 'EXPECTED = ""' in cells[i + 1].source and "You expected: {EXPECTED or" in cells[i + 1].source
+            assert "<summary>Explanation</summary>" in cells[i + 2].source
+    assert path != NOTEBOOKS[0] or any("### Predict, run, explain" in cell.source for cell in cells)
+
+
+def test_the_first_pictures_of_the_test_set_are_three_kinds_of_questions_about_three_images():
+    profile = get_profile("micro")
+    names = {"first": first, "profile": profile, "test": load_split(profile, "test")}
+    cell = next(cell for cell in read(NOTEBOOKS[0]).cells if '"01_task.png"' in cell.source)
+    exec(cell.source.split("figure, axes")[0], names)
+    assert set(names["kinds"]) == set(names["test"].unique("subset")) and len(names["kinds"]) == 3
+    assert len({record["image_id"] for record in names["kinds"].values()}) == 3
 
 
 def test_terms_are_explained_where_they_first_appear():

@@ -1,9 +1,10 @@
-"""The exercises of notebook 1: the overlap of two boxes, 0..1000 to pixels and back, and what the student is shown."""
+"""The exercises of notebook 1: the overlap of two boxes, what the student is shown, and from pixels to 0..1000."""
 
 from math import floor
 
 from PIL import Image, ImageDraw
 
+from ivt_utils.boxes import to_pixels
 from ivt_utils.exercises import Exercise
 
 
@@ -16,10 +17,15 @@ def my_iou(a, b):
     return overlap / (areas - overlap)
 
 
-def my_to_pixels(box, width, height):
-    """Return a box (x1, y1, x2, y2), 0..1000, as four floats in pixels of an image of `width` x `height` pixels."""
-    x1, y1, x2, y2 = box
-    return x1 * width / 1000, y1 * height / 1000, x2 * width / 1000, y2 * height / 1000
+def my_overlays(image, boxes):
+    """Return one picture for each box (x1, y1, x2, y2), 0..1000: a copy of the PIL image, this box in red."""
+    pictures = []
+    for box in boxes:
+        picture = image.copy()
+        corners = [round(v) for v in to_pixels(box, *picture.size)]
+        ImageDraw.Draw(picture).rectangle(corners, outline="red", width=1)
+        pictures.append(picture)
+    return pictures
 
 
 def my_from_pixels(box, width, height):
@@ -27,18 +33,6 @@ def my_from_pixels(box, width, height):
     sizes = width, height, width, height
     rounded = [floor(v * 1000 / size + 0.5) for v, size in zip(box, sizes)]
     return [min(1000, max(0, v)) for v in rounded]
-
-
-def my_overlays(image, boxes):
-    """Return one picture for each box (x1, y1, x2, y2), 0..1000: a copy of the PIL image, this box in red."""
-    pictures = []
-    for x1, y1, x2, y2 in boxes:
-        picture = image.copy()
-        width, height = picture.size
-        pixels = x1 * width / 1000, y1 * height / 1000, x2 * width / 1000, y2 * height / 1000
-        ImageDraw.Draw(picture).rectangle([round(v) for v in pixels], outline="red", width=1)
-        pictures.append(picture)
-    return pictures
 
 
 # ------------------------------------------------------------------------------------------------ random arguments
@@ -84,7 +78,7 @@ def _shown(rng):
     boxes, count = [], rng.randint(1, 3)
     while len(boxes) < count:
         box = random_box(rng, 980)
-        clear = all(abs(v % 1 - 0.5) > 0.05 for v in my_to_pixels(box, *size))
+        clear = all(abs(v % 1 - 0.5) > 0.05 for v in to_pixels(box, *size))
         if clear and min(box[2] - box[0], box[3] - box[1]) >= 100:
             boxes.append(box)
     return image, boxes
@@ -131,7 +125,7 @@ def _clipped(box, most=1000):
     return [min(most, max(0, v)) for v in box]
 
 
-def _drawn(image, boxes, pixels=my_to_pixels, whole=round, fill=None, width=1):
+def _drawn(image, boxes, pixels=to_pixels, whole=round, fill=None, width=1):
     pictures = []
     for box in boxes:
         picture = image.copy()
@@ -144,91 +138,12 @@ def _drawn(image, boxes, pixels=my_to_pixels, whole=round, fill=None, width=1):
 def _on_the_image(image, boxes, keep):
     pictures = []
     for box in boxes:
-        ImageDraw.Draw(image).rectangle([round(v) for v in my_to_pixels(box, *image.size)], outline="red")
+        ImageDraw.Draw(image).rectangle([round(v) for v in to_pixels(box, *image.size)], outline="red")
         pictures.append(keep(image))
     return pictures
 
 
 EXERCISES = (
-    Exercise(
-        title="from 0..1000 to pixels",
-        minutes=3,
-        task="""
-            The student answers in 0..1000, whatever the size of the image: `[0, 0, 1000, 1000]` is the whole picture.
-            To draw its box, the loop needs pixels. Return the box `(x1, y1, x2, y2)` in pixels of an image that is
-            `width` pixels wide and `height` pixels high. Keep the floats, do not round: x = 500 in an image 333 wide is
-            166.5.
-        """,
-        hints=(
-            "x = 1000 is the right edge of the image. How many pixels is that? And y = 1000?",
-            "A coordinate divided by 1000 is a share of the side that it runs along: x of the width, y of the height.",
-            """Take the box apart with `x1, y1, x2, y2 = box`. The first number of the result is `x1 * width / 1000`,
-            the second `y1 * height / 1000`; the other two go the same way.""",
-        ),
-        solution=my_to_pixels,
-        inputs=lambda rng: (random_box(rng), *rng.sample([96, 333, 427, 640, 1000, 1500], 2)),
-        mistakes={
-            "You return 0..1000 unchanged, as if the numbers were pixels already.": lambda box, width, height: box,
-            "You do not divide by 1000: a coordinate is thousandths of a side.": lambda box, width, height: [
-                1000 * v for v in my_to_pixels(box, width, height)
-            ],
-            "You swap width and height: x runs along the width, y along the height.": lambda box, width, height: (
-                my_to_pixels(box, height, width)
-            ),
-            "You scale x and y by the width; y needs the height.": lambda box, width, height: my_to_pixels(
-                box, width, width
-            ),
-            "You go the other way, from pixels to 0..1000.": _thousandths,
-            "You round to whole pixels; keep the floats.": lambda box, width, height: [
-                round(v) for v in my_to_pixels(box, width, height)
-            ],
-            "You cut off what follows the decimal point (by `//` or `int`); keep the floats.": lambda box, width, height: [
-                floor(v) for v in my_to_pixels(box, width, height)
-            ],
-        },
-    ),
-    Exercise(
-        title="from pixels to 0..1000",
-        minutes=5,
-        task="""
-            The other way round: a true box comes in pixels, and the student is trained to answer in 0..1000. Return the
-            pixel box as four integers 0..1000 of an image of `width` x `height` pixels. Round to the nearest integer,
-            and halves up: 62.5 becomes 63. A box may reach over the edge of the image: then clip it, so that no number
-            is below 0 or above 1000.
-        """,
-        hints=(
-            "This is the exercise above, solved for the other side. And what does Python give for `round(62.5)`?",
-            """Divide by the side, multiply by 1000. Python's `round` takes halves to the even number, so round with
-            `floor` of the number plus a half. Clip last.""",
-            """With `sizes = width, height, width, height` walk over `zip(box, sizes)` and take
-            `floor(v * 1000 / size + 0.5)` of each number `v`. Then keep it in the range with
-            `min(1000, max(0, v))`.""",
-        ),
-        solution=my_from_pixels,
-        inputs=_on_pixels,
-        imports="from math import floor",
-        mistakes={
-            "You round with `round`, which takes halves to the even number: 62.5 to 62.": lambda *call: _clipped(
-                [round(v) for v in _thousandths(*call)]
-            ),
-            "You cut off what follows the decimal point instead of rounding.": lambda *call: _clipped(
-                [int(v) for v in _thousandths(*call)]
-            ),
-            "You do not clip: a box that reaches over the edge leaves 0..1000.": lambda *call: [
-                floor(v + 0.5) for v in _thousandths(*call)
-            ],
-            "You clip at 999; the scale ends at 1000.": lambda *call: _clipped(
-                [floor(v + 0.5) for v in _thousandths(*call)], 999
-            ),
-            "You swap width and height: x runs along the width, y along the height.": lambda box, width, height: (
-                my_from_pixels(box, height, width)
-            ),
-            "You go the other way, from 0..1000 to pixels.": lambda *call: _clipped(
-                [floor(v + 0.5) for v in my_to_pixels(*call)]
-            ),
-            "You do not round; the answer holds integers.": lambda *call: _clipped(_thousandths(*call)),
-        },
-    ),
     Exercise(
         title="the overlap of two boxes",
         minutes=6,
@@ -266,24 +181,26 @@ EXERCISES = (
     ),
     Exercise(
         title="draw the overlay",
-        minutes=8,
+        minutes=6,
         task="""
             After every answer the loop shows the student **the original image with its latest box**, never box on box.
             Return a list with one new picture for each box: a copy of `image` (a PIL image) with this one box as an
-            outline in `"red"`, 1 pixel wide. The boxes are 0..1000. The corners of the rectangle are the pixels of
-            (x1, y1) and (x2, y2), each rounded to the nearest integer; `round` will do, as no halves occur here. (The
-            loop fills the box with a see-through red as well, with the course's own `draw_box`.)
+            outline in `"red"`, 1 pixel wide. The boxes are 0..1000, and `to_pixels(box, width, height)` gives the four
+            numbers in pixels. They are the corners of the rectangle, each rounded to the nearest integer; `round` will
+            do, as no halves occur here. (The loop also fills the box with a see-through red, by the course's own
+            `draw_box`.)
         """,
         hints=(
             "`image.copy()` is a new picture. `ImageDraw.Draw(picture)` lets you draw on it.",
             """For each box: make a fresh copy of the image, turn the box into pixels of `image.size` (which is width,
             height), round them, draw the rectangle on the copy, and put the copy into the list.""",
-            """In a loop over `boxes`: `picture = image.copy()`, then the four rounded pixels as `corners`, then
+            """In a loop over `boxes`: `picture = image.copy()`, then
+            `corners = [round(v) for v in to_pixels(box, *picture.size)]`, then
             `ImageDraw.Draw(picture).rectangle(corners, outline="red", width=1)`, then `pictures.append(picture)`.""",
         ),
         solution=my_overlays,
         inputs=_shown,
-        imports="from PIL import ImageDraw",
+        imports="from PIL import ImageDraw\nfrom ivt_utils.boxes import to_pixels",
         mistakes={
             "You draw on one and the same picture, so all pictures in your list hold all the boxes.": lambda image, boxes: (
                 _on_the_image(image, boxes, lambda picture: picture)
@@ -293,7 +210,7 @@ EXERCISES = (
             ),
             "You treat 0..1000 as pixels.": lambda *call: _drawn(*call, pixels=lambda box, width, height: box),
             "You swap width and height: x runs along the width, y along the height.": lambda *call: _drawn(
-                *call, pixels=lambda box, width, height: my_to_pixels(box, height, width)
+                *call, pixels=lambda box, width, height: to_pixels(box, height, width)
             ),
             "Your outline is not 1 pixel wide.": lambda *call: _drawn(*call, width=2),
             "You do not round the corners, but cut off what follows the decimal point, as PIL does with floats.": lambda *call: (
@@ -302,6 +219,48 @@ EXERCISES = (
             "You fill the box; draw its outline only, so that the object stays visible.": lambda *call: _drawn(
                 *call, fill="red"
             ),
+        },
+    ),
+    Exercise(
+        title="from pixels to 0..1000",
+        minutes=5,
+        task="""
+            This exercise is optional. In most data sets the true boxes come in pixels, and the student answers in
+            0..1000. Return the pixel box as four integers 0..1000 of an image of `width` x `height` pixels. Round to
+            the nearest integer, and halves up: 62.5 becomes 63. A box may reach over the edge of the image: then clip
+            it, so that no number is below 0 or above 1000.
+        """,
+        hints=(
+            "This is `to_pixels` above, solved for the other side. And what does Python give for `round(62.5)`?",
+            """Divide by the side, multiply by 1000. Python's `round` takes halves to the even number, so round with
+            `floor` of the number plus a half. Clip last.""",
+            """With `sizes = width, height, width, height` walk over `zip(box, sizes)` and take
+            `floor(v * 1000 / size + 0.5)` of each number `v`. Then keep it in the range with
+            `min(1000, max(0, v))`.""",
+        ),
+        solution=my_from_pixels,
+        inputs=_on_pixels,
+        imports="from math import floor",
+        mistakes={
+            "You round with `round`, which takes halves to the even number: 62.5 to 62.": lambda *call: _clipped(
+                [round(v) for v in _thousandths(*call)]
+            ),
+            "You cut off what follows the decimal point instead of rounding.": lambda *call: _clipped(
+                [int(v) for v in _thousandths(*call)]
+            ),
+            "You do not clip: a box that reaches over the edge leaves 0..1000.": lambda *call: [
+                floor(v + 0.5) for v in _thousandths(*call)
+            ],
+            "You clip at 999; the scale ends at 1000.": lambda *call: _clipped(
+                [floor(v + 0.5) for v in _thousandths(*call)], 999
+            ),
+            "You swap width and height: x runs along the width, y along the height.": lambda box, width, height: (
+                my_from_pixels(box, height, width)
+            ),
+            "You go the other way, from 0..1000 to pixels.": lambda *call: _clipped(
+                [floor(v + 0.5) for v in to_pixels(*call)]
+            ),
+            "You do not round; the answer holds integers.": lambda *call: _clipped(_thousandths(*call)),
         },
     ),
 )
