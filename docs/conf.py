@@ -6,6 +6,7 @@ hold in the book as they do in the repository. Nothing in the book is loaded fro
 
 from pathlib import Path
 
+from docutils import nodes
 from myst_nb.core.render import NbElementRenderer
 
 from ivt_utils.exercises import LESSONS
@@ -59,6 +60,16 @@ def alt_kept(render):
     return render_image
 
 
+def fold_code(app, page, name):
+    """Let the reader fold the code of every cell; that of the set-up cell is folded already."""
+    for cell in list(page.findall(nodes.container)):
+        if cell.get("nb_element") == "cell_code" and cell[0].get("nb_element") == "cell_code_source":
+            opened, said = ("", "Set-up") if "tag_setup" in cell["classes"] else (" open", "Code")
+            summary = f'<details class="code-fold"{opened}><summary>{said}</summary>'
+            cell.insert(1, nodes.raw("", "</details>", format="html"))
+            cell.insert(0, nodes.raw("", summary, format="html"))
+
+
 def write_samples(app):
     """Write the explorer's samples beside the static files."""
     from ivt_utils.course.book import write_explorer
@@ -72,3 +83,4 @@ def setup(app):
     """Connect the functions above."""
     NbElementRenderer.render_image = alt_kept(NbElementRenderer.render_image)
     app.connect("builder-inited", write_samples, priority=100)
+    app.connect("doctree-resolved", fold_code)

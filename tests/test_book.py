@@ -355,15 +355,50 @@ def test_the_menu_opens_on_a_phone(opened):
 
 def test_hints_unfold_and_code_can_be_copied(opened):
     page = opened(f"notebooks/{NOTEBOOKS[0]}.html", permissions=["clipboard-read", "clipboard-write"])
-    hint = page.locator("article details").first
+    hint = page.locator("article details:not(.code-fold)").first
     inside = hint.locator("p").first
     assert not inside.is_visible()
     hint.locator("summary").click()
     assert inside.is_visible()
-    button = page.locator(".copy-code").first
-    button.click()
-    page.wait_for_function("document.querySelector('.copy-code').textContent == 'Copied'")
+    page.locator("[open] .copy-code").first.click()
+    page.wait_for_function("document.querySelector('[open] .copy-code').textContent == 'Copied'")
     assert len(page.evaluate("navigator.clipboard.readText()")) > 10 and not page.wrong
+
+
+def test_the_set_up_is_folded_and_every_code_cell_can_be(opened):
+    """Without a script each alone, and with it all at once."""
+    page = opened(f"notebooks/{NOTEBOOKS[0]}.html", java_script_enabled=False)
+    folds = page.locator(".cell > .code-fold")
+    assert folds.count() == page.locator(".cell_input").count() > 10
+    assert (
+        page.locator(".code-fold:not([open])").count() == page.locator(".tag_setup .code-fold:not([open])").count() == 1
+    )
+    folds.nth(0).locator("summary").click()
+    folds.nth(1).locator("summary").click()
+    assert page.locator(".code-fold:not([open])").count() == 1
+    assert folds.nth(0).locator(".cell_input").is_visible() and not folds.nth(1).locator(".cell_input").is_visible()
+    page = opened(f"notebooks/{NOTEBOOKS[0]}.html")
+    page.locator(".fold-all").click()
+    assert not page.locator(".code-fold[open]").count() and page.locator(".cell_output").first.is_visible()
+    page.locator(".fold-all", has_text="Show the code").click()
+    assert page.locator(".code-fold:not([open])").count() == 1 and not page.wrong
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_figures_words_stay_legible_on_a_phone(opened, name):
+    """A figure is hardly made smaller: what is too wide scrolls in its own box, and says so, and takes the focus."""
+    page = opened(f"notebooks/{name}.html", width=390)
+    page.wait_for_load_state("load")
+    shown = page.locator(".cell_output img").evaluate_all(
+        """images => images.map(image => {
+          const box = image.closest('.cell_output'), wide = image.getBoundingClientRect().width;
+          return [wide, image.naturalWidth, box.clientWidth, box.getAttribute('role'), box.tabIndex];
+        })"""
+    )
+    assert shown
+    for wide, natural, box, role, index in shown:
+        assert wide >= min(0.8 * natural * 85 / 120, 800), (wide, natural)  # as wide as `show` wants it
+        assert wide <= box or (role == "region" and index == 0)
 
 
 def test_the_explorer_works_with_the_keyboard_and_its_alt_text_follows(opened):

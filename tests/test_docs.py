@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from xml.etree import ElementTree
 
 import pytest
 from conftest import numbers
@@ -14,6 +15,7 @@ from ivt_utils.paper_scale.plan import plan_text
 from ivt_utils.profiles import get_profile
 from ivt_utils.runtime.files import ROOT, read_json
 from ivt_utils.runtime.store import REFERENCE
+from ivt_utils.show.diagrams import write_svg
 from ivt_utils.show.report import write_tables
 from ivt_utils.show.tables import paper_results
 
@@ -28,6 +30,7 @@ PAGES = {
 }
 RESEARCHER = ROOT / "docs" / "researcher.md"
 README = (ROOT / "README.md").read_text()
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -88,6 +91,33 @@ def test_what_is_made_for_the_readme_is_that_of_today():
     assert between(README, "badges") == readme_badges(lessons.README_OPENS, repository())
     for mark in re.findall(r"<!-- (\w+) -->", README):
         assert between(README, mark).strip(), mark
+
+
+def test_the_books_first_page_is_as_strong_as_the_readme():
+    """`ivt build docs` and `ivt build guide` copy these parts of the README; links are those from `docs/`."""
+    start = (ROOT / "docs" / "index.md").read_text()
+    for mark in guide.SHARED:
+        part = between(start, mark)
+        links = r"\]\((?!http)([^)]+)\)"
+        assert re.sub(links, "", part) == re.sub(links, "", between(README, mark)) != "", mark
+        there = [(ROOT / "docs" / name).resolve() for name in re.findall(links, part)]
+        assert there == [(ROOT / name).resolve() for name in re.findall(links, between(README, mark))], mark
+
+
+@pytest.mark.parametrize("page", book.DRAWN)
+def test_the_drawings_of_a_page_are_those_of_today_and_say_what_they_show(page, tmp_path):
+    """`ivt build docs` draws them. Their words are letters, not curves, and none is wider than its panel."""
+    text = (ROOT / page).read_text()
+    for name in book.DRAWN[page]:
+        alt = write_svg(name, tmp_path)
+        ((said, path),) = re.findall(r"!\[([^]]+)\]\((.+?)\)", between(text, name))
+        assert said.replace("\n", " ") == alt
+        committed = ElementTree.parse((ROOT / page).parent / path).getroot()
+        drawn = ElementTree.parse(tmp_path / f"{name}.svg").getroot()
+        words = [["".join(part.itertext()) for part in root.iter(f"{SVG}text")] for root in (committed, drawn)]
+        assert words[0] == words[1] and len(words[0]) >= 5
+        title, words = (committed.find(f"{SVG}{tag}").text for tag in ("title", "desc"))
+        assert f"{title}. {words}" == alt and "#fbfaf5" in ElementTree.tostring(committed, "unicode")  # its light panel
 
 
 def test_the_readmes_picture_is_that_of_the_reference():

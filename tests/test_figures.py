@@ -1,10 +1,13 @@
 """The figures of a training: what is drawn, and the alt text that tells it."""
 
+import re
+
 import matplotlib.pyplot as plt
 import pytest
 from PIL import Image
 
 from ivt_utils.metrics import Resampling
+from ivt_utils.show.diagrams import DIAGRAMS
 from ivt_utils.show.figures import course_in_one_picture, curves_figure, log_figure
 from ivt_utils.show.tables import paper_results
 
@@ -17,6 +20,28 @@ ROW = {
     "kl": 0.0,
     "entropy": 1.0,
 }
+
+
+@pytest.mark.parametrize("name", DIAGRAMS)
+def test_a_diagram_fits_a_phone_and_its_words_stay_legible_within_it(name):
+    figure = DIAGRAMS[name]()
+    figure.draw_without_rendering()
+    assert 85 * figure.get_figwidth() <= 350  # pixels in a notebook: nothing is scaled down on a phone
+    frame, (ax,) = figure.bbox, figure.axes
+    for text in ax.texts:
+        place = text.get_window_extent()
+        assert frame.x0 < place.x0 and place.x1 < frame.x1 and frame.y0 < place.y0 and place.y1 < frame.y1, text
+        assert not text.get_text() or text.get_fontsize() * 85 / 72 >= 11  # pixels there
+    assert figure.get_label() and figure.get_facecolor()[:3] > (0.9, 0.9, 0.9)
+    plt.close(figure)
+
+
+def test_the_advantages_of_the_drawn_group_are_those_of_the_rewards():
+    figure = DIAGRAMS["group"]()
+    told = re.findall(r"[+-]\d\.\d\d", figure.get_label())
+    assert told == [text.get_text() for text in figure.axes[0].texts if re.fullmatch(r"[+-].+", text.get_text())]
+    spread = [float(value) for value in told]
+    assert len(told) == 6 and sum(spread) == pytest.approx(0, abs=0.03) and "made-up" in figure.get_label()
 
 
 def test_a_learning_curve_has_a_panel_a_training_and_bands_without_width_at_first():

@@ -232,11 +232,23 @@ MADE_UP = [
 def test_sections_count_prose_code_figures_and_exercises_once():
     start, first, second = guide.sections(MADE_UP)
     assert [part["title"] for part in (start, first, second)] == [pace.START, "First", "Second"]
-    assert start["read"] == pytest.approx(1.0) and start["write"] == 0
-    few_words = len("## First ### Not a section".split()) / guide.WORDS_A_MINUTE
-    assert first["read"] == pytest.approx(1 + 1 / guide.LINES_A_MINUTE + guide.FIGURE_MINUTES + few_words)
+    assert start["read"] == 1 and start["write"] == 0
+    assert first["read"] == round(1 + 1 / guide.LINES_A_MINUTE + guide.FIGURE_MINUTES) == 2
     assert first["write"] == EXERCISE.minutes and first["exercises"] == [EXERCISE.name]
-    assert second["exercises"] == [] and second["write"] == 0
+    assert second["exercises"] == [] and second["write"] == 0 and second["read"] == 1
+
+
+def test_a_task_without_a_gap_counts_its_own_minutes_and_no_text_twice():
+    long = "word " * 5 * guide.WORDS_A_MINUTE
+    asked = [
+        markdown(f"### Predict, run, explain: another overlay (about 4 minutes)\n\n{long}"),
+        code("x = 1\n" * 100),
+        markdown(f"<details>\n<summary>Explanation</summary>\n\n{long}\n</details>"),
+    ]
+    (_, found, _) = guide.sections(
+        [markdown("Title"), markdown("## First"), *asked, markdown(long), markdown("## Next")]
+    )
+    assert (found["read"], found["write"], found["exercises"]) == (5, 4, ["Predict, run, explain: another overlay"])
 
 
 def test_measured_adds_the_seconds_of_each_section():
@@ -260,7 +272,7 @@ def test_timings_are_kept_by_notebook_and_section(finished_run):
     assert kept["machine"]["cores"] >= 1 and kept["machine"]["processor"]
     rows = guide.tables(finished_run / "notebooks")
     assert f"| First | 0m02s | 2 | {EXERCISE.minutes} | `my_iou` |" in rows
-    assert f"| together | 0m23s | 16 | {6 * EXERCISE.minutes} |" in rows
+    assert f"| together | 0m24s | 24 | {6 * EXERCISE.minutes} |" in rows  # sums of what the sections show
 
 
 def test_the_closer_look_is_timed_where_the_run_holds_it_and_else_kept(finished_run, monkeypatch):
@@ -322,11 +334,17 @@ def test_the_page_is_written_between_its_marks_only(finished_run, monkeypatch):
     page = finished_run / "instructor.md"
     old = "Before\n<!-- minutes -->\nold\n<!-- /minutes -->\nAfter\n"
     page.write_text(old)
-    (finished_run / "README.md").write_text(f"{old}<!-- notebooks -->\nold\n<!-- /notebooks -->\nEnd\n")
+    parts = "".join(f"<!-- {mark} -->\nold\n<!-- /{mark} -->\n" for mark in guide.SHARED if mark != "minutes")
+    (finished_run / "README.md").write_text(f"{old}{parts}End\n")
+    (finished_run / "docs").mkdir()
+    start = finished_run / "docs" / "index.md"
+    start.write_text(f"{parts}{old}")
     monkeypatch.setattr(guide, "GUIDE", page)
     monkeypatch.setattr(guide, "ROOT", finished_run)
     guide.keep_timings(finished_run)
     assert guide.write_guide().read_text() == f"Before\n<!-- minutes -->\n{guide.tables()}<!-- /minutes -->\nAfter\n"
     readme = (finished_run / "README.md").read_text()
-    table = f"<!-- notebooks -->\n{guide.notebooks_table()}<!-- /notebooks -->\nEnd\n"
-    assert readme == f"Before\n<!-- minutes -->\n{guide.course_sentence()}<!-- /minutes -->\nAfter\n{table}"
+    table = parts.replace("notebooks -->\nold", f"notebooks -->\n{guide.notebooks_table().rstrip()}")
+    said = f"Before\n<!-- minutes -->\n{guide.course_sentence()}<!-- /minutes -->\nAfter\n"
+    assert readme == f"{said}{table}End\n"
+    assert start.read_text() == table.replace("](notebooks/", "](../notebooks/") + said

@@ -95,19 +95,42 @@ def test_every_section_of_the_present_notebooks_was_measured():
     assert pace.timings()["closer"] > 0
 
 
-def test_readme_guide_and_notebooks_tell_the_same_minutes():
-    seconds = {stem: sum(parts.values()) for stem, parts in pace.section_seconds("micro").items()}
-    readme, guide = (ROOT / "README.md").read_text(), (ROOT / "docs" / "instructor.md").read_text()
-    assert "<!-- minutes -->" in readme, "run: ivt build guide"
-    told = re.search(r"run for (\d+) minutes on (.+?)\.\n<!-- /minutes -->", readme)
-    assert int(told[1]) == round(sum(seconds.values()) / 60) and told[2] == pace.machine()
-    table = {row[0]: row[1:] for row in re.findall(r"^\| (\w+) \| (\w+) \| (\d+) \| (\d+) \|$", guide, re.MULTILINE)}
-    for stem, value in seconds.items():
-        run, read, write = table[stem]
-        assert run == pace.clock(value)
-        head = "".join(read_json(ROOT / "notebooks" / f"{stem}.ipynb")["cells"][0]["source"])
-        assert f"*About {read} minutes to read and {write} for the exercises. The cells run for {run} on " in head
-        assert f"The cells run for {run} on {pace.machine()} (profile micro)" in head
-        assert re.search(
-            rf"^\|.*\(notebooks/{stem}\.ipynb\) \|[^|]+\| {read} \| {write} \| {run} \|$", readme, re.MULTILINE
+def told_minutes(page: str) -> dict[str, tuple[str, str, str]]:
+    """{notebook: (cells run, read, exercises)} as the README or the book's first page has them, and "together"."""
+    row = re.compile(
+        r"^\| (?:\[.*?\]\((?:\.\./)?notebooks/(\w+)\.ipynb\)|together) \|[^|]*\| (\d+) \| (\d+) \| (\w+) \|$", re.M
+    )
+    return {stem or "together": (ran, read, write) for stem, read, write, ran in row.findall(page)}
+
+
+def test_every_page_and_notebook_tells_the_same_minutes_and_they_add_up():
+    """`ivt build guide` writes the pages, and `ivt build notebooks` the notebooks."""
+    readme, guide, start = ((ROOT / name).read_text() for name in ("README.md", "docs/instructor.md", "docs/index.md"))
+    notebooks, *sections = re.split(r"^\*\*(\w+)\*\*$", guide.split("<!-- minutes -->")[1], flags=re.M)
+    sections = dict(zip(sections[::2], sections[1::2], strict=True))
+    told = {
+        name: (ran, read, write)
+        for name, ran, read, write in re.findall(r"^\| (\w+) \| (\w+) \| (\d+) \| (\d+) \|$", notebooks, re.M)
+    }
+    assert told_minutes(readme) == told_minutes(start) == told and len(told) == 7
+    for page in (readme, start):
+        assert f"run for {told['together'][0]} on {pace.machine()}.\n<!-- /minutes -->" in page
+    whole = [0, 0, 0]
+    for stem, parts in pace.section_seconds("micro").items():
+        rows = re.findall(r"^\| (.+?) \| (\w+) \| (\d+) \| ([\d-]+) \| .+ \|$", sections[stem], re.M)
+        minutes = {title: (int(read), int(write.replace("-", "0"))) for title, _, read, write in rows}
+        assert {title: ran for title, ran, *_ in rows} == {title: pace.clock(value) for title, value in parts.items()}
+        ran, read, write = sum(parts.values()), *map(sum, zip(*minutes.values(), strict=True))
+        assert told[stem] == (pace.clock(ran), str(read), str(write)), stem
+        first, *others = ["".join(cell["source"]) for cell in read_json(ROOT / "notebooks" / f"{stem}.ipynb")["cells"]]
+        assert (
+            f"*About {read} minutes to read and {write} for the exercises. The cells run for {pace.clock(ran)} on "
+            in first
         )
+        assert f" on {pace.machine()} (profile micro)" in first
+        lines = re.findall(r"^## (.+)\n\n\*(\d+) minutes?\*$", "\n\n".join(others), re.M)
+        assert {title: int(value) for title, value in lines} == {
+            title: sum(value) for title, value in minutes.items() if title != pace.START
+        }, stem
+        whole = [sum(pair) for pair in zip(whole, (ran, read, write), strict=True)]
+    assert told["together"] == (pace.clock(whole[0]), str(whole[1]), str(whole[2]))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ivt_utils.controls import TRUTH
+from ivt_utils.course.guide import write_start_page
 from ivt_utils.exercises import LESSONS
 from ivt_utils.methods import method_label
 from ivt_utils.metrics import exact_limits, iou_matrix, side
@@ -22,6 +23,7 @@ from ivt_utils.runtime.files import ROOT, read_json
 from ivt_utils.runtime.store import REFERENCE
 from ivt_utils.runtime.text import markdown_table, number, write_between
 from ivt_utils.selection import ORACLE, best_rule
+from ivt_utils.show.diagrams import write_svg
 from ivt_utils.show.figures import course_in_one_picture, save_figure
 from ivt_utils.show.reading import read_rollouts
 from ivt_utils.show.report import write_tables
@@ -30,6 +32,7 @@ from ivt_utils.show.tables import paper_results
 from ivt_utils.show.targets import by_name
 
 CLAIMS, RESULTS, PICTURE = "docs/paper_and_us.md", "docs/results.md", "docs/course_in_one_picture.png"
+DRAWN = {"docs/index.md": ("loop", "trained", "group"), "docs/explore.md": ("oracle",)}  # the diagrams of the pages
 EXPLORED = ("base_ivt", "sft_ivt", "sft_grpo_ivt")
 SEEN, NOT_SEEN, OPEN = "seen", "not seen", "open"
 WEAK = 0.5  # a correlation below it
@@ -229,7 +232,8 @@ def _none(cells, both: bool = True) -> str:
 def write_pages(root: Path = ROOT) -> Path:
     """Return the page of results, after writing all that the project's pages show of the reference results.
 
-    These are the tables of that page, the table of claims, and the README's picture and claims.
+    These are the tables of that page, the table of claims, and the README's picture and claims, which the book's first
+    page has as well. The drawn diagrams are written anew with them.
     """
     results, paper, readme = read_json(REFERENCE / "results.json"), paper_results(), root / "README.md"
     head, *rows = claims(results, paper)
@@ -238,8 +242,17 @@ def write_pages(root: Path = ROOT) -> Path:
     write_between(readme, "claims", reproduced(results, paper))
     figure = picture(results, paper)
     save_figure(figure, root / PICTURE)
-    write_between(readme, "picture", fill(f"![{figure.get_label()}]({PICTURE})", 120, break_on_hyphens=False) + "\n")
+    write_between(readme, "picture", _image(figure.get_label(), PICTURE))
+    write_start_page(root)
+    for page, names in DRAWN.items():
+        for name in names:
+            alt = write_svg(name, root / "docs" / "diagrams")
+            write_between(root / page, name, _image(alt, f"diagrams/{name}.svg"))
     return root / RESULTS
+
+
+def _image(alt: str, path: str) -> str:
+    return fill(f"![{alt}]({path})", 120, break_on_hyphens=False) + "\n"
 
 
 def picture(results: dict, paper: dict):

@@ -30,20 +30,31 @@ LINES_A_MINUTE = 12  # of code
 # Lines that are written into a notebook from elsewhere, its minutes among them: nobody's reading.
 MADE = re.compile(r"\*About \d+ minutes to read|\*\d+ minutes?\*$|\[!\[Open in Colab|<!-- No badges")
 FIGURE_MINUTES = 0.5  # for each picture that a cell shows
+ASKED = re.compile(r"### (.+) \(about (\d+) minutes?\)")  # the first line of a task without a gap, such as a prediction
+SHARED = ("picture", "claims", "commands", "minutes", "notebooks")  # parts of the README on the book's first page
 
 
 def sections(cells: list[dict]) -> list[dict]:
-    """Return a notebook's sections in order: {"title", "read", "write", "exercises"}, minutes by estimate.
+    """Return a notebook's sections in order: {"title", "read", "write", "exercises"}, whole minutes by estimate.
 
-    `cells` as in the file of a notebook. `read` counts prose, code and figures; `write` the exercises, by
-    their authors' estimates, whose texts are not counted again.
+    `cells` as in the file of a notebook. `read` counts prose, code and figures, at least a minute; `write` the
+    exercises, by their authors' estimates, whose texts, code and folded answers are not counted again. Every other
+    number of minutes in the course is a sum of these.
     """
-    parts: list[dict[str, Any]] = [{"title": START, "read": 0.0, "write": 0.0, "exercises": []}]
+    parts: list[dict[str, Any]] = [{"title": START, "read": 0.0, "write": 0, "exercises": []}]
+    asked = None  # the task without a gap that goes on, up to the next prose
     for cell in cells:
         text, name = "".join(cell["source"]), cell["metadata"].get("exercise")
         if title := heading(cell):
-            parts.append({"title": title, "read": 0.0, "write": 0.0, "exercises": []})
+            parts.append({"title": title, "read": 0.0, "write": 0, "exercises": []})
         now = parts[-1]
+        if cell["cell_type"] == "markdown" and not text.lstrip().startswith("<details>"):
+            asked = None if name else ASKED.match(text)
+            if asked:
+                now["write"] += int(asked[2])
+                now["exercises"].append(asked[1])
+        if asked:
+            continue
         if name:
             if cell["cell_type"] == "code":
                 now["write"] += exercises.find(name).minutes
@@ -53,7 +64,7 @@ def sections(cells: list[dict]) -> list[dict]:
         elif {"parameters", "injected-parameters", "setup"}.isdisjoint(cell["metadata"].get("tags", [])):
             figures = len(re.findall(r"^show\(", text, re.MULTILINE))
             now["read"] += len(text.splitlines()) / LINES_A_MINUTE + FIGURE_MINUTES * figures
-    return parts
+    return [{**part, "read": max(1, round(part["read"]))} for part in parts]
 
 
 def without_made(text: str) -> str:
@@ -102,59 +113,67 @@ def keep_timings(run_dir: Path) -> Path:
     return pace.TIMINGS
 
 
-def minutes(value: float) -> str:
-    """Return whole minutes, at least 1, of something that takes any time at all."""
-    return str(max(1, round(value))) if value > 0 else "-"
-
-
 def tables(folder: Path = ROOT / "notebooks") -> str:
     """Return the Markdown tables of the guide: one a notebook, and their totals."""
-    parts, whole = [], totals(folder)
+    parts, whole, measured_seconds = [], totals(folder), pace.section_seconds("micro")
     for stem in exercises.LESSONS:
-        rows, ran = [], pace.timings()["seconds"].get(stem, {})
+        rows, ran = [], measured_seconds.get(stem, {})
         for part in sections(read_cells(folder / f"{stem}.ipynb")):
             seconds = ran.get(part["title"])
-            names = ", ".join(f"`{name}`" for name in part["exercises"]) or "-"
+            named = (f"`{name}`" if name.isidentifier() else name for name in part["exercises"])
+            names = ", ".join(named) or "-"
             time = "not measured" if seconds is None else clock(seconds)
-            rows.append([part["title"], time, minutes(part["read"]), minutes(part["write"]), names])
+            rows.append([part["title"], time, part["read"], part["write"] or "-", names])
         head = ["section", "cells run", "read (min)", "exercises (min)", "which"]
         parts.append(f"**{stem}**\n\n{markdown_table(head, rows)}")
-    whole["together"] = tuple(map(sum, zip(*whole.values(), strict=True)))
-    rows_of_all = [[name, clock(ran), minutes(read), minutes(write)] for name, (ran, read, write) in whole.items()]
+    rows_of_all = [[name, clock(ran), read, write] for name, (ran, read, write) in whole.items()]
     head = ["notebook", "cells run", "read (min)", "exercises (min)"]
     about = f"Cells measured on {pace.machine()}; the other minutes are estimates."
     return "\n\n".join([markdown_table(head, rows_of_all), about, *parts]) + "\n"
 
 
-def totals(folder: Path = ROOT / "notebooks") -> dict[str, tuple[float, ...]]:
-    """Return of each notebook how many seconds its cells ran, and the minutes to read it and for its exercises."""
-    found = {}
-    for stem in exercises.LESSONS:
-        parts, ran = sections(read_cells(folder / f"{stem}.ipynb")), pace.timings()["seconds"].get(stem, {})
-        seconds = sum(ran.get(part["title"], 0.0) for part in parts)
-        found[stem] = (seconds, *(sum(part[kind] for part in parts) for kind in ("read", "write")))
-    return found
+def total(stem: str, cells: list[dict]) -> tuple[int, int, int]:
+    """Return how many seconds a notebook's cells ran, and the minutes to read it and for its exercises."""
+    parts, ran = sections(cells), pace.section_seconds("micro").get(stem, {})
+    seconds = sum(ran.get(part["title"], 0) for part in parts)
+    return seconds, sum(part["read"] for part in parts), sum(part["write"] for part in parts)
+
+
+def totals(folder: Path = ROOT / "notebooks") -> dict[str, tuple[int, ...]]:
+    """Return the `total` of each notebook, and of all of them as "together"."""
+    found = {stem: total(stem, read_cells(folder / f"{stem}.ipynb")) for stem in exercises.LESSONS}
+    return {**found, "together": tuple(map(sum, zip(*found.values(), strict=True)))}
 
 
 def notebooks_table(folder: Path = ROOT / "notebooks") -> str:
     """Return the README's table of the notebooks: what each shows, and how long it takes."""
-    rows = []
-    for stem, (ran, read, write) in totals(folder).items():
+    rows, whole = [], totals(folder)
+    for stem in exercises.LESSONS:
         title = "".join(read_cells(folder / f"{stem}.ipynb")[0]["source"]).splitlines()[0].removeprefix("# ")
-        rows.append([f"[{title}](notebooks/{stem}.ipynb)", SHOWS[stem], minutes(read), minutes(write), clock(ran)])
+        rows.append([f"[{title}](notebooks/{stem}.ipynb)", SHOWS[stem], *whole[stem][1:], clock(whole[stem][0])])
+    rows.append(["together", "", *whole["together"][1:], clock(whole["together"][0])])
     return markdown_table(["notebook", "what it shows", "read (min)", "exercises (min)", "cells run"], rows) + "\n"
 
 
 def course_sentence() -> str:
     """Return how long the course runs, and on which machine that was measured, for the README."""
-    whole = sum(sum(parts.values()) for parts in pace.timings()["seconds"].values())
-    duration = f"{minutes(whole / 60)} minutes on {pace.machine()}"
+    duration = f"{clock(totals()['together'][0])} on {pace.machine()}"
     return f"The cells of the six notebooks, their trainings among them, run for {duration}.\n"
 
 
 def write_guide() -> Path:
-    """Write the measured minutes into the instructor's guide and the README, and return the guide."""
+    """Write the measured minutes into the guide, the README and the book's first page, and return the guide."""
     write_between(GUIDE, "minutes", tables())
     write_between(ROOT / "README.md", "minutes", course_sentence())
     write_between(ROOT / "README.md", "notebooks", notebooks_table())
+    write_start_page(ROOT)
     return GUIDE
+
+
+def write_start_page(root: Path) -> None:
+    """Write the README's parts into the book's first page, with links as they go from `docs/`."""
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    for mark in SHARED:
+        part = readme.split(f"<!-- {mark} -->\n")[1].split(f"<!-- /{mark} -->")[0]
+        part = part.replace("](docs/", "](").replace("](notebooks/", "](../notebooks/")
+        write_between(root / "docs" / "index.md", mark, part)

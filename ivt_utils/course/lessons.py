@@ -117,19 +117,17 @@ def with_made_cells(notebook, stem: str):
     for cell in cells:
         if cell.cell_type == "markdown" and not cell.metadata.get("exercise"):
             cell.source = re.sub("\n{3,}", "\n\n", guide.without_made(cell.source)).strip()
-    parts = guide.sections(cells)
-    read, write = (sum(part[kind] for part in parts) for kind in ("read", "write"))
-    run = pace.clock(sum(pace.section_seconds("micro")[stem].values()))
+    parts, (ran, read, write) = guide.sections(cells), guide.total(stem, cells)
     title.source += (
-        f"\n\n*About {guide.minutes(read)} minutes to read and {guide.minutes(write)} for the exercises. "
-        f"The cells run for {run} on {pace.machine()} (profile micro).*"
+        f"\n\n*About {read} minutes to read and {write} for the exercises. "
+        f"The cells run for {pace.clock(ran)} on {pace.machine()} (profile micro).*"
         f"\n\n{badges(stem, repository())}"
     )
     for cell, part in zip(filter(pace.heading, cells), parts[1:], strict=True):
         head, *text = cell.source.splitlines()
         text = "\n".join(text).strip()
-        whole = guide.minutes(part["read"] + part["write"])
-        cell.source = f"{head}\n\n*{whole} minute{'s' if whole != '1' else ''}*\n\n{text}".strip()
+        whole = part["read"] + part["write"]
+        cell.source = f"{head}\n\n*{whole} minute{'s' if whole != 1 else ''}*\n\n{text}".strip()
     return nbformat.from_dict({**notebook, "cells": cells})
 
 

@@ -6,6 +6,7 @@ each section took in one run of the profile `micro`, and names the machine; `ivt
 
 import math
 import time
+from collections.abc import Mapping
 
 from ivt_utils.runtime.files import DATA, intact, read_json
 
@@ -27,9 +28,13 @@ def machine() -> str:
     return f"{measured_on['cores']} cores of {measured_on['processor']}"
 
 
-def section_seconds(profile: str) -> dict[str, dict[str, float]]:
-    """Return {notebook: {section: seconds}} of a profile; {} for those that were not measured."""
-    return timings()["seconds"] if profile == "micro" else {}
+def section_seconds(profile: str) -> dict[str, dict[str, int]]:
+    """Return {notebook: {section: seconds}} of a profile, in whole seconds; {} for those that were not measured.
+
+    Whole here, so that every sum of them is that of the numbers shown.
+    """
+    measured_seconds = timings()["seconds"] if profile == "micro" else {}
+    return {stem: {title: round(s) for title, s in parts.items()} for stem, parts in measured_seconds.items()}
 
 
 def clock(seconds: float) -> str:
@@ -63,7 +68,7 @@ class Pace:
     then there is nothing to train, and little is left.
     """
 
-    def __init__(self, expected: dict[str, dict[str, float]]):
+    def __init__(self, expected: Mapping[str, Mapping[str, float]]):
         self.expected = {(stem, title): s for stem, parts in expected.items() for title, s in parts.items()}
         self.here: dict[tuple, float] = {}  # seconds of the sections that this machine has run
         self.section, self.since = None, 0.0  # the one that is running, and when it began
