@@ -27,34 +27,37 @@ def trajectories_dataset(records, trajectories: list[Rollout], style: str = "fil
     return lazy_dataset([{"number": numbers[t["id"]], **{key: t[key] for key in keys}} for t in trajectories], chat)
 
 
-def train_sft(student: Student, dataset, folder: Path, profile, seed: int, steps: int | None = None) -> list[dict]:
-    """Train a fresh LoRA adapter on the dataset, save it to `folder` and return the log; resumes in `folder`.
+def sft_trainer(student: Student, dataset, folder: Path, profile, seed: int, steps: int | None = None):
+    """Return TRL's trainer of a fresh LoRA adapter, with every value from the profile; notebook 3 has these lines too.
 
     The loss covers every assistant token, step 0 included, so that the student goes on answering at first sight.
-    Values come from the profile; `steps` replaces its epochs by a number of optimizer steps.
+    `steps` replaces the profile's epochs by a number of optimizer steps.
     """
     from trl import SFTConfig, SFTTrainer
 
-    config = distributed.one_card(
-        SFTConfig(
-            num_train_epochs=profile.sft_epochs,
-            max_steps=steps or -1,
-            learning_rate=profile.sft_lr,
-            lr_scheduler_type=profile.sft_schedule,
-            warmup_steps=profile.sft_warmup,
-            assistant_only_loss=True,
-            max_length=None,
-            **distributed.batch_share(profile.sft_batch, profile.sft_device_batch),
-            **trainer_options(folder, profile, seed),
-        )
+    config = SFTConfig(
+        num_train_epochs=profile.sft_epochs,
+        max_steps=steps or -1,
+        learning_rate=profile.sft_lr,
+        lr_scheduler_type=profile.sft_schedule,
+        warmup_steps=profile.sft_warmup,
+        assistant_only_loss=True,
+        max_length=None,
+        **distributed.batch_share(profile.sft_batch, profile.sft_device_batch),
+        **trainer_options(folder, profile, seed),
     )
-    trainer = SFTTrainer(
+    return SFTTrainer(
         model=student.model,
-        args=config,
+        args=distributed.one_card(config),
         train_dataset=dataset,
         processing_class=student.processor,
         peft_config=lora(profile),
     )
+
+
+def train_sft(student: Student, dataset, folder: Path, profile, seed: int, steps: int | None = None) -> list[dict]:
+    """Train the adapter of `sft_trainer`, save it to `folder` and return the log; resumes in `folder`."""
+    trainer = sft_trainer(student, dataset, folder, profile, seed, steps)
     with hardware.memory_advice("training with SFT", "sft_device_batch", "max_pixels"):
         return finish(trainer, folder, profile.student)
 

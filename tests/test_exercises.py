@@ -17,7 +17,8 @@ from ivt_utils import boxes, exercises, harvest, metrics, overlay, teacher
 from ivt_utils.exercises import LESSONS, RIGHT, TODO, WRONG, check, find, lesson, same
 from ivt_utils.exercises.gap import my_from_pixels, my_iou, my_overlays
 from ivt_utils.exercises.harvesting import my_keep_errors, my_straight_line, my_trace
-from ivt_utils.exercises.warmup import my_degradation, my_labels, my_lora, my_oracle
+from ivt_utils.exercises.warmup import my_has_problem, my_labels, my_lora, my_oracle
+from ivt_utils.paper_scale.trace_check import ways
 from ivt_utils.protocol import PROBLEMS, TRACE_FITS
 
 EVERY = [found for notebook in LESSONS for found in lesson(notebook)]
@@ -277,6 +278,18 @@ def lora_by_torch(x, W, A, B, alpha, rank):
     return linear(x, W) + linear(linear(x, A), B) * (alpha / rank)
 
 
+def has_problem_by_cases(problem, box, other):
+    if problem in ("too far left", "too far right"):
+        error = (box[0] + box[2]) / 2 - (other[0] + other[2]) / 2
+    elif problem in ("too high", "too low"):
+        error = (box[1] + box[3]) / 2 - (other[1] + other[3]) / 2
+    elif problem in ("too narrow", "too wide"):
+        error = (box[2] - box[0]) - (other[2] - other[0])
+    else:
+        error = (box[3] - box[1]) - (other[3] - other[1])
+    return error < 0 if problem in ("too far left", "too high", "too narrow", "too short") else error > 0
+
+
 def oracle_in_plain_python(ious, threshold):
     final = [1 if row[-1] >= threshold else 0 for row in ious]
     best = [any(iou >= threshold for iou in row) for row in ious]
@@ -328,10 +341,9 @@ VARIANTS = {
         ),
         "a list": lambda x, W, A, B, alpha, rank: [list(W @ v + B @ (A @ v) * alpha / rank) for v in x],
     },
-    "my_degradation": {
-        "mean loss of the steps": lambda ious: -np.mean(np.diff(ious)),
-        "numpy": lambda ious: np.subtract(ious[0], ious[-1]) / (np.size(ious) - 1),
-        "sum of losses": lambda ious: sum(a - b for a, b in zip(ious, ious[1:], strict=False)) / len(ious[1:]),
+    "my_has_problem": {
+        "the package's": lambda problem, box, other: problem in ways(box, other),
+        "by cases": has_problem_by_cases,
     },
     "my_oracle": {
         "plain Python": oracle_in_plain_python,
@@ -435,9 +447,10 @@ def test_my_accuracies_are_the_courses_and_the_oracle_is_never_below(ious, metri
     assert oracle == metrics.step_score("oracle", metric)(ious).mean()
 
 
-@given(IOUS)
-def test_my_degradation_is_the_courses(ious):
-    assert [my_degradation(row) for row in ious] == pytest.approx(list(metrics.degradation_per_step(ious)))
+@given(a_box(), a_box())
+def test_my_problems_are_those_that_the_package_sees_and_the_teachers_are_among_them(box, other):
+    mine = {problem for problem in PROBLEMS if my_has_problem(problem, box, other)}
+    assert mine == ways(box, other) and mine >= set(teacher.problems(box, other, most=len(PROBLEMS)))
 
 
 def test_my_labels_give_the_mean_loss_of_the_graded_tokens():

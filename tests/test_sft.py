@@ -1,5 +1,6 @@
 """SFT: what the adapter reaches, what the loss covers, what the trainer is shown, and a stop on the way."""
 
+import dataclasses
 import io
 import itertools
 import json
@@ -14,7 +15,8 @@ from ivt_utils import protocol, sft, student
 from ivt_utils.harvest import trajectory
 from ivt_utils.micro import model as micro
 from ivt_utils.overlay import draw_box, load_image
-from ivt_utils.runtime.files import ArtefactError
+from ivt_utils.profiles import PROFILES
+from ivt_utils.runtime.files import ROOT, ArtefactError, read_json
 
 
 def errors(records) -> list[dict]:
@@ -86,6 +88,36 @@ def test_lora_reaches_every_projection_of_the_language_model_and_nothing_else(fr
 
 
 # --- the trainer
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_the_lines_of_the_notebook_build_what_the_package_trains_with(name, monkeypatch, tmp_path):
+    """Every setting, whether it is written there or left to its default."""
+    cells = read_json(ROOT / "notebooks" / "03_sft_warmup.ipynb")["cells"]
+    (lines,) = ["".join(c["source"]) for c in cells if "def sft_trainer(" in "".join(c["source"])]
+    monkeypatch.setattr("trl.SFTTrainer", dict)
+    profile, shown = PROFILES[name], {"profile": PROFILES[name], "SEED": 3}
+    exec(lines, shown)
+    call = SimpleNamespace(model=object(), processor=object()), object(), tmp_path, profile, 3
+    taught, ours = shown["sft_trainer"](*call), sft.sft_trainer(*call)
+    for key in ("args", "peft_config"):
+        taught[key], ours[key] = (dataclasses.asdict(built[key]) for built in (taught, ours))
+    assert taught == ours
+    assert (taught["args"]["learning_rate"], taught["peft_config"]["r"]) == (profile.sft_lr, profile.lora_rank)
+
+
+def test_a_training_is_that_of_the_trainer(monkeypatch, tmp_path, tiny_profile):
+    """`train_sft` changes no setting of `sft_trainer`'s; with `steps`, that number alone is another one."""
+    monkeypatch.setattr("trl.SFTTrainer", dict)
+    finished = []
+    monkeypatch.setattr(sft, "finish", lambda *call: finished.append(call))
+    call = SimpleNamespace(model=object(), processor=object()), object(), tmp_path, tiny_profile, 3
+    for steps in (None, 7):
+        sft.train_sft(*call, steps)
+        trainer, *rest = finished.pop()
+        assert rest == [tmp_path, tiny_profile.student]
+        expected, trained = (dataclasses.asdict(built["args"]) for built in (sft.sft_trainer(*call), trainer))
+        assert trained == expected | {"max_steps": steps or -1}
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,18 @@
 """What a student's own traces say, against the boxes that it was shown and those that it then gave."""
 
+import re
+from itertools import pairwise
+
 import pytest
 
+from ivt_utils.exercises.warmup import my_has_problem
 from ivt_utils.metrics import Resampling, side
 from ivt_utils.paper_scale.trace_check import says_and_does, traces_told, ways
+from ivt_utils.profiles import get_profile
+from ivt_utils.protocol import PROBLEMS
+from ivt_utils.runtime.files import ROOT, read_json, read_jsonl
+from ivt_utils.runtime.store import REFERENCE
+from ivt_utils.teacher import geometric_trace
 
 TRUTH, LEFT, NEARER = [400.0, 400.0, 600.0, 600.0], [300, 400, 500, 600], [350, 400, 550, 600]
 CHANCE = Resampling(0, 20)
@@ -76,3 +85,40 @@ def test_what_the_last_step_says_and_what_it_does():
     ]
     found = says_and_does([rollout(i, ("", LEFT), *pair) for i, pair in enumerate(steps)], CHANCE)
     assert [found[kind]["value"] for kind in ("says", "does", "difference")] == pytest.approx([0.6, 0.4, 0.2])
+
+
+def test_the_investigation_of_the_notebook_is_solved_by_its_solution_and_checked_by_the_package(capsys):
+    """On the reference's answers: what is left undone, a right answer, and a mistake are told apart."""
+    cells = read_json(ROOT / "notebooks" / "03_sft_warmup.ipynb")["cells"]
+
+    def cell(part, kind="code"):
+        (text,) = [t for c in cells if c["cell_type"] == kind and part in (t := "".join(c["source"]))]
+        return text
+
+    collect = "looks = []" + cell("looks = []").split("looks = []")[1]
+    (solution,) = re.findall(r"```python\n(.*?)```", cell("true_by_luck = share(", "markdown"), re.DOTALL)
+    students = {name: read_jsonl(REFERENCE / "rollouts" / f"{name}.jsonl") for name in ("sft_ivt", "sft_keep_ivt")}
+    known = students | {
+        "my_has_problem": my_has_problem,
+        "re": re,
+        "pairwise": pairwise,
+        "PROBLEMS": PROBLEMS,
+        "geometric_trace": geometric_trace,
+        "profile": get_profile("micro"),
+        "SEED": 0,
+    }
+    for code in (
+        collect,
+        cell("EXPECTED = "),
+        cell("told = ["),
+        solution,
+        cell("told = ["),
+        "true = followed",
+        cell("told = ["),
+    ):
+        exec(code, known)
+    said = re.findall(r"^\[(.+?)\] (\w+)", capsys.readouterr().out, re.MULTILINE)
+    four = ["true", "true_by_luck", "followed", "followed_by_luck"]
+    wrong = [("not yet", "true"), *(("right", name) for name in four[1:])]
+    assert said == [("to do", name) for name in four] + [("right", name) for name in four] + wrong
+    assert len(known["looks"]) == known["told"][0]["true"]["n"]

@@ -1,8 +1,9 @@
-"""The exercises of notebook 3: what the loss grades, what LoRA adds, what a step loses, and what an oracle gains."""
+"""The exercises of notebook 3: what the loss grades, what LoRA adds, what is wrong with a box, and what an oracle gains."""
 
 import numpy as np
 
 from ivt_utils.exercises import Exercise
+from ivt_utils.protocol import PROBLEMS
 
 
 def my_labels(ids, assistant):
@@ -20,9 +21,13 @@ def my_lora(x, W, A, B, alpha, rank):
     return frozen + alpha / rank * adapter
 
 
-def my_degradation(ious):
-    """Return the IoU that one sample loses per refinement, from its IoUs (0 to 1) of step 0 to the final step T."""
-    return (ious[0] - ious[-1]) / (len(ious) - 1)
+def my_has_problem(problem, box, other):
+    """Return whether `box` has `problem`, such as "too far left", seen from the box `other`; both are 0..1000."""
+    left, top, right, bottom = (a - b for a, b in zip(box, other))
+    x, y, width, height = left + right, top + bottom, right - left, bottom - top
+    errors = {"too far left": -x, "too far right": x, "too high": -y, "too low": y}
+    errors |= {"too narrow": -width, "too wide": width, "too short": -height, "too tall": height}
+    return errors[problem] > 0
 
 
 def my_oracle(ious, threshold):
@@ -54,11 +59,13 @@ def _layer(rng):
     return x, W, A, B, rng.choice([1, 2, 8, 16, rank]), rank
 
 
-def _steps(rng):
-    """Return the IoUs of two to six steps: any, unmoved, better in the end, or without overlap at first or last."""
-    ious = [round(rng.random(), 2) for _ in range(rng.randint(2, 5))]
-    kinds = [ious, ious, sorted(ious), sorted(ious)[::-1], ious[:1] * len(ious), [0.0, *ious], [*ious, 0.0]]
-    return (rng.choice(kinds),)
+def _two_boxes(rng):
+    """Return a problem and two boxes of whole tens, apart in their center and size, in some of that, or in nothing."""
+    x, y, width, height = (10 * rng.randint(10, 30) for _ in range(4))
+    dx, dy, wider, taller = (10 * rng.choice([-4, -1, 0, 0, 1, 4]) for _ in range(4))
+    other = x, y, x + width, y + height
+    box = x + dx - wider, y + dy - taller, x + dx + width + wider, y + dy + height + taller
+    return rng.choice(list(PROBLEMS)), box, other
 
 
 def _matrix(rng):
@@ -92,8 +99,31 @@ def _shifted(ids, assistant):
     return [*my_labels(ids, assistant)[1:], -100]
 
 
-def _drops(ious):
-    return sum(max(0, a - b) for a, b in zip(ious[:-1], ious[1:])) / (len(ious) - 1)
+def _seen(problem, errors) -> bool:
+    """Return whether a problem is there, from the errors to the right, downwards, in width and in height."""
+    words = list(PROBLEMS)  # in pairs: too little, too much
+    error = errors[words.index(problem) // 2]
+    return error > 0 if words.index(problem) % 2 else error < 0
+
+
+def _of_corner(problem, box, other):
+    x, y, width, height = (b - a for a, b in zip(other, box))
+    return _seen(problem, (x, y, width - x, height - y))
+
+
+def _upside_down(problem, box, other):
+    flipped = {"too high": "too low", "too low": "too high"}
+    return my_has_problem(flipped.get(problem, problem), box, other)
+
+
+def _turned(problem, box, other):
+    turned = {"too wide": "too tall", "too tall": "too wide", "too narrow": "too short", "too short": "too narrow"}
+    return my_has_problem(turned.get(problem, problem), box, other)
+
+
+def _not_smaller(problem, box, other):
+    words = list(PROBLEMS)
+    return not my_has_problem(words[words.index(problem) ^ 1], box, other)
 
 
 EXERCISES = (
@@ -175,37 +205,34 @@ EXERCISES = (
         },
     ),
     Exercise(
-        title="what a step of the loop loses",
-        minutes=3,
+        title="does the box have this problem?",
+        minutes=5,
         task="""
-            **Degradation** says how much IoU a refinement costs: the IoU of step 0 minus that of the final step,
-            divided by the number of refinements T. `ious` is the list of one sample's IoUs, step 0 first: T + 1
-            numbers, at least two. Above 0 the loop harms the sample, below 0 it helps. What happens between step 0 and
-            the final step does not count.
+            A trace names a problem of the box shown: that it is "too far left", "too far right", "too high", "too low",
+            "too narrow", "too wide", "too short" or "too tall". Return `True` if `box` has this `problem` when it is
+            compared with the box `other`, and else `False`. Both boxes are (left, top, right, bottom) in 0..1000, where
+            top is a smaller number than bottom. The first four problems are about the center of the box, the others
+            about its width and height. Every difference counts, however small.
         """,
         hints=(
-            "Three answers are two refinements. Which two of the numbers are needed?",
-            "Subtract the last IoU from the first one, and divide by one less than the number of IoUs.",
-            "The first is `ious[0]`, the last is `ious[-1]`, and T is `len(ious) - 1`. Mind the brackets.",
+            "Take a pencil: which of its four numbers say where the center of a box lies, and which how wide it is?",
+            """The center lies further right when left + right is larger, and lower when top + bottom is larger. A box
+            is wider when right - left is larger. Compute these differences between the two boxes first, then choose.""",
+            """Put them into a dictionary: `errors = {"too far right": (box[0] + box[2]) - (other[0] + other[2]), ...}`,
+            and for the opposite problem the same difference with its sign turned. Then `return errors[problem] > 0`.""",
         ),
-        solution=my_degradation,
-        inputs=_steps,
+        solution=my_has_problem,
+        inputs=_two_boxes,
         mistakes={
-            "You divide by the number of answers; T + 1 answers are T refinements.": lambda ious: (
-                (ious[0] - ious[-1]) / len(ious)
+            "You have it the wrong way round: you return whether `other` has the problem.": lambda problem, box, other: (
+                my_has_problem(problem, other, box)
             ),
-            "You drop the sign; a gain is below 0.": lambda ious: abs(ious[0] - ious[-1]) / (len(ious) - 1),
-            "You have the sign the wrong way round; a loss of IoU is above 0.": lambda ious: (
-                (ious[-1] - ious[0]) / (len(ious) - 1)
-            ),
-            "You do not divide by the number of refinements.": lambda ious: ious[0] - ious[-1],
-            "You take the best step for the final one: an oracle, chosen with the ground truth.": lambda ious: (
-                (ious[0] - max(ious)) / (len(ious) - 1)
-            ),
-            "You start from the best step, not from step 0.": lambda ious: (max(ious) - ious[-1]) / (len(ious) - 1),
-            "You add up the losses between the steps and leave out the gains.": _drops,
-            "You divide the last IoU only; put the difference in brackets.": lambda ious: (
-                ious[0] - ious[-1] / (len(ious) - 1)
+            "You turn high and low around; in an image, the numbers grow downwards.": _upside_down,
+            "You compare the left and top edges; these problems are about the center of the box.": _of_corner,
+            "You take width for height.": _turned,
+            "You also say yes where there is no difference at all.": _not_smaller,
+            "You only say whether the two boxes differ; the direction counts.": lambda problem, box, other: (
+                box != other
             ),
         },
     ),
