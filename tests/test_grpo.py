@@ -1,6 +1,8 @@
 """GRPO: the environment, the reward and each trap on the way; then TRL's own trainer on scripted answers."""
 
+import inspect
 import io
+import json
 import re
 from dataclasses import replace
 from types import SimpleNamespace
@@ -18,9 +20,9 @@ from ivt_utils.loop import evaluate
 from ivt_utils.metrics import iou_matrix
 from ivt_utils.micro import model as micro
 from ivt_utils.overlay import draw_box, load_image
-from ivt_utils.profiles import STUDENT_RECIPE
+from ivt_utils.profiles import STUDENT_RECIPE, get_profile, grpo_trial
 from ivt_utils.records import load_split
-from ivt_utils.runtime.files import ArtefactError
+from ivt_utils.runtime.files import ROOT, ArtefactError
 
 BOX, OTHER, TRUTH = (100, 200, 300, 400), (500, 500, 700, 900), [100.0, 200.0, 300.0, 500.0]
 
@@ -116,11 +118,11 @@ def test_every_answer_has_a_score():
 def judge():
     """(rollouts, turns, image tokens left) -> rewards, metrics; an image takes 36 tokens."""
 
-    def run(completions, turns=2, left=None, bonus=0.1):
+    def run(completions, turns=2, left=None, bonus=0.1, **judged):
         left = [36 * turns] * len(completions) if left is None else left
         logged = {}
         environments = [SimpleNamespace(_image="image")] * len(completions)
-        reward = grpo.make_reward(turns, bonus, 2, 7, {"image": 36}.get)
+        reward = grpo.make_reward(turns, bonus, 2, 7, {"image": 36}.get, **judged)
         rewards = reward(
             completions=completions,
             truth=[TRUTH] * len(completions),
@@ -175,6 +177,13 @@ def test_a_failed_answer_on_the_way_costs_the_bonus_and_no_more(judge, first):
 def test_a_box_that_the_trainer_did_not_ask_for_is_not_scored(judge):
     more = [*GOOD, shown(), said("", (100, 200, 300, 500))]
     assert judge([more])[0] == judge([GOOD])[0]
+
+
+def test_a_reward_of_ones_own_is_given_the_ious_of_every_answer(judge):
+    final = iou(BOX, TRUTH)
+    assert judge([GOOD, GOOD[:2]], judge=lambda ious, bonus: (ious, bonus) == ([0.0, 0.0, final], 0.1))[0] == [1, 0]
+    rewards, logged = judge([GOOD, GOOD[:4]], judge=lambda ious, bonus: -1.0)
+    assert rewards == [-1.0, -1.0] and logged["equal_groups"] == 1.0 and logged["failed_rollouts"] == 0.5
 
 
 def test_the_metrics_are_means_over_all_rollouts(judge):
@@ -295,8 +304,6 @@ def sft_policy(processor, tmp_path_factory):
     """A folder with an adapter that is no longer the base model, and its weights."""
     from peft import get_peft_model
 
-    from ivt_utils.profiles import get_profile
-
     profile = replace(get_profile("smoke"), lora_rank=4, lora_alpha=8)
     torch.manual_seed(0)
     model = get_peft_model(micro.build_micro(processor, seed=0), student.lora(profile))
@@ -319,6 +326,55 @@ def with_policy(processor, folder):
 def adapter_of(model, name) -> dict:
     """An adapter's weights by the names of a file."""
     return {key.replace(f".{name}.", "."): p.detach() for key, p in model.named_parameters() if f".{name}." in key}
+
+
+class Built(Exception):
+    """Raised in place of a trainer, with the arguments that it was given."""
+
+
+@pytest.fixture
+def arguments(monkeypatch):
+    """What a call gives to TRL's GRPOTrainer, {name: value}; the configuration as {name: value}, the reward as well."""
+    import trl
+
+    class Trainer(trl.GRPOTrainer):
+        def __init__(self, **given):
+            raise Built(given)
+
+    monkeypatch.setattr(trl, "GRPOTrainer", Trainer)
+
+    def built(call):
+        with pytest.raises(Built) as caught:
+            call()
+        (given,) = caught.value.args
+        known = inspect.getclosurevars(given.pop("reward_funcs")).nonlocals
+        style = inspect.getclosurevars(given.pop("environment_factory").draw_box).nonlocals["style"]
+        left = known.pop("tokens_of_image")(Image.new("RGB", (96, 96)))
+        return given | {"args": given["args"].to_dict(), "reward": known, "style": style, "left": left}
+
+    return built
+
+
+@pytest.mark.parametrize("name", ["smoke", "micro", "micro, a trial", "micro, in parts", "colab", "paper"])
+def test_the_lines_of_the_notebook_build_the_trainer_of_the_package(
+    name, arguments, processor, sft_policy, records, tmp_path
+):
+    """Notebook 4 shows the training in a few lines of its own; all they give to TRL must be what `train_grpo` gives."""
+    cells = json.loads((ROOT / "notebooks" / "04_grpo.ipynb").read_text("utf-8"))["cells"]
+    (lines,) = [source for source in map("".join, (cell["source"] for cell in cells)) if "def grpo_trainer(" in source]
+    lesson = {"train": records, "SEED": 3, "load_image": load_image}
+    exec(lines, lesson)
+    profile = get_profile(name.split(",")[0])
+    if name.endswith("a trial"):
+        profile = grpo_trial(profile)
+    elif name.endswith("in parts"):
+        profile = replace(profile, grpo_device_batch=4, grpo_generated=12, max_pixels=96 * 96, style="outline")
+    policy, dataset = with_policy(processor, sft_policy[0]), lesson["dataset"]
+    ours = arguments(lambda: grpo.train_grpo(policy, dataset, tmp_path, profile, 3))
+    theirs = arguments(lambda: lesson["grpo_trainer"](policy, grpo.paper_reward, profile, tmp_path))
+    assert ours.pop("callbacks") == [] and ours == theirs
+    assert ours["args"]["max_steps"] == profile.grpo_steps and ours["peft_config"] is None
+    assert ours["reward"]["judge"] is grpo.paper_reward and ours["style"] == profile.style and ours["left"] == 36
 
 
 SCRIPT = {
