@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from ivt_utils import grpo, protocol, student
 from ivt_utils.boxes import iou, snap
+from ivt_utils.exercises import find
 from ivt_utils.loop import evaluate
 from ivt_utils.metrics import iou_matrix
 from ivt_utils.micro import model as micro
@@ -355,15 +356,21 @@ def arguments(monkeypatch):
     return built
 
 
+def cell_of_notebook(mark: str) -> str:
+    """The source of the one code cell of notebook 4 that holds a text."""
+    cells = json.loads((ROOT / "notebooks" / "04_grpo.ipynb").read_text("utf-8"))["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    (source,) = [source for source in sources if mark in source]
+    return source
+
+
 @pytest.mark.parametrize("name", ["smoke", "micro", "micro, a trial", "micro, in parts", "colab", "paper"])
 def test_the_lines_of_the_notebook_build_the_trainer_of_the_package(
     name, arguments, processor, sft_policy, records, tmp_path
 ):
     """Notebook 4 shows the training in a few lines of its own; all they give to TRL must be what `train_grpo` gives."""
-    cells = json.loads((ROOT / "notebooks" / "04_grpo.ipynb").read_text("utf-8"))["cells"]
-    (lines,) = [source for source in map("".join, (cell["source"] for cell in cells)) if "def grpo_trainer(" in source]
     lesson = {"train": records, "SEED": 3, "load_image": load_image}
-    exec(lines, lesson)
+    exec(cell_of_notebook("def grpo_trainer("), lesson)
     profile = get_profile(name.split(",")[0])
     if name.endswith("a trial"):
         profile = grpo_trial(profile)
@@ -451,6 +458,23 @@ def test_a_rollout_has_the_ids_and_the_mask_of_its_chat_in_sft(trained, processo
     prompt, completion = step["prompt_ids"][0], step["completion_ids"][0]
     assert marked["input_ids"][0] == prompt + completion + processor.tokenizer.encode("\n")
     assert marked["assistant_masks"][0] == [0] * len(prompt) + step["tool_mask"][0] + [0]
+
+
+def test_the_step_by_hand_reads_the_log_probabilities_that_trl_learns_from(
+    trained, processor, sft_policy, records, tiny_profile
+):
+    step, truth = trained.step, trained.step["truth"][0]
+    (record,) = [r for r in records if r["bbox"] == pytest.approx(truth)]
+    boxes = [OTHER, OTHER, snap(truth, micro.GRID)]
+    rollout = {"id": record["id"], "expression": record["expression"], "truth": truth}
+    rollout["steps"] = [{"text": script(t, 0, truth), "box": box} for t, box in enumerate(boxes)]
+    lesson = {"np": np, "profile": tiny_profile, "prompts": [record], "groups": [[rollout]], "rewards": [[1.0, 0.0]]}
+    lesson["my_advantages"] = find("my_advantages").solution
+    exec(cell_of_notebook("def log_probabilities("), lesson)
+    with torch.no_grad():
+        values, own = lesson["log_probabilities"](with_policy(processor, sft_policy[0]), rollout)
+    learnt = step["batch"]["tool_mask"][0].bool() & step["batch"]["completion_mask"][0].bool()
+    assert torch.allclose(values[own], step["batch"]["ref_per_token_logps"][0][learnt], atol=1e-4)
 
 
 ANSWERS = {  # an answer as students write it, and its box
