@@ -78,8 +78,18 @@ def boxes_of(completion: list[dict]) -> list:
     return boxes if completion and completion[-1]["role"] == "assistant" else [*boxes, None]
 
 
-def make_reward(turns: int, format_bonus: float, generations: int, image_token_id: int, tokens_of_image):
-    """Return TRL's reward function: IoU of the final box + `format_bonus` when all `turns` + 1 answers parse.
+def paper_reward(ious: list[float | None], bonus: float) -> float:
+    """Return the paper's reward of one rollout: the IoU of its final box, and `bonus` when every answer parses.
+
+    `ious`: one for each answer, None for an answer that did not parse.
+    """
+    return (ious[-1] or 0.0) + bonus * (None not in ious)
+
+
+def make_reward(
+    turns: int, format_bonus: float, generations: int, image_token_id: int, tokens_of_image, judge=paper_reward
+):
+    """Return TRL's reward function: of each rollout `judge(ious, format_bonus)`, with the IoU of each answer.
 
     It also logs the mean IoU per step, the share of failed rollouts and that of groups (of `generations` rollouts) with
     one reward for all, which teach nothing; and it stops the training when a rollout was not shown an image in each of
@@ -96,9 +106,8 @@ def make_reward(turns: int, format_bonus: float, generations: int, image_token_i
         ious = [step_ious(boxes_of(c), t, turns) for c, t in zip(completions, truth, strict=True)]
         for step in range(turns + 1):
             log_metric(f"iou_step_{step}", sum(each[step] or 0.0 for each in ious) / len(ious))
-        failed = [None in each for each in ious]
-        log_metric("failed_rollouts", sum(failed) / len(failed))
-        rewards = [(each[-1] or 0.0) + format_bonus * (not bad) for each, bad in zip(ious, failed, strict=True)]
+        log_metric("failed_rollouts", sum(None in each for each in ious) / len(ious))
+        rewards = [judge(each, format_bonus) for each in ious]
         everyone = distributed.gather(rewards)  # a group may be shared by two processes
         groups = [everyone[i : i + generations] for i in range(0, len(everyone), generations)]
         log_metric("equal_groups", sum(max(group) - min(group) < 1e-6 for group in groups) / len(groups))
@@ -125,6 +134,24 @@ def prompts_dataset(records):
     return lazy_dataset([{"number": number} for number in range(len(records))], prompt)
 
 
+def closing_trainer(tokenizer):
+    """Return TRL's GRPOTrainer as a class that reads an answer as the loop does (`answers_as_calls`).
+
+    It also closes an answer that was cut off before it gives the feedback, as the chat of the loop does.
+    """
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # the lock file keeps the version
+    from trl import GRPOTrainer
+
+    answers_as_calls(tokenizer)
+
+    class ClosingTrainer(GRPOTrainer):
+        def _get_tool_suffix_ids(self, tool_messages):
+            ids = super()._get_tool_suffix_ids(tool_messages)
+            return ids if tool_messages[0]["content"][0]["ended"] else [tokenizer.eos_token_id, *ids]
+
+    return ClosingTrainer
+
+
 def train_grpo(
     student: Student,
     dataset,
@@ -145,18 +172,8 @@ def train_grpo(
     A student that carries an adapter (the SFT policy, loaded trainable) goes on from it, and the KL term is taken
     to it; a bare student gets a fresh adapter and the KL is taken to the base model. `turns=0` is single-step GRPO.
     """
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # the lock file keeps the version
-    from trl import GRPOConfig, GRPOTrainer
-
-    tokenizer = student.processor.tokenizer
-    answers_as_calls(tokenizer)
-
-    class ClosingTrainer(GRPOTrainer):
-        """TRL's trainer, but an answer that was cut off is closed before the feedback, as in the chat of the loop."""
-
-        def _get_tool_suffix_ids(self, tool_messages):
-            ids = super()._get_tool_suffix_ids(tool_messages)
-            return ids if tool_messages[0]["content"][0]["ended"] else [tokenizer.eos_token_id, *ids]
+    Trainer = closing_trainer(student.processor.tokenizer)
+    from trl import GRPOConfig
 
     turns = profile.grpo_turns if turns is None else turns
     bonus = profile.format_bonus if format_bonus is None else format_bonus
@@ -189,7 +206,7 @@ def train_grpo(
     reward = make_reward(
         turns, bonus, group, student.processor.image_token_id, lambda image: image_tokens(student, image)
     )
-    trainer = ClosingTrainer(
+    trainer = Trainer(
         model=student.model,
         reward_funcs=reward,
         args=config,

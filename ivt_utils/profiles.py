@@ -279,3 +279,18 @@ def get_profile(name: str) -> Profile:
     if name not in PROFILES:
         raise ValueError(f"There is no profile {name!r}; choose one of {', '.join(PROFILES)}.")
     return PROFILES[name]
+
+
+def grpo_trial(profile: Profile) -> Profile:
+    """Return the profile with a training of GRPO that takes seconds on a core, for a look at a reader's own reward.
+
+    Its loop is the paper's, its steps are few and small, and none of them is spent on a warm-up; all else stays.
+    """
+    return replace(
+        profile,
+        grpo_turns=profile.turns,
+        grpo_steps=min(3, profile.grpo_steps),
+        grpo_prompts=2,
+        grpo_warmup=0.0,
+        grpo_probe=min(32, profile.grpo_probe),
+    )

@@ -43,16 +43,6 @@ def advantages_by_loop(rewards, spread):
     return tuple(found)
 
 
-def share_by_reshape(rewards, generations):
-    return (np.ptp(np.reshape(rewards, (-1, generations)), axis=1) < 1e-6).mean()
-
-
-def share_by_neighbors(rewards, generations):
-    starts = range(0, len(rewards), generations)
-    flat = [i for i in starts if all(math.isclose(r, rewards[i], abs_tol=1e-9) for r in rewards[i : i + generations])]
-    return len(flat) * generations / len(rewards)
-
-
 def kl_by_loop(policy, reference, own):
     terms = [math.exp(r - p) - (r - p) - 1 for p, r, mine in zip(policy, reference, own, strict=True) if mine]
     return sum(terms) / len(terms)
@@ -144,7 +134,6 @@ def back_by_weights(box, part):
 VARIANTS = {
     "my_reward": (reward_by_ifs, reward_in_one_line),
     "my_advantages": (advantages_by_numpy, advantages_by_loop),
-    "my_share_without_variance": (share_by_reshape, share_by_neighbors),
     "my_kl": (kl_by_loop, kl_by_mask),
     "my_paired_difference": (pairs_by_sorted_ids, pairs_by_hand),
     "my_resampled_mean": (resampled_by_counts, resampled_by_dictionary),
@@ -188,7 +177,7 @@ def rollout(name, steps, truth=(0, 0, 500, 500), image=None):
     }
 
 
-def test_the_reward_and_the_share_are_those_of_the_training():
+def test_the_reward_is_that_of_the_training():
     rng = random.Random(0)
     for _ in range(30):
         truths, generations = [any_box(rng) for _ in range(3)], rng.randint(2, 4)
@@ -209,7 +198,6 @@ def test_the_reward_and_the_share_are_those_of_the_training():
         )
         scores = [grpo.step_ious(steps, truth, 2) for steps, truth in zip(answered, truths, strict=True)]
         assert [rewards.my_reward(ious, 0.1) for ious in scores] == pytest.approx(given)
-        assert rewards.my_share_without_variance(given, generations) == pytest.approx(logged["equal_groups"])
 
 
 def trl_source(pattern):

@@ -1,6 +1,8 @@
 """GRPO: the environment, the reward and each trap on the way; then TRL's own trainer on scripted answers."""
 
+import inspect
 import io
+import json
 import re
 from dataclasses import replace
 from types import SimpleNamespace
@@ -14,13 +16,14 @@ from safetensors.torch import load_file
 
 from ivt_utils import grpo, protocol, student
 from ivt_utils.boxes import iou, snap
+from ivt_utils.exercises import find
 from ivt_utils.loop import evaluate
 from ivt_utils.metrics import iou_matrix
 from ivt_utils.micro import model as micro
 from ivt_utils.overlay import draw_box, load_image
-from ivt_utils.profiles import STUDENT_RECIPE
+from ivt_utils.profiles import STUDENT_RECIPE, get_profile, grpo_trial
 from ivt_utils.records import load_split
-from ivt_utils.runtime.files import ArtefactError
+from ivt_utils.runtime.files import ROOT, ArtefactError
 
 BOX, OTHER, TRUTH = (100, 200, 300, 400), (500, 500, 700, 900), [100.0, 200.0, 300.0, 500.0]
 
@@ -116,11 +119,11 @@ def test_every_answer_has_a_score():
 def judge():
     """(rollouts, turns, image tokens left) -> rewards, metrics; an image takes 36 tokens."""
 
-    def run(completions, turns=2, left=None, bonus=0.1):
+    def run(completions, turns=2, left=None, bonus=0.1, **judged):
         left = [36 * turns] * len(completions) if left is None else left
         logged = {}
         environments = [SimpleNamespace(_image="image")] * len(completions)
-        reward = grpo.make_reward(turns, bonus, 2, 7, {"image": 36}.get)
+        reward = grpo.make_reward(turns, bonus, 2, 7, {"image": 36}.get, **judged)
         rewards = reward(
             completions=completions,
             truth=[TRUTH] * len(completions),
@@ -175,6 +178,13 @@ def test_a_failed_answer_on_the_way_costs_the_bonus_and_no_more(judge, first):
 def test_a_box_that_the_trainer_did_not_ask_for_is_not_scored(judge):
     more = [*GOOD, shown(), said("", (100, 200, 300, 500))]
     assert judge([more])[0] == judge([GOOD])[0]
+
+
+def test_a_reward_of_ones_own_is_given_the_ious_of_every_answer(judge):
+    final = iou(BOX, TRUTH)
+    assert judge([GOOD, GOOD[:2]], judge=lambda ious, bonus: (ious, bonus) == ([0.0, 0.0, final], 0.1))[0] == [1, 0]
+    rewards, logged = judge([GOOD, GOOD[:4]], judge=lambda ious, bonus: -1.0)
+    assert rewards == [-1.0, -1.0] and logged["equal_groups"] == 1.0 and logged["failed_rollouts"] == 0.5
 
 
 def test_the_metrics_are_means_over_all_rollouts(judge):
@@ -295,8 +305,6 @@ def sft_policy(processor, tmp_path_factory):
     """A folder with an adapter that is no longer the base model, and its weights."""
     from peft import get_peft_model
 
-    from ivt_utils.profiles import get_profile
-
     profile = replace(get_profile("smoke"), lora_rank=4, lora_alpha=8)
     torch.manual_seed(0)
     model = get_peft_model(micro.build_micro(processor, seed=0), student.lora(profile))
@@ -319,6 +327,61 @@ def with_policy(processor, folder):
 def adapter_of(model, name) -> dict:
     """An adapter's weights by the names of a file."""
     return {key.replace(f".{name}.", "."): p.detach() for key, p in model.named_parameters() if f".{name}." in key}
+
+
+class Built(Exception):
+    """Raised in place of a trainer, with the arguments that it was given."""
+
+
+@pytest.fixture
+def arguments(monkeypatch):
+    """What a call gives to TRL's GRPOTrainer, {name: value}; the configuration as {name: value}, the reward as well."""
+    import trl
+
+    class Trainer(trl.GRPOTrainer):
+        def __init__(self, **given):
+            raise Built(given)
+
+    monkeypatch.setattr(trl, "GRPOTrainer", Trainer)
+
+    def built(call):
+        with pytest.raises(Built) as caught:
+            call()
+        (given,) = caught.value.args
+        known = inspect.getclosurevars(given.pop("reward_funcs")).nonlocals
+        style = inspect.getclosurevars(given.pop("environment_factory").draw_box).nonlocals["style"]
+        left = known.pop("tokens_of_image")(Image.new("RGB", (96, 96)))
+        return given | {"args": given["args"].to_dict(), "reward": known, "style": style, "left": left}
+
+    return built
+
+
+def cell_of_notebook(mark: str) -> str:
+    """The source of the one code cell of notebook 4 that holds a text."""
+    cells = json.loads((ROOT / "notebooks" / "04_grpo.ipynb").read_text("utf-8"))["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    (source,) = [source for source in sources if mark in source]
+    return source
+
+
+@pytest.mark.parametrize("name", ["smoke", "micro", "micro, a trial", "micro, in parts", "colab", "paper"])
+def test_the_lines_of_the_notebook_build_the_trainer_of_the_package(
+    name, arguments, processor, sft_policy, records, tmp_path
+):
+    """Notebook 4 shows the training in a few lines of its own; all they give to TRL must be what `train_grpo` gives."""
+    lesson = {"train": records, "SEED": 3, "load_image": load_image}
+    exec(cell_of_notebook("def grpo_trainer("), lesson)
+    profile = get_profile(name.split(",")[0])
+    if name.endswith("a trial"):
+        profile = grpo_trial(profile)
+    elif name.endswith("in parts"):
+        profile = replace(profile, grpo_device_batch=4, grpo_generated=12, max_pixels=96 * 96, style="outline")
+    policy, dataset = with_policy(processor, sft_policy[0]), lesson["dataset"]
+    ours = arguments(lambda: grpo.train_grpo(policy, dataset, tmp_path, profile, 3))
+    theirs = arguments(lambda: lesson["grpo_trainer"](policy, grpo.paper_reward, profile, tmp_path))
+    assert ours.pop("callbacks") == [] and ours == theirs
+    assert ours["args"]["max_steps"] == profile.grpo_steps and ours["peft_config"] is None
+    assert ours["reward"]["judge"] is grpo.paper_reward and ours["style"] == profile.style and ours["left"] == 36
 
 
 SCRIPT = {
@@ -395,6 +458,23 @@ def test_a_rollout_has_the_ids_and_the_mask_of_its_chat_in_sft(trained, processo
     prompt, completion = step["prompt_ids"][0], step["completion_ids"][0]
     assert marked["input_ids"][0] == prompt + completion + processor.tokenizer.encode("\n")
     assert marked["assistant_masks"][0] == [0] * len(prompt) + step["tool_mask"][0] + [0]
+
+
+def test_the_step_by_hand_reads_the_log_probabilities_that_trl_learns_from(
+    trained, processor, sft_policy, records, tiny_profile
+):
+    step, truth = trained.step, trained.step["truth"][0]
+    (record,) = [r for r in records if r["bbox"] == pytest.approx(truth)]
+    boxes = [OTHER, OTHER, snap(truth, micro.GRID)]
+    rollout = {"id": record["id"], "expression": record["expression"], "truth": truth}
+    rollout["steps"] = [{"text": script(t, 0, truth), "box": box} for t, box in enumerate(boxes)]
+    lesson = {"np": np, "profile": tiny_profile, "prompts": [record], "groups": [[rollout]], "rewards": [[1.0, 0.0]]}
+    lesson["my_advantages"] = find("my_advantages").solution
+    exec(cell_of_notebook("def log_probabilities("), lesson)
+    with torch.no_grad():
+        values, own = lesson["log_probabilities"](with_policy(processor, sft_policy[0]), rollout)
+    learnt = step["batch"]["tool_mask"][0].bool() & step["batch"]["completion_mask"][0].bool()
+    assert torch.allclose(values[own], step["batch"]["ref_per_token_logps"][0][learnt], atol=1e-4)
 
 
 ANSWERS = {  # an answer as students write it, and its box

@@ -4,7 +4,7 @@ from dataclasses import FrozenInstanceError, fields
 
 import pytest
 
-from ivt_utils.profiles import PROFILES, STUDENT_RECIPE, get_profile
+from ivt_utils.profiles import PROFILES, STUDENT_RECIPE, get_profile, grpo_trial
 
 
 def test_the_four_profiles_by_name():
@@ -71,3 +71,13 @@ def test_other_dry_runs_are_one_sentence(name):
     with pytest.raises(ValueError) as caught:
         get_profile(name)
     assert str(caught.value).count(".") == 1
+
+
+@pytest.mark.parametrize("name", [*PROFILES, "paper-dry-run"])
+def test_a_trial_of_grpo_is_the_profile_with_few_small_steps(name):
+    profile = get_profile(name)
+    trial = grpo_trial(profile)
+    changed = {f.name for f in fields(profile) if getattr(profile, f.name) != getattr(trial, f.name)}
+    assert changed <= {"grpo_turns", "grpo_steps", "grpo_prompts", "grpo_warmup", "grpo_probe"}
+    assert trial.grpo_turns == profile.turns and trial.grpo_steps <= min(3, profile.grpo_steps)
+    assert trial.grpo_warmup == 0 and trial.grpo_probe <= profile.grpo_probe

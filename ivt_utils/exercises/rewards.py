@@ -25,16 +25,6 @@ def my_advantages(rewards, spread):
     return [(reward - mean) / (spread + 1e-4) for reward in rewards]
 
 
-def my_share_without_variance(rewards, generations):
-    """Return the share of groups whose rewards are all equal, 0.0 to 1.0.
-
-    rewards: the rewards of a batch in one list; the rollouts of one prompt stand next to each other.
-    generations: how many rollouts each group has.
-    """
-    groups = [rewards[i : i + generations] for i in range(0, len(rewards), generations)]
-    return sum(max(group) - min(group) < 1e-6 for group in groups) / len(groups)
-
-
 def my_kl(policy, reference, own):
     """Return the estimated KL divergence of the policy from the reference, in nats a token, 0.0 or more.
 
@@ -66,11 +56,6 @@ def _group_and_spread(rng):
     return group, round(float(np.std(batch)), 4)
 
 
-def _batch(rng):
-    generations, groups = rng.randint(2, 6), rng.randint(1, 4)
-    return [reward for _ in range(groups) for reward in _group(rng, generations)], generations
-
-
 def _tokens(rng):
     count = rng.randint(3, 8)
     policy = [round(-3 * rng.random(), 2) for _ in range(count)]
@@ -92,14 +77,6 @@ def _earned(ious, bonus):
 
 def _minus_mean(rewards):
     return [reward - sum(rewards) / len(rewards) for reward in rewards]
-
-
-def _flat(group):
-    return max(group) - min(group) < 1e-6
-
-
-def _split(rewards, size):
-    return [rewards[i : i + size] for i in range(0, len(rewards), size)]
 
 
 def _k3(gap):
@@ -210,52 +187,6 @@ EXERCISES = (
             "You have the sign the wrong way round: a reward above the mean has a positive advantage.": lambda rewards, spread: [
                 -v / (spread + 1e-4) for v in _minus_mean(rewards)
             ],
-        },
-    ),
-    Exercise(
-        title="groups that teach nothing",
-        minutes=5,
-        task="""
-            When all rollouts of a prompt earn the same reward, all their advantages are 0, and the time that went
-            into them is lost. A training log therefore counts such groups. The batch comes as one flat list, group
-            after group, `generations` rewards each. Return the share of groups whose rewards are all equal. Two
-            rewards are equal when they differ by less than a millionth: to a computer 0.1 + 0.2 is not 0.3.
-        """,
-        hints=(
-            "First cut the list into pieces of `generations` rewards, then ask each piece whether it is flat.",
-            "A piece is flat when its largest and its smallest reward differ by less than 0.000001. The share is the "
-            "number of flat pieces over the number of pieces.",
-            "`groups = [rewards[i : i + generations] for i in range(0, len(rewards), generations)]`, then count "
-            "those with `max(group) - min(group) < 1e-6`.",
-        ),
-        solution=my_share_without_variance,
-        inputs=_batch,
-        mistakes={
-            "You ask for a standard deviation of exactly 0, which rounding can miss; allow a millionth.": lambda rewards, generations: (
-                np.mean([np.std(g) == 0 for g in _split(rewards, generations)])
-            ),
-            "You give the number of such groups, not their share.": lambda rewards, generations: sum(
-                map(_flat, _split(rewards, generations))
-            ),
-            "You give the share of groups that do teach something.": lambda rewards, generations: (
-                1 - np.mean([*map(_flat, _split(rewards, generations))])
-            ),
-            "You divide by the number of rollouts; divide by the number of groups.": lambda rewards, generations: (
-                sum(map(_flat, _split(rewards, generations))) / len(rewards)
-            ),
-            "You deal the rewards out like cards; the rollouts of one prompt stand next to each other.": lambda rewards, generations: (
-                np.mean([_flat(rewards[i :: len(rewards) // generations]) for i in range(len(rewards) // generations)])
-            ),
-            "You cut the batch into `generations` groups; each group has `generations` rewards.": lambda rewards, generations: (
-                np.mean([*map(_flat, _split(rewards, max(1, len(rewards) // generations)))])
-            ),
-            "You ask for exactly equal numbers; the last digit of a sum may differ, so allow a millionth.": lambda rewards, generations: (
-                np.mean([len(set(g)) == 1 for g in _split(rewards, generations)])
-            ),
-            "You compare only the first reward of a group with its last.": lambda rewards, generations: np.mean(
-                [abs(g[0] - g[-1]) < 1e-6 for g in _split(rewards, generations)]
-            ),
-            "You treat the batch as a single group.": lambda rewards, generations: float(_flat(rewards)),
         },
     ),
     Exercise(
