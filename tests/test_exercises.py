@@ -419,8 +419,8 @@ def test_my_line_is_the_courses_before_rounding(start, truth, turns):
 def test_my_trace_says_the_teachers_worst_problem_of_a_box_of_the_right_size(truth, dx, dy):
     assume(abs(dx) * (truth[3] - truth[1]) != abs(dy) * (truth[2] - truth[0]))
     box = truth[0] + dx, truth[1] + dy, truth[2] + dx, truth[3] + dy
-    worst = teacher.problems(box, truth, most=1)
-    assert my_trace(box, truth) == (f"It is {worst[0]}: {PROBLEMS[worst[0]]}." if worst else TRACE_FITS)
+    fits, worst = teacher.within_tolerance(box, truth), teacher.problems(box, truth, most=1)
+    assert my_trace(box, truth) == (TRACE_FITS if fits else f"It is {worst[0]}: {PROBLEMS[worst[0]]}.")
 
 
 @given(IOUS, st.sampled_from(["acc50", "acc70", "acc90"]))
