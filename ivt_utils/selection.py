@@ -195,15 +195,6 @@ def smallest_difference(discordant: float, n: int, power: float = 0.8) -> float 
     return float(difference) if n > alpha**2 and 0 < difference <= discordant else None
 
 
-def most_discordant(net: int, n: int) -> int | None:
-    """Return up to how many discordant samples of `n` a net gain of `net` samples is significant (exact, 5%).
-
-    None when not even a gain without any loss is.
-    """
-    enough = [total for total in range(net, n + 1, 2) if exact_p((total + net) // 2, (total - net) // 2) < 0.05]
-    return max(enough, default=None)
-
-
 def _best(values) -> int:
     """Return the index of the largest value, the first of equals; None counts below all."""
     return int(np.argmax([-inf if value is None else value for value in values]))

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from ivt_utils import boxes, exercises, harvest, metrics, overlay, teacher
 from ivt_utils.exercises import LESSONS, RIGHT, TODO, WRONG, check, find, lesson, same
 from ivt_utils.exercises.gap import my_from_pixels, my_iou, my_overlays
-from ivt_utils.exercises.harvesting import my_keep_errors, my_straight_line, my_trace
+from ivt_utils.exercises.harvesting import my_straight_line, my_trace
 from ivt_utils.exercises.warmup import my_has_problem, my_labels, my_lora, my_oracle
 from ivt_utils.paper_scale.trace_check import ways
 from ivt_utils.protocol import PROBLEMS, TRACE_FITS
@@ -27,8 +27,8 @@ each = pytest.mark.parametrize("found", EVERY, ids=lambda found: found.name)
 
 # ------------------------------------------------------------------------------------------------ every exercise
 @pytest.mark.parametrize("notebook", LESSONS)
-def test_a_notebook_has_at_least_three_exercises(notebook):
-    assert len(lesson(notebook)) >= 3
+def test_a_notebook_has_an_exercise(notebook):
+    assert lesson(notebook)
 
 
 def test_names_are_unique_and_lead_to_the_exercise():
@@ -314,11 +314,6 @@ VARIANTS = {
         ],
     },
     "my_overlays": {"numpy": overlays_by_numpy, "lines": overlays_by_lines},
-    "my_keep_errors": {
-        "numpy": lambda ious, limit: np.flatnonzero(np.array(ious, dtype=float) <= limit),
-        "both ends": lambda ious, limit: [i for i in range(len(ious)) if ious[i] is not None and 0 <= ious[i] <= limit],
-        "a tuple": lambda ious, limit: tuple(i for i, v in enumerate(ious) if (2 if v is None else v) <= limit),
-    },
     "my_straight_line": {
         "linspace": lambda start, truth, turns: np.linspace(start, truth, turns + 1)[1:],
         "step by step": line_step_by_step,
@@ -416,13 +411,6 @@ def test_my_overlay_is_the_courses_outline_one_pixel_larger(box):
     assert same(mine, overlay.draw_box(image, (x1, y1, x2, y2), "outline"))
 
 
-@given(st.lists(st.one_of(st.none(), a_box()), max_size=6), a_box(), st.floats(0, 1))
-def test_my_filter_keeps_what_the_courses_keeps(answers, truth, limit):
-    rollouts = [{"id": i, "truth": truth, "steps": [{"box": box}]} for i, box in enumerate(answers)]
-    ious = [None if box is None else boxes.iou(box, truth) for box in answers]
-    assert my_keep_errors(ious, limit) == [rollout["id"] for rollout in harvest.keep_errors(rollouts, limit)]
-
-
 @given(a_box(), a_box(), st.integers(1, 6))
 def test_my_line_is_the_courses_before_rounding(start, truth, turns):
     mine = my_straight_line(start, truth, turns)
@@ -436,8 +424,8 @@ def test_my_line_is_the_courses_before_rounding(start, truth, turns):
 def test_my_trace_says_the_teachers_worst_problem_of_a_box_of_the_right_size(truth, dx, dy):
     assume(abs(dx) * (truth[3] - truth[1]) != abs(dy) * (truth[2] - truth[0]))
     box = truth[0] + dx, truth[1] + dy, truth[2] + dx, truth[3] + dy
-    worst = teacher.problems(box, truth, most=1)
-    assert my_trace(box, truth) == (f"It is {worst[0]}: {PROBLEMS[worst[0]]}." if worst else TRACE_FITS)
+    fits, worst = teacher.within_tolerance(box, truth), teacher.problems(box, truth, most=1)
+    assert my_trace(box, truth) == (TRACE_FITS if fits else f"It is {worst[0]}: {PROBLEMS[worst[0]]}.")
 
 
 @given(IOUS, st.sampled_from(["acc50", "acc70", "acc90"]))

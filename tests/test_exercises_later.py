@@ -99,38 +99,6 @@ def stop_by_memory(boxes, threshold):
     return step
 
 
-def consensus_with_the_diagonal(ious):
-    return np.argmax(np.mean(ious, axis=1))
-
-
-def consensus_by_loop(ious):
-    best, chosen = -1.0, None
-    for i in range(len(ious)):
-        total = sum(ious[i][j] for j in range(len(ious)) if j != i)
-        if total > best:
-            best, chosen = total, i
-    return chosen
-
-
-def discordant_by_arrays(a, b):
-    a, b = np.array(a), np.array(b)
-    return (a & ~b).sum(), (~a & b).sum()
-
-
-def discordant_by_difference(a, b):
-    signs = [int(x) - int(y) for x, y in zip(a, b, strict=True)]
-    return [signs.count(1), signs.count(-1)]
-
-
-def back_by_arrays(box, part):
-    corners, part = np.reshape(box, (2, 2)), np.array(part)
-    return (part[:2] + corners / 1000 * (part[2:] - part[:2])).reshape(-1)
-
-
-def back_by_weights(box, part):
-    return [(1 - v / 1000) * part[i % 2] + v / 1000 * part[i % 2 + 2] for i, v in enumerate(box)]
-
-
 VARIANTS = {
     "my_reward": (reward_by_ifs, reward_in_one_line),
     "my_advantages": (advantages_by_numpy, advantages_by_loop),
@@ -139,9 +107,6 @@ VARIANTS = {
     "my_resampled_mean": (resampled_by_counts, resampled_by_dictionary),
     "my_interval": (interval_by_matrix, interval_by_quantile),
     "my_stop_rule": (stop_by_next, stop_by_memory),
-    "my_consensus": (consensus_with_the_diagonal, consensus_by_loop),
-    "my_discordant": (discordant_by_arrays, discordant_by_difference),
-    "my_back_to_image": (back_by_arrays, back_by_weights),
 }
 
 
@@ -250,28 +215,6 @@ def test_resamples_by_image_and_their_percentiles_give_the_interval_of_the_resul
     assert comparisons.my_interval(scores, resamples) == pytest.approx([alone["low"], alone["high"]], abs=0.02)
 
 
-def test_the_stop_rule_and_the_consensus_are_the_rules_of_the_results():
+def test_the_stop_rule_is_that_of_the_results():
     for steps, threshold in calls("my_stop_rule"):
         assert stopping.my_stop_rule(steps, threshold) == selection.agreed(threshold)([{"box": box} for box in steps])
-    rng = random.Random(3)
-    for _ in range(40):
-        steps = [any_box(rng) for _ in range(rng.randint(2, 5))]
-        ious = [[iou(a, b) for b in steps] for a in steps]
-        assert stopping.my_consensus(ious) == selection.medoid([{"box": box} for box in steps])
-
-
-def test_the_discordant_samples_are_those_of_mcnemars_test():
-    for a, b in calls("my_discordant"):
-        truth = (0, 0, 500, 500)
-        methods = [[rollout(f"s{i}", [truth if x else None]) for i, x in enumerate(xs)] for xs in (a, b)]
-        found = selection.mcnemar(*methods)
-        assert stopping.my_discordant(a, b) == (found["gained"], found["lost"])
-
-
-def test_a_box_goes_back_to_the_image_as_in_the_closer_look_before_it_is_rounded():
-    rng = random.Random(4)
-    for _ in range(100):
-        box, part = any_box(rng), boxes.view(any_box(rng), 2.0, 200)
-        assert boxes.snap(stopping.my_back_to_image(box, part)) == boxes.from_view(box, part)
-    for box, part in calls("my_back_to_image"):
-        assert boxes.snap(stopping.my_back_to_image(box, part)) == boxes.from_view(box, part)

@@ -254,12 +254,35 @@ def test_terms_are_explained_where_they_first_appear():
 
 
 @each
-def test_at_least_three_exercises_and_each_one_says_that_it_waits(path):
-    code = [cell for cell in read(path).cells if cell.metadata.get("exercise") and cell.cell_type == "code"]
+def test_there_is_something_to_do_and_each_exercise_says_that_it_waits(path):
+    notebook = read(path)
+    code = [cell for cell in notebook.cells if cell.metadata.get("exercise") and cell.cell_type == "code"]
     assert [cell.metadata.exercise for cell in code] == [found.name for found in exercises.lesson(path.stem)]
-    assert len(code) >= 3
+    assert len(code) + sum("### Predict, run, explain: " in text for text in prose(notebook)) >= 2
     for cell in code:
         assert f"[to do] {cell.metadata.exercise}" in "".join(o.get("text", "") for o in cell.outputs)
+
+
+@pytest.mark.parametrize("stem", ["02_error_harvesting", "06_mirage"])
+def test_a_prediction_comes_before_its_cell_and_the_explanation_after(stem):
+    cells = read(lessons.NOTEBOOKS / f"{stem}.ipynb").cells
+    asked = [i for i, cell in enumerate(cells) if cell.source.startswith("### Predict, run, explain: ")]
+    assert asked
+    for i in asked:
+        assert re.match(r".+ \(about \d+ minutes\)\n", cells[i].source)
+        assert (
+            re.search(r'^EXPECTED = ""  # ', cells[i + 1].source, re.MULTILINE)
+            and "{EXPECTED or" in cells[i + 1].source
+        )
+        assert cells[i + 2].source.startswith("<details>\n<summary>Explanation</summary>")
+
+
+def test_the_last_notebook_takes_25_minutes_and_shows_four_tables_at_most():
+    path = lessons.NOTEBOOKS / "06_mirage.ipynb"
+    parts = guide.sections(guide.read_cells(path))
+    assert sum(part["read"] + part["write"] for part in parts) <= 25
+    outputs = [o for cell in read(path).cells if cell.cell_type == "code" for o in cell.outputs]
+    assert sum("".join(o.get("data", {}).get("text/markdown", "")).count("| --- |") > 0 for o in outputs) <= 4
 
 
 def test_a_seeded_run_is_the_reference(tmp_path):

@@ -165,10 +165,3 @@ def test_the_smallest_difference_is_found_as_often_as_it_says():
     assert (abs(z) > 1.96).mean() == pytest.approx(0.8, abs=0.04)
     assert selection.smallest_difference(0.0, n) is selection.smallest_difference(0.005, n) is None
     assert selection.smallest_difference(discordant, 4 * n) < difference < selection.smallest_difference(0.3, n)
-
-
-def test_how_many_samples_may_disagree_before_a_net_gain_is_noise():
-    limit = selection.most_discordant(12, 505)
-    assert selection.exact_p((limit + 12) // 2, (limit - 12) // 2) < 0.05
-    assert selection.exact_p((limit + 14) // 2, (limit - 10) // 2) >= 0.05
-    assert selection.most_discordant(3, 505) is None  # three gained and none lost: p = .25

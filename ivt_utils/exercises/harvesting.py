@@ -1,13 +1,8 @@
-"""The exercises of notebook 2: which errors are kept, the way from an error to the truth, and what a trace says."""
+"""The exercises of notebook 2: the way from an error to the truth, and what a trace says."""
 
 from ivt_utils.exercises import Exercise
 from ivt_utils.exercises.gap import random_box
 from ivt_utils.protocol import PROBLEMS
-
-
-def my_keep_errors(first_ious, max_iou):
-    """Return the positions, counted from 0, of the step-0 IoUs from 0 to `max_iou`; None stands for no box."""
-    return [i for i, iou in enumerate(first_ious) if iou is not None and iou <= max_iou]
 
 
 def my_straight_line(start, truth, turns):
@@ -32,13 +27,6 @@ def my_trace(box, truth):
 
 
 # ------------------------------------------------------------------------------------------------ random arguments
-def _ious(rng):
-    """Return up to eight IoUs, many of them None, 0.0 or exactly the limit, and the limit."""
-    limit = rng.choice([0.85, 0.85, 0.7, 0.5])
-    kinds = [None, 0.0, limit, 1.0, round(limit - 0.01, 2), round(limit + 0.01, 2), round(rng.random(), 2)]
-    return rng.choices(kinds, k=rng.randint(0, 8)), limit
-
-
 def _way(rng):
     start, truth = random_box(rng), random_box(rng)
     return rng.choice([start, start, start, truth]), list(truth), rng.randint(1, 4)
@@ -59,10 +47,6 @@ def _error(rng):
 
 
 # ------------------------------------------------------------------------------------------------ known mistakes
-def _after_sorting_out(first_ious, max_iou):
-    return [i for i, iou in enumerate(v for v in first_ious if v is not None) if iou <= max_iou]
-
-
 def _half_of_the_rest(start, truth, turns):
     boxes = [start]
     for _ in range(turns):
@@ -106,46 +90,6 @@ def _a_tenth_is_wrong(box, truth):
 
 
 EXERCISES = (
-    Exercise(
-        title="the harvest filter",
-        minutes=4,
-        task="""
-            Which of the student's first answers become training trajectories? The paper keeps an IoU in [0, 0.85], both
-            ends included: at IoU 0 there is most to repair, above 0.85 a correction would be noise. `first_ious` holds
-            the IoU of each sample's step 0, or `None` where the answer held no box; such a sample cannot start a
-            trajectory. Return the list of the positions (from 0, in order) of the samples that are kept, for a limit of
-            `max_iou`: of `[0.9, None, 0.85, 0.0]` with the limit 0.85 it is `[2, 3]`.
-        """,
-        hints=(
-            "`enumerate` gives each IoU together with its position.",
-            "Keep a position if its IoU is not None and at most the limit. Note that `if iou` is false for 0.0 too.",
-            """A list comprehension does it: walk with `for i, iou in enumerate(first_ious)` and keep `i` under the
-            condition `iou is not None and iou <= max_iou`, in this order, since None cannot be compared.""",
-        ),
-        solution=my_keep_errors,
-        inputs=_ious,
-        mistakes={
-            "You leave out an IoU that is exactly the limit; the limit is included.": lambda ious, limit: [
-                i for i, v in enumerate(ious) if v is not None and v < limit
-            ],
-            "You leave out an IoU of 0.0, as `if iou` does; 0 is a number, and None is not.": lambda ious, limit: [
-                i for i, v in enumerate(ious) if v and v <= limit
-            ],
-            "You keep answers without a box; None is not an IoU of 0.": lambda ious, limit: [
-                i for i, v in enumerate(ious) if (v or 0) <= limit
-            ],
-            "You compare None with a number; sort out the answers without a box first.": lambda ious, limit: [
-                i for i, v in enumerate(ious) if v <= limit
-            ],
-            "You return the IoUs; the positions are asked for.": lambda ious, limit: [
-                v for v in ious if v is not None and v <= limit
-            ],
-            "You count positions after taking out the None; count them in the list as given.": _after_sorting_out,
-            "You keep the good answers and leave out the errors.": lambda ious, limit: [
-                i for i, v in enumerate(ious) if v is not None and v >= limit
-            ],
-        },
-    ),
     Exercise(
         title="from the error to the truth",
         minutes=5,
