@@ -20,7 +20,7 @@ GUIDE = ROOT / "docs" / "instructor.md"
 SHOWS = {  # what the README says of each notebook
     "01_self_correction_gap": "the loop, its fall, and where the fall comes from: the words or the drawn box",
     "02_error_harvesting": "the student's own errors, and trajectories that lead from an error to the truth",
-    "03_sft_warmup": "a training that you set up yourself, in two recipes; true and untrue traces; final step and oracle",
+    "03_sft_warmup": "a training that you set up, in two recipes; true and untrue traces; final step and oracle",
     "04_grpo": "learning from an IoU reward: one step by hand, a reward of your own, and the long trainings",
     "05_ablations": "what each choice is worth, in paired differences with intervals",
     "06_mirage": "what is left of the oracle's gain without labels; confidence, controls and a closer look",
