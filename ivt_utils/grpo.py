@@ -266,8 +266,8 @@ def read_probe(folder: Path) -> dict:
 
 def image_tokens(student: Student, image) -> int:
     """Return how many tokens an image takes in a chat."""
-    grid = student.processor.image_processor(images=[image], return_tensors="pt")["image_grid_thw"][0]
-    return int(grid.prod()) // student.processor.image_processor.merge_size**2
+    kind = student.processor.image_processor
+    return kind.get_number_of_image_patches(image.height, image.width) // kind.merge_size**2
 
 
 def most_image_tokens(student: Student, max_pixels: int, image) -> int:

@@ -236,6 +236,12 @@ def test_a_picture_from_a_jpeg_reaches_the_trainer_as_the_loop_shows_it(records)
 
 def test_tokens_of_an_image(tiny_student, records):
     assert grpo.image_tokens(tiny_student, records[0]["image"]) == 36
+    wide, kind = (
+        records[0]["image"].resize((333, 77)),
+        tiny_student.processor.image_processor,
+    )  # as it really divides it
+    grid = kind(images=[wide], return_tensors="pt")["image_grid_thw"][0]
+    assert grpo.image_tokens(tiny_student, wide) == grid.prod() // kind.merge_size**2
 
 
 # --- TRL's trainer, on scripted answers

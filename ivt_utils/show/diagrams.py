@@ -97,7 +97,7 @@ def who_picks():
     _arrow(ax, [(202, 52), (202, 72)], GREEN, 3)
     _box(ax, 12, 214, 376, 40, "a rule: sees the steps only, takes one", BLUE)
     _arrow(ax, [(306, 212), (306, 188)], BLUE, 3)
-    _text(ax, 200, 269, "Above: a bound. Below: a result. (IoU made up)")
+    _text(ax, 200, 269, "Above is a bound, below is a result. (IoU made up)")
     figure.set_label(
         "Oracle against deployable, with made-up numbers. Three steps of a rollout have the IoU "
         f"{', '.join(f'{value:.2f}' for value in ious)}. The oracle knows the truth and takes step 1, the best: that "
