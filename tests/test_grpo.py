@@ -239,7 +239,7 @@ def test_tokens_of_an_image(tiny_student, records):
     wide, kind = (
         records[0]["image"].resize((333, 77)),
         tiny_student.processor.image_processor,
-    )  # as it really divides it
+    )  # as it divides it
     grid = kind(images=[wide], return_tensors="pt")["image_grid_thw"][0]
     assert grpo.image_tokens(tiny_student, wide) == grid.prod() // kind.merge_size**2
 
