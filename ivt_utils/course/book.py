@@ -48,11 +48,25 @@ def claims(results: dict, paper: dict) -> list[list[str]]:
 
 
 def reproduced(results: dict, paper: dict) -> str:
-    """Return which claims of the paper are seen here, which are not and which are open, as Markdown for the README."""
-    lines, rows = [], _judged(results, paper)
+    """Return the result in short, and which claims of the paper are seen here, not seen or open, for the README."""
+    levels = by_name(results["seeds"])  # means of several trainings, where there are several
+    ours = {name: method["metrics"] for name, method in results["methods"].items()}
+    first, second, *_, last = (100 * step["acc50"]["value"] for step in ours["base_ivt"]["per_step"])
+    sft, grpo = (
+        100 * levels.get((name, "acc50"), ours[name]["final"]["acc50"])["value"] for name in ("sft_ivt", "sft_grpo_ivt")
+    )
+    short = (
+        f"At first sight the untrained student finds {first:.1f} % of the objects. Shown its own box and asked again, "
+        f"it finds {second:.1f} %, and {last:.1f} % when it is asked once more. After SFT its last answer is right in "
+        f"{sft:.1f} % of the cases, and after SFT and GRPO in {grpo:.1f} %. What does that say of the paper's claims? "
+        "Each is judged by the interval of our own result:"
+    )
+    lines, rows = [fill(short, 120, break_on_hyphens=False), ""], _judged(results, paper)
     for head, verdict in (("Reproduced", SEEN), ("Not reproduced", NOT_SEEN), ("Left open by our intervals", OPEN)):
-        if found := "; ".join(short for short, *_, judged, _ in rows if judged == verdict):
-            lines.append(fill(f"- [{head}]({CLAIMS}): {found}.", 120, subsequent_indent="  ", break_on_hyphens=False))
+        if found := "; that ".join(claim for claim, *_, judged, _ in rows if judged == verdict):
+            lines.append(
+                fill(f"- [{head}]({CLAIMS}): that {found}.", 120, subsequent_indent="  ", break_on_hyphens=False)
+            )
     return "\n".join(lines) + "\n"
 
 
@@ -97,7 +111,7 @@ def _judged(results: dict, paper: dict) -> list[tuple]:
             1,
         ),
         (
-            "after SFT an oracle that chooses the step gains over a single shot",
+            "after SFT an oracle, which chooses the best step by the truth, gains over a single answer",
             "After SFT the best of the steps, chosen with the truth, lies above a single shot: an oracle's gain",
             oracle,
             _cell(gain, "points"),
@@ -129,7 +143,7 @@ def _judged(results: dict, paper: dict) -> list[tuple]:
             4,
         ),
         (
-            "after GRPO most samples keep their IoU",
+            "after GRPO most samples keep the IoU of their first answer",
             "After GRPO most samples keep the IoU of step 0",
             _cell(theirs["sft_grpo_ivt"]["share_stay"], "share"),
             _cell(stay, "share"),
@@ -137,7 +151,7 @@ def _judged(results: dict, paper: dict) -> list[tuple]:
             4,
         ),
         (
-            "after GRPO the loop ends above a single shot",
+            "after GRPO the loop ends above a single answer of the untrained student",
             "After GRPO the loop ends above a single shot",
             said("base_single", "sft_grpo_ivt"),
             _cell(final, "points"),
@@ -145,7 +159,7 @@ def _judged(results: dict, paper: dict) -> list[tuple]:
             4,
         ),
         (
-            "GRPO without the loop ends above a single shot",
+            "a single answer after GRPO without a loop beats one of the untrained student",
             "GRPO without the loop ends above a single shot",
             said("base_single", "grpo_single"),
             _cell(alone, "points"),
@@ -153,7 +167,7 @@ def _judged(results: dict, paper: dict) -> list[tuple]:
             4,
         ),
         (
-            "hard samples gain IoU in the loop",
+            "samples with a bad first answer gain IoU in the loop",
             "Hard samples gain IoU from step 0 to the final step (here: SFT + GRPO)",
             _way(slices["hard"]),
             _cell(grpo["hard"]["difference"], "IoU"),
@@ -161,7 +175,7 @@ def _judged(results: dict, paper: dict) -> list[tuple]:
             4,
         ),
         (
-            "easy samples lose IoU in the loop",
+            "samples with a good first answer lose IoU in the loop",
             "Easy samples lose IoU from step 0 to the final step (here: SFT + GRPO)",
             _way(slices["easy"]),
             _cell(grpo["easy"]["difference"], "IoU"),
@@ -169,7 +183,7 @@ def _judged(results: dict, paper: dict) -> list[tuple]:
             4,
         ),
         (
-            "no rule without labels beats step 0",
+            "no rule for choosing a step beats the first answer, unless it knows the truth",
             "No rule without labels beats step 0 at Acc@0.5 (here: after SFT, the best rule against step 0)",
             f"best rule {_cell(theirs['sft_ivt']['best_rule_acc50'], 'share')} and {said('base_single')}",
             _cell(rule["difference"], "points") + (f"; {CONSENSUS} {_cell(consensus, 'points')}" if consensus else ""),
@@ -177,7 +191,7 @@ def _judged(results: dict, paper: dict) -> list[tuple]:
             6,
         ),
         (
-            "the model's own verification hardly tells right from wrong",
+            "the model, asked whether its box fits, hardly tells right from wrong",
             "The model's own verification hardly tells right from wrong: its correlation with correctness",
             _cell(paper["self_verification"]["correlation_with_correctness"], "r"),
             _cell(r, "r"),

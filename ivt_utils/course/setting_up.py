@@ -92,8 +92,8 @@ def readme_badges(notebook: str, address: str) -> str:
     if badge_links(notebook, address):
         return badges(notebook, address, "docs/badges") + "\n"
     return (
-        "Colab, Kaggle and Binder open notebooks from GitHub, and this copy of the course names no address there yet.\n"
-        "One command writes yours, and the buttons that lead to it:\n"
+        "The buttons of Colab, Kaggle and Binder appear here once the course has a public address. One command writes "
+        "yours:\n"
         "`ivt build notebooks --repository https://github.com/you/ivt-course`.\n"
     )
 
