@@ -13,7 +13,7 @@ from ivt_utils.runtime.store import REFERENCE
 from ivt_utils.show import findings
 
 LIMITS = {"above": (0.01, 0.02), "below": (-0.02, -0.01), "open": (-0.01, 0.01)}
-CELLS = {where: {"low": low, "high": high} for where, (low, high) in LIMITS.items()}
+CELLS = {where: {"value": (low + high) / 2, "low": low, "high": high} for where, (low, high) in LIMITS.items()}
 ACTS = dict.fromkeys(("says", "does"), {"low": 0.3, "high": 0.6})
 GAINS = ("oracle best step - single shot", "step 0 - single shot", "final - step 0", "final - single shot")
 
@@ -31,7 +31,7 @@ def test_every_interval_has_a_sentence_of_its_own():
         after_sft.add(findings.after_sft(gains, gains, CELLS[b], CELLS[a]))
         acts = ACTS | {"difference": CELLS[b]}
         after_grpo.add(
-            findings.after_grpo(*[CELLS[a]] * 2, CELLS[b], CELLS[b], CELLS[a], CELLS[b], CELLS[a], acts, acts)
+            findings.after_grpo(*[CELLS[a]] * 2, CELLS[b], CELLS[b], CELLS[a], CELLS[b], *[CELLS[a]] * 2, acts, acts)
         )
         told = {"true": {"n": 9}, "true_more": CELLS[a], "followed_more": CELLS[b], "unmoved": CELLS[a] | {"value": 0}}
         traces.add(findings.of_traces(told))
@@ -46,7 +46,7 @@ def test_the_sentences_name_the_side():
     assert "final step lies above step 0" in text and "the training has a price" in text and "frame" not in text
     text = findings.after_sft(gains | {"final - step 0": CELLS["open"]}, gains, CELLS["below"], CELLS["above"])
     assert "mean IoU rises" in text and "improve is the frame" in text
-    acts, cells = ACTS | {"difference": CELLS["above"]}, [CELLS["open"]] * 3
+    acts, cells = ACTS | {"difference": CELLS["above"]}, [CELLS["open"]] * 4
     text = findings.after_grpo(CELLS["above"], CELLS["below"], None, None, *cells, acts, acts)
     assert "something to mend" in text and "worse after GRPO" in text and "more often than it keeps it" in text
     assert "do not show that GRPO needs the loop" in text and "long loop" not in text and "leaves it" not in text
@@ -85,8 +85,10 @@ def test_the_ablations_are_told_part_by_part():
 
 
 def test_a_threshold_the_controls_and_the_closer_look_are_told_by_their_sides():
-    assert "does not show on others" in findings.of_threshold(CELLS["above"], CELLS["open"])
-    found = {findings.of_threshold(CELLS[a], CELLS[b]) for a, b in product(CELLS, CELLS)}
+    up, none = CELLS["above"], CELLS["open"]
+    assert "the two sets differ by luck" in findings.of_threshold(up, none, up, none)
+    assert "That is why the test set is scored once" in findings.of_threshold(up, none, none, none)
+    found = {findings.of_threshold(CELLS[a], CELLS[b], none, none) for a, b in product(CELLS, CELLS)}
     assert len(found) == 3
     names = ("no box", "random box", TRUTH)
 
@@ -143,10 +145,10 @@ def test_where_the_mirage_shows_is_said_by_the_intervals(sides, says):
     told = findings.of_regimes(rows, 2, 5)
     _, *parts = told.split("In the loop of ")
     assert [[text for text in (MIRAGE, SHIPPED, NOTHING) if text in part] for part in parts] == [[s] for s in says]
-    place = {"above": "lies above", "below": "lies below", "open": "cannot be told from"}
+    place = {"above": "lies above", "below": "lies below", "open": "shows no difference from"}
     sampled, consensus = (place[sides.split()[i]] for i in (2, 5))
     assert f"refinements {sampled} the consensus of as many" in told
-    assert f"consensus of its steps {consensus} it" in told
+    assert f"consensus of its steps {consensus} it (" in told
 
 
 def test_what_notebooks_1_and_2_say_of_the_base_student_is_what_the_reference_says():
@@ -173,7 +175,7 @@ SFT = {
     "loss": CELLS["open"],
     "long_loss": CELLS["open"],
 }
-GRPO = dict.fromkeys(("loss", "final", "long_change", "keep_change", "rise", "gain", "loop"), CELLS["open"])
+GRPO = dict.fromkeys(("loss", "final", "long_change", "keep_change", "rise", "gain", "loop", "alone"), CELLS["open"])
 GRPO |= {"acts": ACTS | {"difference": CELLS["open"]}, "keep_acts": ACTS | {"difference": CELLS["open"]}}
 TRACES = {"true": {"n": 9}, "unmoved": CELLS["open"] | {"value": 0}} | dict.fromkeys(
     ("true_more", "followed_more"), CELLS["open"]
@@ -200,11 +202,12 @@ TRACES = {"true": {"n": 9}, "unmoved": CELLS["open"] | {"value": 0}} | dict.from
         ("grpo", ("final",), "is better after GRPO", "is worse after GRPO"),
         ("grpo", ("long_change",), "trained, a step loses more", "trained, a step loses less"),
         ("grpo", ("keep_change",), "fits loses more there", "fits loses less there"),
-        ("grpo", ("rise",), "The probes rise", "The probes fall"),
+        ("grpo", ("rise",), "last probe lies above", "last probe lies below"),
+        ("grpo", ("alone",), "loop lies above the single", "loop lies below the single"),
         ("grpo", ("gain",), "step lies above the base", "step lies below the base"),
         ("grpo", ("loop",), "lies above GRPO without a loop", "lies below GRPO without a loop"),
         ("grpo", ("acts", "difference"), "fits more often than it keeps", "keeps its box more often"),
-        ("traces", ("true_more",), "name is true more often", "name is true less often"),
+        ("traces", ("true_more",), "name are true more often", "name are true less often"),
         ("traces", ("followed_more",), "follows them more often", "follows them less often"),
     ],
 )

@@ -41,18 +41,21 @@ def the_loop():
 def what_is_trained():
     """Return a matplotlib Figure: the parts that stay frozen, and the adapter that SFT and then GRPO train."""
     figure, ax = _panel(262)
-    for x, name, adapter in ((12, "1. SFT", "adapter:\ntrained"), (212, "2. GRPO", "the same adapter:\ntrained on")):
+    for x, name, adapter in (
+        (12, "1. SFT", "adapter:\ntrained"),
+        (212, "2. GRPO", "the same adapter:\ntrained further"),
+    ):
         _text(ax, x + 88, 20, name, size=13)
-        _box(ax, x, 38, 176, 44, "eyes: frozen", GRAY)
+        _box(ax, x, 38, 176, 44, "vision encoder: frozen", GRAY)
         _box(ax, x, 92, 176, 100, "", GRAY)
         _text(ax, x + 88, 110, "language model: frozen")
         _box(ax, x + 14, 128, 148, 52, adapter, ORANGE)
-    _box(ax, 226, 208, 148, 44, "a copy of it: frozen,\nthe reference", GRAY)
-    _text(ax, 116, 230, "it holds GRPO\nnear its start:")
+    _box(ax, 226, 208, 148, 44, "reference: a frozen\ncopy of the start", GRAY)
+    _text(ax, 112, 230, "the reference keeps\nthe adapter near its start")
     _arrow(ax, [(300, 208), (300, 182)])
     figure.set_label(
-        "What is trained where. The student's eyes and its language model stay frozen throughout. SFT trains an "
-        "adapter (LoRA) inside the language model. GRPO goes on training this adapter, and a frozen copy of it, the "
+        "What is trained where. The student's vision encoder and its language model stay frozen throughout. SFT trains "
+        "an adapter (LoRA) inside the language model. GRPO goes on training this adapter, and a frozen copy of it, the "
         "reference, holds it near to where it began."
     )
     return figure
@@ -66,7 +69,7 @@ def a_group(rewards: Sequence[float] = REWARDS):
     _text(ax, 200, 16, f"one sample, {len(rewards)} rollouts")
     for i, reward in enumerate(rewards):
         x, advantage = 12 + i * step, reward - mean
-        _scene(ax, x, 28, 52, ORANGE, aside=0.27 * (1 - reward) * (-1) ** i)
+        _scene(ax, x, 28, 52, ORANGE, aside=0.4 * (1 - reward) * (-1) ** (i + 1))
         ax.bar(x + 26, -scale * reward, 34, base, color=GRAY)
         _text(ax, x + 26, base + 11, f"{reward:.2f}")
         color, start = (BLUE, 250) if advantage > 0 else (ORANGE, 218)

@@ -15,9 +15,9 @@ def of_traces(told: dict[str, Cell]) -> str:
     if not told["true"]["n"]:
         return "None of its traces names a problem."
     true = {
-        "above": "What its traces name is true more often than if they were shuffled.",
-        "below": "What its traces name is true less often than if they were shuffled.",
-        "open": "What its traces name is not shown to be true more often than if they were shuffled.",
+        "above": "The problems that its traces name are true more often than shuffled ones.",
+        "below": "The problems that its traces name are true less often than shuffled ones.",
+        "open": "As far as these samples show, the problems that its traces name are as true as shuffled ones.",
     }
     moves = {
         "above": "Its next box follows them more often than shuffled ones.",
@@ -35,18 +35,18 @@ def after_sft(gains: dict[str, Cell], variant: dict[str, Cell], loss: Cell, long
     `gains` and `variant`, that of the student that keeps what fits: cells under "oracle best step - single shot",
     "step 0 - single shot", "final - step 0" and "final - single shot".
     """
-    place = {"above": "lies above", "below": "lies below", "open": "cannot be told from"}
+    place = {"above": "lies above", "below": "lies below", "open": "shows no difference from"}
     iou = {"above": "mean IoU falls", "below": "mean IoU rises", "open": "mean IoU shows no change"}
     frame = "What two refinements are seen to improve is the frame, not the choice of the object."
     price = {
         "above": "At IoU 0.5, step 0 has gained from the training.",
         "below": "At IoU 0.5, step 0 has fallen below the untrained single shot: the training has a price.",
-        "open": "At IoU 0.5, step 0 cannot be told from the untrained single shot.",
+        "open": "At IoU 0.5, step 0 shows no difference from the untrained single shot.",
     }
     user = {
         "above": "Against one untrained answer the loop gives more right answers.",
         "below": "Against one untrained answer the loop gives fewer right answers.",
-        "open": "Against one untrained answer the loop is not shown to give more right answers.",
+        "open": "The loop is not shown to be better than one untrained answer.",
     }
     best = {
         "above": "The best step lies above the single shot, as in the paper, but only an oracle can choose it.",
@@ -80,6 +80,7 @@ def after_grpo(
     rise: Cell,
     gain: Cell,
     loop: Cell,
+    alone: Cell,
     acts: dict[str, Cell],
     keep_acts: dict[str, Cell],
 ) -> str:
@@ -87,8 +88,9 @@ def after_grpo(
 
     `loss`: the IoU that a step lost after SFT; `final`: mean IoU of the final step, GRPO's minus SFT's; `long_change`:
     how much more IoU a step loses after GRPO in the long loop (None: there is none); `keep_change`: the same for the
-    student that keeps; `rise`: of the probes, last quarter minus first; `gain`, `loop`: mean IoU of its final step
-    minus the base student's single shot, and minus that of GRPO without a loop; `acts`, `keep_acts`: what
+    student that keeps; `rise`: of the probes, the last minus the first; `gain`, `loop`: mean IoU of its final step
+    minus the base student's single shot, and minus that of GRPO without a loop; `alone`: the latter minus the single
+    shot; `acts`, `keep_acts`: what
     `trace_check.says_and_does` says of the two students.
     """
     mend = {
@@ -112,19 +114,24 @@ def after_grpo(
         "open": "For the student that keeps what fits no change is shown.",
     }
     curve = {
-        "above": "The probes rise from the first quarter of the training to the last.",
-        "below": "The probes fall from the first quarter of the training to the last.",
-        "open": "The probes show no rise from the first quarter of the training to the last.",
+        "above": "The last probe lies above the first one.",
+        "below": "The last probe lies below the first one.",
+        "open": "The last probe shows no difference from the first one.",
     }
     shot = {
         "above": "The final step lies above the base student's single shot, in mean IoU.",
         "below": "The final step lies below the base student's single shot, in mean IoU.",
-        "open": "The final step cannot be told from the base student's single shot, in mean IoU.",
+        "open": "The final step shows no difference from the base student's single shot, in mean IoU.",
     }
     needed = {
         "above": "It also lies above GRPO without a loop, so the loop adds something.",
         "below": "It lies below GRPO without a loop: a single answer does better.",
-        "open": "It cannot be told from GRPO without a loop, so these samples do not show that GRPO needs the loop.",
+        "open": "No difference from GRPO without a loop is shown: these samples do not show that GRPO needs the loop.",
+    }
+    rival = {
+        "above": "GRPO without a loop lies above the single shot.",
+        "below": "GRPO without a loop lies below the single shot.",
+        "open": "GRPO without a loop shows no difference from the single shot.",
     }
     words = {
         "above": "At its last step the student says that its box fits more often than it keeps it.",
@@ -140,6 +147,7 @@ def after_grpo(
         ends[side(final)],
         shot[side(gain)],
         needed[side(loop)],
+        rival[side(alone)],
         sentence,
         long_change and long[side(long_change)],
         keep_change and keeps[side(keep_change)],
@@ -171,21 +179,32 @@ def of_ablations(where: dict[str, str]) -> str:
     )
 
 
-def of_threshold(val: Cell, test: Cell) -> str:
-    """Return what a threshold is worth, from its gain over step 0 on validation, where it was chosen, and on test."""
+def of_threshold(val: Cell, test: Cell, final_val: Cell, final_test: Cell) -> str:
+    """Return what a threshold is worth, from its gain over step 0 on validation, where it was chosen, and on test.
+
+    `final_val`, `final_test`: the gain of the final step, for which nothing was chosen, on the same samples.
+    """
+    finals = (
+        f"The final step, for which nothing was chosen, gains {cell_text(final_val, 100)} points on the validation "
+        f"samples and {cell_text(final_test, 100)} on the test samples."
+    )
     if side(val) == "above" and side(test) == "open":
-        return (
-            "The gain on the samples that chose the threshold does not show on others. That is why the test set is "
-            "scored once, at the end."
-        )
+        told = "The gain on the samples that chose the threshold does not show on others."
+        if side(final_val) == "above" and side(final_test) == "open":
+            return f"{told} {finals} So the two sets differ by luck, and the choice of a threshold is not to blame."
+        return f"{told} That is why the test set is scored once, at the end. {finals}"
     if side(val) == side(test) == "above":
-        return "The gain is there on samples that had no say in the choice as well."
-    return "Only the second number counts, for the first is that of the samples that chose the threshold."
+        return f"The gain is there on samples that had no say in the choice as well. {finals}"
+    return f"Only the second number counts, for the first is that of the samples that chose the threshold. {finals}"
 
 
 def of_controls(rows: list[dict]) -> str:
     """Return what the drawn box does to the next answer, from `controls.control_rows`."""
     cells = {row["control"]: row["difference"] for row in rows}
+    numbers = (
+        f"In points of Acc@0.5, each against the own box: no box {cell_text(cells['no box'], 100)}, a random box "
+        f"{cell_text(cells[RANDOM], 100)}, the true box {cell_text(cells[TRUTH], 100)}."
+    )
     presence, random, true = (side(cells[name]) for name in ("no box", RANDOM, TRUTH))
     bare = {
         "above": "Without a box it answers better than with its own.",
@@ -205,33 +224,39 @@ def of_controls(rows: list[dict]) -> str:
     harmed = [name for name, cell in cells.items() if name.startswith(OWN) and side(cell) == "below"]
     hardly = "So this student hardly uses the drawn box, neither that there is one nor how good it is."
     if harmed:
-        hardly = "Its own box, moved, costs something, but no better box and no missing one is shown to matter."
+        hardly = (
+            "Its own box costs something when it is moved. A better box or none changes nothing that these samples "
+            "show, so this student hardly uses the drawn box."
+        )
     if presence == true == "above":
         best["above"] = "The true box helps, but so does no box: that is no sign that it sees how good a box is."
-    return " ".join((bare[presence], foreign[random], best[true], *[hardly] * (presence == true == "open")))
+    return " ".join((numbers, bare[presence], foreign[random], best[true], *[hardly] * (presence == true == "open")))
 
 
 def of_closer(gains: dict[str, Cell], iou_gains: dict[str, Cell]) -> str:
     """Return what the closer look is worth, from its gains of Acc@0.5 and of mean IoU in the mean of the seeds.
 
-    "" without them.
+    A Markdown list with an item for each rival; "" without gains.
     """
     if not gains:
         return ""
     over, rival = (side(gains[f"{CLOSER} - {name}"]) for name in (BASE, TAUGHT))
     shot = {
-        "above": "**Its answer lies above the base student's single shot, and no step was selected for it.**",
-        "below": "Its answer lies below the base student's single shot.",
-        "open": "Its answer shows no gain over the base student's single shot.",
+        "above": "it gains, and no step was selected for that.",
+        "below": "it loses.",
+        "open": "it shows no gain.",
     }
     credit = {
-        "above": "It also lies above a student that was trained as long on the truth and answers once, so the second "
-        "look adds something.",
-        "below": "A student that was trained as long on the truth does better with a single answer.",
-        "open": "It cannot be told from a student that was trained as long on the truth and answers once, so the gain "
-        "may be the training's, and we do not credit the second look with it.",
+        "above": "the second look adds something.",
+        "below": "that student does better with its single answer.",
+        "open": "no difference is shown. So the gain may be the training's, and the second look gets no credit for it.",
     }
-    return " ".join((shot[over], credit[rival], *_controls_of_closer(gains, iou_gains)))
+    items = (
+        f"**Against the base student's single answer** {shot[over]}",
+        f"**Against a student that was trained as long on the truth and answers once**, {credit[rival]}",
+        *_controls_of_closer(gains, iou_gains),
+    )
+    return "\n".join(f"- {item}" for item in items)
 
 
 def _controls_of_closer(gains: dict[str, Cell], iou_gains: dict[str, Cell]):
@@ -241,51 +266,57 @@ def _controls_of_closer(gains: dict[str, Cell], iou_gains: dict[str, Cell]):
     pixels, part, whole = (
         side(gains[name]) for name in (f"{CLOSER} - {SEEN}", f"{SEEN} - {FIRST}", f"{CLOSER} - {WHOLE}")
     )
-    yield {
-        "above": "Part of its gain is detail: cut out of the image as the student saw it, the look gives fewer right "
-        "answers.",
-        "below": "New pixels do harm: cut out of the image as the student saw it, the look gives more right answers.",
-        "open": "That new pixels give more right answers is not shown: its rival here is the look that is cut out of "
-        "the image as the student saw it.",
+    right = {
+        "above": "new pixels give more right answers",
+        "below": "new pixels give fewer right answers",
+        "open": "no difference is shown in right answers",
     }[pixels]
-    yield {
-        "above": "New pixels make the boxes more exact, for mean IoU is higher with them.",
-        "below": "New pixels make the boxes less exact, for mean IoU is lower with them.",
-        "open": "Mean IoU shows no difference, either.",
+    exact = {
+        "above": "and the boxes are more exact with new pixels",
+        "below": "and the boxes are less exact with new pixels",
+        "open": "and none in mean IoU",
     }[side(iou_gains[f"{CLOSER} - {SEEN}"])]
-    yield {
-        "above": "Even without them the look lies above the first answer: detail is not the main thing that it brings.",
-        "below": "Without them it lies below the first answer.",
-        "open": "Without them it is not shown to lie above the first answer.",
+    still = {
+        "above": "Even without new pixels the look lies above the first answer, so detail is not its main merit.",
+        "below": "Without new pixels it lies below the first answer.",
+        "open": "Without new pixels it is not shown to lie above the first answer.",
     }[part]
+    yield f"**Against a look without new pixels**, {right}, {exact}. {still}"
     if side(gains[f"{CLOSER} - {AROUND_TRUTH}"]) == "below":
-        yield "Around the true box, where only an oracle can look, it would do better: its first answers still cost it."
-    yield {
-        "above": "A student that learns the truth from the whole image with all its pixels, and answers once, gives "
-        "fewer right answers, but with eyes that were made for one size of image.",
-        "below": "A student that learns the truth from the whole image with all its pixels, and answers once, gives "
-        "more right answers: who can pay for so many image tokens needs no second look.",
-        "open": "It cannot be told from a student that learns the truth from the whole image with all its pixels, and "
-        "answers once.",
+        yield (
+            "**Around the true box**, where only an oracle can look, it would do better, because a bad first answer "
+            "sends it to the wrong place."
+        )
+    told = {
+        "above": "it gains, but the vision encoder of that student was made for smaller images",
+        "below": "it loses, so who can pay for so many image tokens needs no second look",
+        "open": "no difference is shown",
     }[whole]
+    yield f"**Against a student that learns the truth from the whole image, with all its pixels**, {told}."
 
 
 def of_regimes(rows: dict[str, Cell], turns: int, long_turns: int) -> str:
     """Return in which loop the mirage shows after SFT, from differences of Acc@0.5 over several trainings, by name."""
-    place = {"above": "lies above", "below": "lies below", "open": "cannot be told from"}
+    place = {"above": "lies above", "below": "lies below", "open": "shows no difference from"}
     short, long = "sft_ivt", "sft_ivt_long"
     sides = {name: side(row) for name, row in rows.items()}
     final, oracle = (
         {name: sides[f"{name} {step} - {name} step 0"] for name in (short, long)}
         for step in ("final", "oracle best step")
     )
-    sampled = sides[f"{short} final - consensus of as many sampled answers"]
+    sampled = f"{short} final - consensus of as many sampled answers"
     rule = {name: sides[f"{name} {CONSENSUS} - {name} step 0"] for name in (short, long)}
-    sentences = [f"The final step of {turns} refinements {place[sampled]} the consensus of as many sampled answers."]
+    sentences = [
+        f"The final step of {turns} refinements {place[sides[sampled]]} the consensus of as many sampled answers "
+        f"({cell_text(rows[sampled], 100)} points)."
+    ]
     for name, count in ((short, turns), (long, long_turns)):
+        by = [
+            cell_text(rows[f"{name} {step} - {name} step 0"], 100) for step in ("final", CONSENSUS, "oracle best step")
+        ]
         sentences.append(
-            f"In the loop of {count} the final step {place[final[name]]} step 0, and the consensus of its "
-            f"steps {place[rule[name]]} it."
+            f"In the loop of {count} the final step {place[final[name]]} step 0 ({by[0]}), and the consensus of its "
+            f"steps {place[rule[name]]} it ({by[1]}); an oracle's choice stands at {by[2]}."
         )
         if oracle[name] != "above":
             sentences.append("There is no mirage in it, for not even an oracle is shown to gain from choosing a step.")
