@@ -58,8 +58,8 @@ def reproduced(results: dict, paper: dict) -> str:
     short = (
         f"At first sight the untrained student finds {first:.1f} % of the objects. Shown its own box and asked again, "
         f"it finds {second:.1f} %, and {last:.1f} % when it is asked once more. After SFT its last answer is right in "
-        f"{sft:.1f} % of the cases, and after SFT and GRPO in {grpo:.1f} %, in the mean of the trainings. What does that "
-        "say of the paper's claims? Each is judged by the interval of our own result:"
+        f"{sft:.1f} % of the cases, and after SFT and GRPO in {grpo:.1f} %, in the mean of the trainings. What does "
+        "that say of the paper's claims? Each is judged by the interval of our own result:"
     )
     lines, rows = [fill(short, 120, break_on_hyphens=False), ""], _judged(results, paper)
     for head, verdict in (("Reproduced", SEEN), ("Not reproduced", NOT_SEEN), ("Left open by our intervals", OPEN)):
