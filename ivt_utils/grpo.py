@@ -86,6 +86,14 @@ def paper_reward(ious: list[float | None], bonus: float) -> float:
     return (ious[-1] or 0.0) + bonus * (None not in ious)
 
 
+def judged_by(judge, ious: list[float | None], bonus: float) -> float:
+    """Return `judge(ious, bonus)`; a ValueError where it is no finite number."""
+    value = judge(ious, bonus)
+    if not isinstance(value, int | float | np.number) or not np.isfinite(value):
+        raise ValueError(f"{judge.__name__} returned {value!r} for the IoUs {ious}; a reward is one finite number.")
+    return float(value)
+
+
 def make_reward(
     turns: int, format_bonus: float, generations: int, image_token_id: int, tokens_of_image, judge=paper_reward
 ):
@@ -107,7 +115,7 @@ def make_reward(
         for step in range(turns + 1):
             log_metric(f"iou_step_{step}", sum(each[step] or 0.0 for each in ious) / len(ious))
         log_metric("failed_rollouts", sum(None in each for each in ious) / len(ious))
-        rewards = [judge(each, format_bonus) for each in ious]
+        rewards = [judged_by(judge, each, format_bonus) for each in ious]
         everyone = distributed.gather(rewards)  # a group may be shared by two processes
         groups = [everyone[i : i + generations] for i in range(0, len(everyone), generations)]
         log_metric("equal_groups", sum(max(group) - min(group) < 1e-6 for group in groups) / len(groups))

@@ -54,8 +54,11 @@ def draw_box(image: Image.Image, box, style: str = "filled") -> Image.Image:
     box that is None: the bare image.
     """
     kind, _, alpha = str(style).partition(":")
-    if kind not in STYLES or alpha and not alpha.isdigit():
-        raise ValueError(f"There is no box style {style!r}; choose one of {', '.join(STYLES)}.")
+    opaque = kind == "filled" and alpha.isdecimal() and int(alpha) <= 255
+    if kind not in STYLES or style != kind and not opaque:
+        raise ValueError(
+            f"There is no box style {style!r}; choose one of {', '.join(STYLES)}, or filled:N with N from 0 to 255."
+        )
     if box is None or style == "none":
         return image.copy()
     x1, y1, x2, y2 = to_pixels(box, *image.size)

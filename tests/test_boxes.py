@@ -2,6 +2,7 @@
 
 import json
 import time
+from itertools import product
 
 import pytest
 from hypothesis import example, given, settings
@@ -216,6 +217,14 @@ SHAPES = {  # what students of the Hub write, and where a box may hide
 @pytest.mark.parametrize("text, box", SHAPES.values(), ids=SHAPES)
 def test_a_box_is_the_one_in_a_json_object(text, box):
     assert boxes.parse_answer(text) == box
+    start = boxes.answer_start(text)
+    assert text[start] == "{" and boxes.parse_answer(text[start:]) == box if box else start == 0
+
+
+def test_an_answer_begins_with_its_object_whatever_stands_around_it():
+    said, around = '{"bbox_2d": [100, 200, 300, 400], "label": "{red}"}', '{"a": 1}'
+    for before, after in product(("", "It is {red}: ", around), ("", " {", around)):
+        assert boxes.answer_start(before + said + after) == len(before)
 
 
 @given(valid_boxes(), st.dictionaries(st.text(), st.one_of(st.text(), st.integers(), st.none()), max_size=3), st.text())

@@ -42,6 +42,9 @@ def test_the_advantages_of_the_drawn_group_are_those_of_the_rewards():
     assert told == [text.get_text() for text in figure.axes[0].texts if re.fullmatch(r"[+-].+", text.get_text())]
     spread = [float(value) for value in told]
     assert len(told) == 6 and sum(spread) == pytest.approx(0, abs=0.03) and "made-up" in figure.get_label()
+    arrows = [text for text in figure.axes[0].texts if not text.get_text()]  # y grows downwards
+    assert [arrow.xyann[1] - arrow.xy[1] > 0 for arrow in arrows] == [value > 0 for value in spread]
+    assert not [text for text in DIAGRAMS["group"]([0.5] * 6).axes[0].texts if not text.get_text()]
 
 
 def test_a_learning_curve_has_a_panel_a_training_and_bands_without_width_at_first():

@@ -679,3 +679,13 @@ def test_the_budget_holds_the_longest_rollout(
         steps=1,
     )
     assert [len(images) for images in made.step["tool_images"]] == [4] * 4 and min(made.step["rewards"]) > 0
+
+
+@pytest.mark.parametrize("value", [None, "0.5", float("nan"), float("inf"), [0.5]])
+def test_a_reward_that_is_no_number_is_one_sentence(value):
+    def own_reward(ious, bonus):
+        return value
+
+    with pytest.raises(ValueError, match="own_reward returned .+; a reward is one finite number"):
+        grpo.judged_by(own_reward, [0.5, None], 0.1)
+    assert grpo.judged_by(grpo.paper_reward, [0.5, 0.7], 0.1) == pytest.approx(0.8)

@@ -760,7 +760,10 @@ def test_a_run_made_by_the_notebooks_can_be_reported(tmp_path, built, capsys):
     assert content["machine"]["student_sha256"] == checksum(report.store.DATA / "student" / "model.safetensors")
     assert "Where the time went" not in capsys.readouterr().out  # in less than a tenth of a second each
     stages = {f"adapters/{name}": {"seconds": s} for name, s in (("a", 30.0), ("b", 60.0), ("c", 1.0), ("d", 9.0))}
-    stages["tables/ablations"] = {"seconds": 90.0}  # of two trainings above
+    stages |= {
+        "tables/ablations": {"seconds": 90.0},
+        "rollouts/odd": {"seconds": "long"},
+    }  # the first: two trainings
     (tmp_path / "stages.json").write_text(json.dumps(made.stages() | stages), encoding="utf-8")
     report.report_from(tmp_path)
     lines = capsys.readouterr().out.split("Where the time went\n")[1].splitlines()

@@ -257,8 +257,16 @@ def test_a_run_knows_under_which_names_its_students_were_served(tmp_path):
     students = served.served_students(run, "http://127.0.0.1:1/v1", {None: "m", "sft": "mine"})
     assert students.keys() == {None, "sft"} and students["sft"].served.__self__.model == "mine"
     served.served_students(run, "http://127.0.0.1:1/v1", {None: "m", "grpo": "third"})  # one more is no contradiction
-    with pytest.raises(ArtefactError, match="holds answers of 'mine' for sft, and 'other' is another model"):
-        served.served_students(run, "http://127.0.0.1:1/v1", {None: "m", "sft": "other"})
+    served.served_students(run, "http://127.0.0.1:1/v1", {None: "m", "sft": "other"})  # nothing was answered yet
+    run.rollouts("sft_ivt", lambda: [])
+    with pytest.raises(ArtefactError, match="holds answers of 'other' for sft, and 'mine' is another model"):
+        served.served_students(run, "http://127.0.0.1:1/v1", {None: "m", "sft": "mine"})
+
+
+def test_the_profile_of_a_served_run_says_nothing_of_precision():
+    profile = served.served_profile(replace(get_profile("paper"), student_workers=5), "m")
+    assert (profile.engine, profile.batch_size) == ("served: m", 5)
+    assert not profile.load_in_4bit and not profile.eyes_in_16bit
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from ivt_utils.runtime.files import ArtefactError, write_text
+from ivt_utils.methods import METHODS
+from ivt_utils.runtime.files import ArtefactError, read_json, write_text
 from ivt_utils.student import Student
 
 RETRIES = 5  # of a request that met a full, failing or silent server: after 0.5, 1, 2, ... s, or its Retry-After
@@ -184,16 +185,21 @@ def served_students(run, base_url: str, models: dict[str | None, str]) -> dict[s
     """Return the students of a run by the adapters they carry, None for the base student.
 
     `models`: the names under which the server has them. The run notes each, and an ArtefactError says where one was
-    another before, for the answers of two models are not compared. Further errors are those of `served_student`.
+    another while a stage was answered, for the answers of two models are not compared. Further errors are those of
+    `served_student`.
     """
+    cache, note = run.root / "served", run.root / "served.json"
+    noted = read_json(note) if note.exists() else {}
+    answered = {method.adapter for name, method in METHODS.items() if f"rollouts/{name}" in run.stages()}
     for adapter, model in models.items():
-        before = run.rows(f"served_{adapter or 'base'}", lambda model=model: model)
-        if before != model:
+        name = adapter or "base"
+        if adapter in answered and noted.get(name, model) != model:
             raise ArtefactError(
-                f"{run.root} holds answers of {before!r} for {adapter or 'the base student'}, and {model!r} is another "
-                "model: name another --run-dir."
+                f"{run.root} holds answers of {noted[name]!r} for {name}, and {model!r} is another model: name another "
+                "--run-dir."
             )
-    cache = run.root / "served"
+        noted[name] = model
+    write_text(note, json.dumps(noted, indent=1))
     return {
         adapter: served_student(run.profile, base_url=base_url, model=model, cache=cache)
         for adapter, model in models.items()

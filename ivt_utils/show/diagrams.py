@@ -73,7 +73,8 @@ def a_group(rewards: Sequence[float] = REWARDS):
         ax.bar(x + 26, -scale * reward, 34, base, color=GRAY)
         _text(ax, x + 26, base + 11, f"{reward:.2f}")
         color, start = (BLUE, 250) if advantage > 0 else (ORANGE, 218)
-        _arrow(ax, [(x + 26, start), (x + 26, 468 - start)], color, 3)
+        if abs(advantage) > 1e-6:
+            _arrow(ax, [(x + 26, start), (x + 26, 468 - start)], color, 3)
         _text(ax, x + 26, 266, f"{advantage:+.2f}")
     ax.plot([6, 394], [base - scale * mean] * 2, color=INK, ls="--", lw=1.2)
     _text(ax, 200, 206, f"rewards; dashed: their mean, {mean:.2f}")

@@ -257,7 +257,7 @@ def seconds_table(stages: dict[str, dict]) -> list[list[str]]:
     nothing was timed, as in the reference.
     """
     timed = {name: noted.get("seconds") for name, noted in stages.items() if not name.startswith("tables/")}
-    seconds = {name: s for name, s in timed.items() if s}
+    seconds = {name: s for name, s in timed.items() if isinstance(s, int | float) and s > 0}
     whole = sum(seconds.values())
     longest = {name: s for name, s in sorted(seconds.items(), key=lambda item: -item[1]) if s >= whole / 50}
     shorter = {f"{len(seconds) - len(longest)} shorter ones": whole - sum(longest.values())}
