@@ -63,8 +63,9 @@ def words(student: Student, profile, width: int, height: int) -> dict:
     """Return what a page must know to speak with the student.
 
     The tokenizer: "tokens" (the vocabulary in order), "whole" (what is cut out of a text first), "pattern" (what the
-    rest is cut by). The text of a chat: for every turn "open", what is said, "ask", the answer, "done". What is said:
-    "prompt" around the expression, then "feedback", or "no_box" where the last answer had no box.
+    rest is cut by), "silent" (the ids that no answer's text shows), "unknown" and "end" (one id each). The text of a
+    chat: for every turn "open", what is said, "ask", the answer, "done". What is said: "prompt" around the expression,
+    then "feedback", or "no_box" where the last answer had no box.
     """
     from ivt_utils.course.live_networks import image_grid
 
@@ -87,7 +88,7 @@ def words(student: Student, profile, width: int, height: int) -> dict:
         "tokens": tokenizer.convert_ids_to_tokens(range(len(tokenizer))),
         "whole": [token["content"] for token in backend["added_tokens"]],
         "pattern": backend["pre_tokenizer"]["pattern"]["Regex"],
-        "silent": tokenizer.all_special_ids,
+        "silent": [token["id"] for token in backend["added_tokens"] if token["special"]],
         "unknown": tokenizer.unk_token_id,
         "end": tokenizer.eos_token_id,
         "open": begin.replace(image, image * per_image),
