@@ -16,6 +16,7 @@ from conftest import chromium
 from ivt_utils import cli, protocol
 from ivt_utils.boxes import iou, parse_answer, snap
 from ivt_utils.course import live, live_networks
+from ivt_utils.grpo import advantages, group_rewards
 from ivt_utils.loop import evaluate
 from ivt_utils.methods import METHODS
 from ivt_utils.overlay import draw_box, load_image
@@ -389,6 +390,30 @@ def test_the_page_is_used_with_the_keyboard_alone(opened, scenes):
     press("restart", "Enter")
     wait_for_steps(page, 0)
     assert not page.wrong
+
+
+def test_six_sampled_answers_have_the_rewards_and_advantages_of_grpo(page, scenes):
+    page.locator("#live-scene").select_option("2")
+    page.locator("#live-ask").click()
+    wait_for_steps(page, 1)
+    page.locator("#live-sample").click()
+    page.wait_for_selector(".live-group tbody tr")
+    rows = [row.locator("td").all_inner_texts() for row in page.locator(".live-group tbody tr").all()]
+    truth = scenes[2]["questions"][0]["truth"]
+    assert len(rows) == PROFILE.generations and len({text for text, *_ in rows}) > 1
+    form = {"id": "a", "image_id": "a", "subset": "easy", "expression": "", "truth": truth}
+    rollouts = [form | {"steps": [{"text": text, "box": parse_answer(text)}]} for text, *_ in rows]
+    rewards = group_rewards(rollouts, PROFILE.format_bonus)
+    shown = [[float(value) for value in values] for _, *values in rows]
+    wanted = zip(
+        [iou(r["steps"][0]["box"], truth) for r in rollouts], rewards, *advantages([rewards], "group"), strict=True
+    )
+    assert np.abs(np.array(shown) - np.array([*wanted])).max() < 0.006
+    broken = [{"text": "", "box": None}, {"text": "", "box": [*snap(truth)]}]
+    scored = page.evaluate("([answers, truth]) => IVT_LIVE.rewarded(answers, truth)", [broken, truth])
+    rewards = group_rewards([form | {"steps": [answer]} for answer in broken], PROFILE.format_bonus)
+    assert [row["reward"] for row in scored] == pytest.approx(rewards)
+    assert [row["advantage"] for row in scored] == pytest.approx(advantages([rewards], "group")[0])
 
 
 def test_a_box_of_the_readers_own_is_shown_by_mouse_or_by_numbers(page, scenes, val):

@@ -1,7 +1,7 @@
 // The page docs/live.md: a reader asks a student, sees its box, shows it to the student and asks again.
 (async () => {
   const root = document.getElementById("live");
-  const { open, iou, snap, pixelsOf, step } = IVT_LIVE;
+  const { open, iou, snap, pixelsOf, step, group, rewarded } = IVT_LIVE;
   const here = document.currentScript?.src ?? location.href;
   let words;
   try {
@@ -33,7 +33,12 @@
       <div class="explorer-row">${SIDES.map(number).join("")}
         <button type="button" id="live-show">Show it this box and ask again</button></div>
     </fieldset>
-    <ol class="live-steps" start="0"></ol>`;
+    <ol class="live-steps" start="0"></ol>
+    <div class="explorer-row">
+      <button type="button" id="live-sample">Sample ${words.generations} answers to the last question</button></div>
+    <table class="live-group" hidden><caption></caption>
+      <thead><tr>${["answer", "IoU", "reward", "advantage"].map((name) => `<th scope="col">${name}</th>`).join("")}</tr></thead>
+      <tbody></tbody></table>`;
   const part = (name) => root.querySelector(name);
   const [scene, student, expression, truth] =
     ["#live-scene", "#live-student", "#live-expression", "#live-truth"].map(part);
@@ -44,6 +49,7 @@
   student.append(...Object.entries(words.students).map(([name, label]) => option(label, name)));
 
   let steps = [];
+  let sampled = []; // answers to the last question
   let asking = false;
   let pixels; // of the scene, without a box
   const question = () => words.scenes[scene.value].questions[expression.value];
@@ -77,6 +83,7 @@
     const full = steps.length > words.turns;
     const picture = part(".live-picture img");
     const shapes = [[last?.box, "answer"], [last && truth.checked && question().truth, "truth"], [own(), "own"]];
+    shapes.unshift(...sampled.map(({ box }) => [box, "sampled"]));
     part(".live-picture svg").replaceChildren(...shapes.filter(([box]) => box).map(([box, look]) => rect(box, look)));
     picture.alt = `Scene ${Number(scene.value) + 1}, “${question().expression}”` +
       (last ? `: the answer of step ${steps.length - 1} is ${last.box ? JSON.stringify(last.box) : "no box"}, ${told(last)}.` : ".") +
@@ -84,6 +91,7 @@
     part("#live-ask").disabled = asking || steps.length > 0;
     part("#live-again").disabled = asking || !steps.length || full;
     part("#live-show").disabled = asking || !steps.length || full || !own();
+    part("#live-sample").disabled = asking || !steps.length;
     part("#live-own").hidden = !steps.length || full;
     part("#live-restart").disabled = scene.disabled = student.disabled = expression.disabled = asking;
     part(".live-picture").classList.toggle("drawable", steps.length > 0 && !full);
@@ -99,21 +107,35 @@
       line.append(canvas(made.shown, `Shown at step ${t}: ${shown}.`), beside);
       return line;
     }));
+    drawGroup();
   }
 
-  async function ask(box) {
+  function drawGroup() {
+    const table = part(".live-group");
+    table.hidden = !sampled.length;
+    const rows = rewarded(sampled, question().truth);
+    table.querySelector("caption").textContent = `${sampled.length} answers to the question of step ${steps.length - 1}, ` +
+      `drawn at temperature ${words.temperature}. Reward: IoU + ${words.format_bonus} for a valid box. ` +
+      "Advantage: reward minus the mean of the group, divided by its spread.";
+    table.querySelector("tbody").replaceChildren(...sampled.map((answer, k) => {
+      const row = document.createElement("tr");
+      const values = [iou(answer.box, question().truth), rows[k].reward, rows[k].advantage].map((v) => v.toFixed(2));
+      row.append(...[answer.text, ...values].map((text) => Object.assign(document.createElement("td"), { textContent: text })));
+      return row;
+    }));
+  }
+
+  // Does what takes a while, and then says what `task` returns: a sentence.
+  async function wait(task) {
     asking = true;
+    sampled = [];
     status(steps.length ? "The student looks again …" : "The student looks …");
     draw();
     await new Promise((done) => setTimeout(done, 20)); // the page is painted first
     const begun = performance.now();
-    const asked = question();
     try {
-      const made = await step(student.value, pixels, asked.expression, steps, box);
-      steps = [...steps, made];
-      const seconds = ((performance.now() - begun) / 1000).toFixed(1);
-      status(`Step ${steps.length - 1}, ${told(made)}, after ${seconds} s: ${made.text}` +
-        (steps.length > words.turns ? ` That was the last of ${words.turns} refinements.` : ""));
+      const said = await task();
+      status(`${said} (${((performance.now() - begun) / 1000).toFixed(1)} s)`);
     } catch (trouble) {
       status(trouble.message);
     }
@@ -121,8 +143,21 @@
     draw();
   }
 
+  const ask = (box) => wait(async () => {
+    const made = await step(student.value, pixels, question().expression, steps, box);
+    steps = [...steps, made];
+    const last = steps.length > words.turns ? ` That was the last of ${words.turns} refinements.` : "";
+    return `Step ${steps.length - 1}, ${told(made)}: ${made.text}${last}`;
+  });
+
+  const sample = () => wait(async () => {
+    sampled = await group(student.value, steps);
+    return `${sampled.length} answers were sampled; they stand in the table below the steps.`;
+  });
+
   function restart() {
     steps = [];
+    sampled = [];
     sides.forEach((field) => (field.value = ""));
     status("Choose a scene, an expression and a student, and ask.");
     draw();
@@ -166,6 +201,7 @@
   sides.forEach((field) => field.addEventListener("input", draw));
   part("#live-ask").addEventListener("click", () => ask());
   part("#live-again").addEventListener("click", () => ask());
+  part("#live-sample").addEventListener("click", sample);
   part("#live-show").addEventListener("click", () => ask(own()));
   part("#live-restart").addEventListener("click", restart);
   await choose();

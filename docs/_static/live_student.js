@@ -116,8 +116,17 @@ const IVT_LIVE = (() => {
       .join("");
   }
 
-  // The next answer to a chat of turns {said, features, text}, of which the last has no text yet. Greedy.
-  async function answer(name, turns) {
+  // The next token: the likeliest, or one drawn at a temperature above 0.
+  function chosen(logits, temperature) {
+    const most = Math.max(...logits);
+    if (!temperature) return logits.indexOf(most);
+    const weights = Array.from(logits, (v) => Math.exp((v - most) / temperature));
+    let left = Math.random() * weights.reduce((a, b) => a + b);
+    return Math.max(0, weights.findIndex((weight) => (left -= weight) < 0));
+  }
+
+  // The next answer to a chat of turns {said, features, text}, of which the last has no text yet.
+  async function answer(name, turns, temperature = 0) {
     const reader = await network(`${name}.onnx`);
     const seen = turns.flatMap(({ features }) => [...features]);
     const features = new ort.Tensor("float32", Float32Array.from(seen), [seen.length / words.features, words.features]);
@@ -129,7 +138,7 @@ const IVT_LIVE = (() => {
       const given = await reader.run({
         tokens: new ort.Tensor("int32", tokens, [tokens.length]), features, place, past,
       });
-      const next = given.logits.data.indexOf(Math.max(...given.logits.data));
+      const next = chosen(given.logits.data, temperature);
       if (next === words.end) break;
       said.push(next);
       [tokens, place, past] = [[next], given.next_place, given.next_past];
@@ -147,5 +156,26 @@ const IVT_LIVE = (() => {
     return { ...seen, said, text, box: parse(text), fed: last ? box : null };
   }
 
-  return { open, encode, decode, chat, parse, iou, snap, pixelsOf, see, step };
+  // A group of sampled answers to the last question of a chat: [{text, box}].
+  async function group(name, steps) {
+    const { said, features } = steps.at(-1);
+    const made = [];
+    while (made.length < words.generations) {
+      const text = await answer(name, [...steps.slice(0, -1), { said, features }], words.temperature);
+      made.push({ text, box: parse(text) });
+    }
+    return made;
+  }
+
+  // The reward and the advantage of each answer of a group, as `grpo.group_rewards` and `grpo.advantages` ("group").
+  function rewarded(answers, truth) {
+    const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
+    const rewards = answers.map(({ box }) => (box ? iou(box, truth) + words.format_bonus : 0));
+    const middle = mean(rewards);
+    const squares = rewards.map((reward) => (reward - middle) ** 2);
+    const spread = Math.sqrt((mean(squares) * rewards.length) / (rewards.length - 1));
+    return rewards.map((reward) => ({ reward, advantage: (reward - middle) / (spread + 1e-4) }));
+  }
+
+  return { open, encode, decode, chat, parse, iou, snap, pixelsOf, see, step, group, rewarded };
 })();

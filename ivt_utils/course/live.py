@@ -85,6 +85,8 @@ def words(student: Student, profile, width: int, height: int) -> dict:
         "turns": profile.long_turns,
         "max_new_tokens": profile.max_new_tokens,
         "temperature": profile.temperature,
+        "generations": profile.generations,
+        "format_bonus": profile.format_bonus,
         "tokens": tokenizer.convert_ids_to_tokens(range(len(tokenizer))),
         "whole": [token["content"] for token in backend["added_tokens"]],
         "pattern": backend["pre_tokenizer"]["pattern"]["Regex"],
