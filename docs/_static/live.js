@@ -127,6 +127,7 @@
 
   // Does what takes a while, and then says what `task` returns: a sentence.
   async function wait(task) {
+    const pressed = document.activeElement;
     asking = true;
     sampled = [];
     status(steps.length ? "The student looks again …" : "The student looks …");
@@ -141,6 +142,9 @@
     }
     asking = false;
     draw();
+    if (root.contains(pressed)) { // a button that was disabled has lost the focus
+      [pressed, part("#live-again"), part("#live-restart")].find((button) => !button.disabled).focus({ preventScroll: true });
+    }
   }
 
   const ask = (box) => wait(async () => {
