@@ -4,6 +4,7 @@ The source folder is the project itself (`sphinx-build -c docs . build/book`), s
 hold in the book as they do in the repository. Nothing in the book is loaded from another host.
 """
 
+import shutil
 from pathlib import Path
 
 from docutils import nodes
@@ -79,8 +80,19 @@ def write_samples(app):
     app.config.html_static_path.append(str(folder))
 
 
+def take_live(app):
+    """Take what `ivt build live` has made into the book; without it, the page says what is missing."""
+    from ivt_utils.course.live import LIVE
+
+    if LIVE.is_dir():
+        folder = Path(app.doctreedir) / "live"
+        shutil.copytree(LIVE, folder / "live", dirs_exist_ok=True)
+        app.config.html_static_path.append(str(folder))
+
+
 def setup(app):
     """Connect the functions above."""
     NbElementRenderer.render_image = alt_kept(NbElementRenderer.render_image)
     app.connect("builder-inited", write_samples, priority=100)
+    app.connect("builder-inited", take_live, priority=100)
     app.connect("doctree-resolved", fold_code)

@@ -168,9 +168,11 @@ def parser() -> argparse.ArgumentParser:
     closer.add_argument("--run-dir", type=Path, help="where results go (default runs/PROFILE)")
 
     build = commands.add_parser(
-        "build", help="make again what the project ships: student, benchmark, reference, notebooks, guide, docs"
+        "build",
+        help="make again what the project ships: student, benchmark, reference, notebooks, guide, docs; or live, "
+        'what the book\'s page "Try it" loads',
     )
-    build.add_argument("what", choices=("student", "benchmark", "reference", "notebooks", "guide", "docs"))
+    build.add_argument("what", choices=("student", "benchmark", "reference", "notebooks", "guide", "docs", "live"))
     build.add_argument("--seed", type=int, default=0, help="seed of the student or benchmark (default 0)")
     build.add_argument(
         "--from",
@@ -483,6 +485,10 @@ def build_command(arguments) -> int:
             text = f"```text\n{plan_text(get_profile(name), warn=False)}\n```\n"
             write_between(ROOT / "docs" / "researcher.md", f"plan {name}", text)
         product = write_pages()
+    elif arguments.what == "live":
+        from ivt_utils.course.live import build_live
+
+        product = build_live()
     else:
         product = ship_reference(run_dir, ADAPTERS)
         write_pages()
