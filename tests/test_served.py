@@ -292,7 +292,7 @@ def test_transformers_serve_dies_and_comes_back_and_the_rollouts_are_the_local_o
     cache = tmp_path / "served" / "served"
 
     def kill(process):
-        while len(list(cache.glob("*.json"))) < 130 and process.poll() is None:
+        while len(list(cache.glob("*.json"))) < 90 and process.poll() is None:
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
 
