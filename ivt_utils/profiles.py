@@ -215,7 +215,7 @@ PROFILES = {
     "smoke": replace(
         _MICRO,
         name="smoke",
-        train=48,
+        train=32,
         val=16,
         test=16,
         batch_size=8,

@@ -419,8 +419,7 @@ def test_the_explorer_works_with_the_keyboard_and_its_alt_text_follows(opened):
     assert len(ious) == 3 and not page.wrong
 
 
-@pytest.mark.parametrize("width", [390, 1440])
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "theme"), [(390, "light"), (1440, "dark")])
 def test_screenshots_for_the_eye(opened, width, theme):
     SHOTS.mkdir(parents=True, exist_ok=True)
     names = {

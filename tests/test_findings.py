@@ -86,7 +86,7 @@ def test_the_ablations_are_told_part_by_part():
 
 def test_a_threshold_the_controls_and_the_closer_look_are_told_by_their_sides():
     up, none = CELLS["above"], CELLS["open"]
-    assert "the two sets differ by luck" in findings.of_threshold(up, none, up, none)
+    assert "So the two sets differ" in findings.of_threshold(up, none, up, none)
     assert "That is why the test set is scored once" in findings.of_threshold(up, none, none, none)
     found = {findings.of_threshold(CELLS[a], CELLS[b], none, none) for a, b in product(CELLS, CELLS)}
     assert len(found) == 3

@@ -191,7 +191,7 @@ def of_threshold(val: Cell, test: Cell, final_val: Cell, final_test: Cell) -> st
     if side(val) == "above" and side(test) == "open":
         told = "The gain on the samples that chose the threshold does not show on others."
         if side(final_val) == "above" and side(final_test) == "open":
-            return f"{told} {finals} So the two sets differ by luck, and the choice of a threshold is not to blame."
+            return f"{told} {finals} So the two sets differ, and the choice of a threshold is not to blame."
         return f"{told} That is why the test set is scored once, at the end. {finals}"
     if side(val) == side(test) == "above":
         return f"The gain is there on samples that had no say in the choice as well. {finals}"
