@@ -490,7 +490,9 @@ def build_command(arguments) -> int:
 
         product = build_live()
     else:
-        product = ship_reference(run_dir, ADAPTERS)
+        from ivt_utils.closer import SHIPPED
+
+        product = ship_reference(run_dir, (*ADAPTERS, SHIPPED))
         write_pages()
     print(f"Made {product}.")
     return 0

@@ -31,6 +31,7 @@ from ivt_utils.selection import choose, medoid
 from ivt_utils.sft import train_sft
 from ivt_utils.student import bound_images, load_student
 
+SHIPPED = "closer_seed0"  # the adapter of a closer look that comes with the course
 BASE, FIRST, CLOSER = "base, single shot", "first answer", "closer look"
 SAMPLED, TAUGHT = "consensus of sampled first answers", "first answer, trained on the truth"
 UNTRAINED = "closer look, untrained"

@@ -29,6 +29,8 @@ const IVT_LIVE = (() => {
     return words;
   }
 
+  const whole = () => [0, 0, 1000, 1000];
+
   // A network, loaded once; after a failure it is tried again.
   function network(name) {
     networks[name] ??= load(name).catch((trouble) => {
@@ -85,12 +87,23 @@ const IVT_LIVE = (() => {
     return overlap / (area(a) + area(b) - overlap);
   }
 
-  // Four numbers as a box on the student's grid, as `boxes.snap`.
-  function snap(box) {
-    const grid = words.grid;
+  // Four numbers as a box on a grid, by default the student's, as `boxes.snap`.
+  function snap(box, grid = words.grid) {
     const [x1, y1, x2, y2] = box.map((v) => Math.min(1000, Math.max(0, grid * Math.floor(v / grid + 0.5))));
     const [left, top] = [Math.min(x1, 1000 - grid), Math.min(y1, 1000 - grid)];
     return [left, top, Math.max(x2, left + grid), Math.max(y2, top + grid)];
+  }
+
+  // The part of the image that a closer look around a box shows, as `boxes.view`; and a box in it as one of the image.
+  function view(box) {
+    if (!box) return whole();
+    const side = Math.min(1000, Math.max(words.least_view, Math.round(words.zoom * Math.max(box[2] - box[0], box[3] - box[1]))));
+    const [x, y] = [0, 1].map((k) => Math.min(Math.max(0, Math.floor((box[k] + box[k + 2] - side) / 2)), 1000 - side));
+    return [x, y, x + side, y + side];
+  }
+
+  function fromView(box, part) {
+    return snap(box.map((v, k) => part[k % 2] + (v * (part[k % 2 + 2] - part[k % 2])) / 1000), 1);
   }
 
   // The pixels (RGBA) of an <img> that is loaded.
@@ -103,10 +116,11 @@ const IVT_LIVE = (() => {
   }
 
   // Of a scene's pixels: what is shown of them, with a box drawn on it where there is one, and what the student sees.
-  async function see(pixels, box) {
+  async function see(pixels, box, part = whole()) {
     const given = await (await network(EYES)).run({
       picture: new ort.Tensor("uint8", new Uint8Array(pixels), [words.height, words.width, 4]),
       box: new ort.Tensor("int32", box ?? [0, 0, 0, 0], [4]),
+      part: new ort.Tensor("int32", part, [4]),
     });
     return { shown: new Uint8ClampedArray(given.shown.data), features: given.features.data };
   }
@@ -146,23 +160,33 @@ const IVT_LIVE = (() => {
     return decode(said);
   }
 
-  // One step of the loop: `steps` so far, each {shown, said, features, text, box}, and the new one. `box`: what is shown
-  // on the picture; by default the last answer's.
-  async function step(name, pixels, expression, steps, box = steps.at(-1)?.box ?? null) {
-    const last = steps.at(-1);
-    const said = !last ? words.prompt.join(expression) : last.box ? words.feedback : words.no_box;
-    const seen = await see(pixels, last ? box : null);
-    const text = await answer(name, [...steps, { said, features: seen.features }]);
-    return { ...seen, said, text, box: parse(text), fed: last ? box : null };
+  // What a student has of the steps before a question: a closer look asks the first question afresh.
+  const before = (name, steps) => (name === words.closer ? [] : steps);
+
+  // One step of the loop: `steps` so far, each {shown, features, said, text, box, fed, part}, and the new one. `fed`: the
+  // box that is drawn on the picture, or looked at closer; by default the last answer's. `part`: what is seen of the image.
+  async function step(name, pixels, expression, steps, fed = steps.at(-1)?.box ?? null) {
+    const closer = name === words.closer;
+    const said = !steps.length || closer ? words.prompt.join(expression) : fed ? words.feedback : words.no_box;
+    const part = closer ? view(fed) : whole();
+    const seen = await see(pixels, closer ? null : fed, part);
+    const text = await answer(name, [...before(name, steps), { said, features: seen.features }]);
+    return { ...seen, said, text, box: read(text, part), fed, part };
+  }
+
+  // The box of an answer about a part of the image, as one of the image.
+  function read(text, part) {
+    const box = parse(text);
+    return box && fromView(box, part);
   }
 
   // A group of sampled answers to the last question of a chat: [{text, box}].
   async function group(name, steps) {
-    const { said, features } = steps.at(-1);
+    const { said, features, part } = steps.at(-1);
     const made = [];
     while (made.length < words.generations) {
-      const text = await answer(name, [...steps.slice(0, -1), { said, features }], words.temperature);
-      made.push({ text, box: parse(text) });
+      const text = await answer(name, [...before(name, steps.slice(0, -1)), { said, features }], words.temperature);
+      made.push({ text, box: read(text, part) });
     }
     return made;
   }
@@ -177,5 +201,5 @@ const IVT_LIVE = (() => {
     return rewards.map((reward) => ({ reward, advantage: (reward - middle) / (spread + 1e-4) }));
   }
 
-  return { open, encode, decode, chat, parse, iou, snap, pixelsOf, see, step, group, rewarded };
+  return { open, encode, decode, chat, parse, iou, snap, view, pixelsOf, see, step, group, rewarded };
 })();

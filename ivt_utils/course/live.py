@@ -11,20 +11,30 @@ import json
 import shutil
 import subprocess
 import tarfile
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ivt_utils import protocol
-from ivt_utils.methods import METHODS
+from ivt_utils.closer import SHIPPED
+from ivt_utils.grpo import image_tokens
+from ivt_utils.micro import scenes
+from ivt_utils.micro.benchmark import scene_of
 from ivt_utils.overlay import load_image
-from ivt_utils.profiles import get_profile
-from ivt_utils.records import load_split
-from ivt_utils.runtime.files import ROOT, ArtefactError, replace_folder, write_text
+from ivt_utils.profiles import STUDENT_RECIPE, get_profile
+from ivt_utils.records import BENCHMARK, load_split
+from ivt_utils.runtime.files import DATA, ROOT, ArtefactError, checksum, read_json, replace_folder, write_text
 from ivt_utils.runtime.store import find_reference, installed
 from ivt_utils.student import Student, load_student
 
 LIVE = ROOT / "build" / "live"
-STUDENTS = {"base_ivt": "base", "sft_ivt": "SFT", "sft_grpo_ivt": "SFT + GRPO"}  # by the method whose student it is
+CLOSER = "closer"  # the student whose later questions are about a closer look
+STUDENTS = {  # by the name of its network: its name on the page, and its adapter; the base student has none
+    "base": ("base", None),
+    "sft": ("SFT", "sft"),
+    "grpo": ("SFT + GRPO", "grpo"),
+    CLOSER: ("closer look", SHIPPED),
+}
 SCENES = 24
 EYES, WORDS = "eyes.onnx", "live.json"
 # What computes the networks in a browser: one release from npm, by its checksum there, and the files of it that a page
@@ -34,53 +44,71 @@ RUNTIME_SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL0
 RUNTIME_FILES = ("ort.wasm.min.js", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 
 
-def build_live(folder: Path = LIVE, students=tuple(STUDENTS)) -> Path:
+def build_live(folder: Path = LIVE) -> Path:
     """Return the folder after writing into it what the page "Try it" loads: networks, words, scenes and the runtime.
 
-    An ArtefactError where the packages of the extra `live` or npm are missing.
+    A folder that `is_current` stays as it is. An ArtefactError where packages of the book or npm are missing.
     """
+    if is_current(folder):
+        return folder
     if missing := [name for name in ("onnx", "onnxscript") if not installed(name)]:
         verb = "are" if len(missing) > 1 else "is"
-        raise ArtefactError(f"{' and '.join(missing)} {verb} missing: pip install -e '.[live]'")
+        raise ArtefactError(f"{' and '.join(missing)} {verb} missing: pip install -e '.[book]'")
     from ivt_utils.course.live_networks import write_eyes, write_reader
 
     profile = get_profile("micro")
-    scenes = validation_scenes(profile)
-    width, height = load_image(base64.b64decode(scenes[0]["image"].partition(",")[2])).size
+    shown = validation_scenes(profile)
+    image = load_image(base64.b64decode(shown[0]["image"].partition(",")[2]))
     with replace_folder(folder) as made:
-        for name in students:
-            adapter = METHODS[name].adapter
-            student = load_student(profile, adapter and find_reference(f"adapters/{adapter}"))
-            if name == students[0]:  # one pair of eyes for all: no training has changed them
-                write_eyes(student, width, height, made / EYES)
-                write_text(made / WORDS, json.dumps(words(student, profile, width, height) | {"scenes": scenes}))
-            write_reader(student, width, height, made / f"{name}.onnx")
         fetch_runtime(made)
+        for name in STUDENTS:
+            student = load_live(name)
+            if name == next(iter(STUDENTS)):  # one pair of eyes for all: no training has changed them
+                write_eyes(student, *image.size, made / EYES)
+                known = words(student, profile, image) | {"drawing": drawing(), "scenes": shown, "made_of": made_of()}
+                write_text(made / WORDS, json.dumps(known))
+            write_reader(student, *image.size, made / f"{name}.onnx")
     return folder
 
 
-def words(student: Student, profile, width: int, height: int) -> dict:
-    """Return what a page must know to speak with the student.
+def load_live(name: str) -> Student:
+    """Return a student of the page, by its name in STUDENTS."""
+    _, adapter = STUDENTS[name]
+    return load_student(get_profile("micro"), adapter and find_reference(f"adapters/{adapter}"))
+
+
+def made_of() -> str:
+    """Return a checksum of all that the networks and the words are made of: weights, benchmark and code."""
+    weights = [DATA / "student", *(find_reference(f"adapters/{adapter}") for _, adapter in STUDENTS.values() if adapter)]
+    code = sorted(path for path in (ROOT / "ivt_utils").rglob("*") if path.suffix in (".py", ".jinja"))
+    parts = [checksum(path) for path in (*weights, BENCHMARK / "manifest.json", *code)]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def is_current(folder: Path = LIVE) -> bool:
+    """Return whether the folder is whole, and was made of today's weights, benchmark and code."""
+    names = {EYES, WORDS, *RUNTIME_FILES, *(f"{name}.onnx" for name in STUDENTS)}
+    return all((folder / name).is_file() for name in names) and read_json(folder / WORDS).get("made_of") == made_of()
+
+
+def words(student: Student, profile, image) -> dict:
+    """Return what a page must know to speak with the student about images of this size.
 
     The tokenizer: "tokens" (the vocabulary in order), "whole" (what is cut out of a text first), "pattern" (what the
     rest is cut by), "silent" (the ids that no answer's text shows), "unknown" and "end" (one id each). The text of a
     chat: for every turn "open", what is said, "ask", the answer, "done". What is said: "prompt" around the expression,
     then "feedback", or "no_box" where the last answer had no box.
     """
-    from ivt_utils.course.live_networks import image_grid
-
     tokenizer, text = student.processor.tokenizer, student.model.config.text_config
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    merge = student.processor.image_processor.merge_size
     chat = [protocol.follow_up(True, "SAID"), protocol.answer("ANSWERED"), protocol.follow_up(True, "SAID")]
     rendered = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
     begin, rest = rendered.split("SAID", 1)
     ask, after = rest.split("ANSWERED")
-    image = student.processor.image_token
-    per_image = int(image_grid(student, width, height).prod()) // merge**2
+    token = student.processor.image_token
     return {
-        "width": width,
-        "height": height,
+        "width": image.width,
+        "height": image.height,
         "grid": profile.grid,
         "turns": profile.long_turns,
         "max_new_tokens": profile.max_new_tokens,
@@ -93,7 +121,7 @@ def words(student: Student, profile, width: int, height: int) -> dict:
         "silent": [token["id"] for token in backend["added_tokens"] if token["special"]],
         "unknown": tokenizer.unk_token_id,
         "end": tokenizer.eos_token_id,
-        "open": begin.replace(image, image * per_image),
+        "open": begin.replace(token, token * image_tokens(student, image)),
         "ask": ask,
         "done": after.removesuffix(f"{begin}SAID{ask}"),
         "prompt": protocol.PROMPT,
@@ -101,28 +129,56 @@ def words(student: Student, profile, width: int, height: int) -> dict:
         "no_box": protocol.FEEDBACK_NO_BOX,
         "past": [text.num_hidden_layers, 2, text.num_key_value_heads, 0, text.head_dim],
         "features": text.hidden_size,
-        "students": STUDENTS,
+        "students": {name: label for name, (label, _) in STUDENTS.items()},
+        "closer": CLOSER,
+        "zoom": profile.zoom,
+        "least_view": profile.least_view,
+    }
+
+
+def drawing() -> dict:
+    """Return what a page must know to draw a scene and to say what is meant in it (`micro.scenes`).
+
+    "sides": the side of a small, a medium and a large thing, 0..1000.
+    """
+    return {
+        "colors": scenes.COLORS,
+        "shapes": scenes.SHAPES,
+        "sides": {size: round(sum(bounds) / 2) for size, bounds in scenes.SIDES.items()},
+        "outlines": scenes.OUTLINES,
+        "edge": scenes.EDGE,
+        "edge_shade": scenes.EDGE_SHADE,
+        "relations": scenes.RELATIONS,
+        "superlatives": scenes.SUPERLATIVES,
+        "halves": scenes.HALVES,
+        "strict": scenes.STRICT,
+        "lenient": scenes.LENIENT,
+        "most_covered": scenes.MOST_COVERED,
+        "things": STUDENT_RECIPE.things,
     }
 
 
 def validation_scenes(profile, count: int = SCENES) -> list[dict]:
-    """Return the first scenes of the validation split: {"image" (PNG as a data URI), "questions"}.
+    """Return the first scenes of the validation split: {"image" (PNG as a data URI), "questions", "things", ...}.
 
-    "questions": [{"id", "expression", "truth" (four numbers 0..1000)}], all that the split asks about this scene.
+    "questions": [{"id", "expression", "truth" (four numbers 0..1000)}], all that the split asks about this scene. The
+    other keys are those of `micro.scenes.Scene`, with each thing as a dict.
     """
-    scenes: dict[str, dict] = {}
+    seed = read_json(BENCHMARK / "manifest.json")["seed"]
+    shown: dict[str, dict] = {}
     for record in load_split(profile, "val"):
-        if record["image_id"] not in scenes:
-            if len(scenes) == count:
+        if record["image_id"] not in shown:
+            if len(shown) == count:
                 continue
             content = io.BytesIO()
             load_image(record["image"]).save(content, "PNG", optimize=True)
             address = "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()
-            scenes[record["image_id"]] = {"image": address, "questions": []}
+            scene, _ = scene_of(record["image_id"], seed)
+            shown[record["image_id"]] = {"image": address, "questions": [], **asdict(scene)}
         truth = [round(float(v), 2) for v in record["bbox"]]
         question = {"id": record["id"], "expression": record["expression"], "truth": truth}
-        scenes[record["image_id"]]["questions"].append(question)
-    return [*scenes.values()]
+        shown[record["image_id"]]["questions"].append(question)
+    return [*shown.values()]
 
 
 def fetch_runtime(folder: Path) -> None:

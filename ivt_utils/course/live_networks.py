@@ -18,14 +18,16 @@ from ivt_utils.student import Student
 
 OPSET = 20
 LARGE = 1000  # weights of more numbers than this are stored in 16 bits; all are computed with in 32
+PILLOW_SCALE = 2.0**22  # Pillow resizes bytes with whole weights, so many times the real ones
 
 
 class Eyes(nn.Module):
     """What `overlay.draw_box`, the image processor and the vision tower do, for one picture of a given size.
 
-    `forward(picture, box)` returns (what is shown, its features). picture: (height, width, 4) bytes, RGBA and opaque,
-    as a canvas holds them. box: four integers 0..1000 that are drawn on it, or four zeros for the bare picture. Shown:
-    the picture with the box, of the same form. Features: (image tokens, width of the language model).
+    `forward(picture, box, part)` returns (what is shown, its features). picture: (height, width, 4) bytes, RGBA and
+    opaque, as a canvas holds them. box: four integers 0..1000 that are drawn on it, or four zeros for the bare picture.
+    part: the box (four integers 0..1000) of what is then cut out and enlarged, as `overlay.closer_look` does. Shown: a
+    picture of the same form. Features: (image tokens, width of the language model).
     """
 
     x: torch.Tensor
@@ -53,8 +55,8 @@ class Eyes(nn.Module):
         )
         cos, sin = self.visual.rotary_pos_emb(weights, get_vision_position_ids(grid, self.merge))
         buffers = {
-            "down": down,
-            "across": across.T,
+            "down": down.short(),
+            "across": across.T.short(),
             "color": torch.tensor([*OVERLAY, 255.0], dtype=torch.double),
             "sides": torch.tensor([width, height] * 2, dtype=torch.double),
             "x": torch.arange(width, dtype=torch.double)[None],
@@ -68,11 +70,9 @@ class Eyes(nn.Module):
         for name, value in buffers.items():
             self.register_buffer(name, value.detach())
 
-    def forward(self, picture, box):
-        shown = self.draw(picture.double(), box)
-        values = shown[..., :3].permute(2, 0, 1)
-        values = (values @ self.across / self.across_scale + 0.5).floor().clamp(0, 255)
-        values = (self.down @ values / self.down_scale + 0.5).floor().clamp(0, 255)
+    def forward(self, picture, box, part):
+        shown = self.enlarge(self.draw(picture.double(), box).permute(2, 0, 1), part)
+        values = resized(shown[:3], self.down.double(), self.down_scale, self.across.double(), self.across_scale)
         values = (values.float() - self.mean) / self.std
         rows, columns = self.rows // self.merge, self.columns // self.merge
         cut = values.reshape(3, rows, self.merge, self.patch, columns, self.merge, self.patch)
@@ -81,7 +81,7 @@ class Eyes(nn.Module):
         for block in self.visual.blocks:
             hidden = hidden + self.look(block.attn, block.norm1(hidden))
             hidden = hidden + block.mlp(block.norm2(hidden))
-        return shown.to(torch.uint8), self.visual.merger(hidden)
+        return shown.permute(1, 2, 0).to(torch.uint8), self.visual.merger(hidden)
 
     def draw(self, picture, box):
         """Return the picture with the box, filled and with an edge, pixel by pixel as Pillow draws it."""
@@ -99,6 +99,12 @@ class Eyes(nn.Module):
         mixed = ((self.color * ALPHA + picture * (255 - ALPHA)) / 255 + 0.5).floor()
         filled = torch.where((wide & tall & there)[..., None], mixed, picture)
         return torch.where(((beams | posts) & there)[..., None], self.color, filled)
+
+    def enlarge(self, picture, part):
+        """Return a part of the picture (4, height, width), as large as all of it, as Pillow's bicubic filter does."""
+        left, top, right, bottom = (part.double() * self.sides / SCALE).float().unbind()
+        down, across = enlarging(top, bottom, self.y.flatten()), enlarging(left, right, self.x.flatten())
+        return resized(picture, down, PILLOW_SCALE, across.T, PILLOW_SCALE)
 
     def look(self, attention, hidden):
         """Return what an attention layer of the vision tower adds, among the patches of the one picture."""
@@ -184,6 +190,26 @@ def image_grid(student: Student, width: int, height: int):
     ]
 
 
+def resized(values, down, down_scale: float, across, across_scale: float):
+    """Return bytes (channels, height, width) after two filters: rows first, and rounded to bytes after each."""
+    values = (values @ across / across_scale + 0.5).floor().clamp(0, 255)
+    return (down @ values / down_scale + 0.5).floor().clamp(0, 255)
+
+
+def enlarging(low, high, places):
+    """Return a matrix of integers, PILLOW_SCALE times the weights that spread the pixels low..high over a whole line.
+
+    places: 0, 1, ... up to the length of the line. Pixels beside the part count, too; those beside the line do not.
+    low, high: as Pillow has them, in 32 bits.
+    """
+    at = low.double() + (places[:, None] + 0.5) * ((high - low).double() / len(places))
+    far = (places[None] + 0.5 - at).abs()
+    near = (1.5 * far - 2.5) * far * far + 1
+    weights = torch.where(far < 1, near, torch.where(far < 2, -0.5 * (((far - 5) * far + 8) * far - 4), 0.0))
+    weights = weights / weights.sum(1, keepdim=True) * PILLOW_SCALE
+    return (weights.abs() + 0.5).floor() * weights.sign()
+
+
 def shrinking(before: int, after: int):
     """Return (matrix (after, before) of integers, scale): they resize a line of bytes as torch's bicubic filter does.
 
@@ -232,8 +258,9 @@ def export(network: nn.Module, inputs: dict, outputs: list[str], path: Path, fre
 
 
 def write_eyes(student: Student, width: int, height: int, path: Path) -> None:
-    """Write `Eyes` as ONNX: "picture" and "box" to "shown" and "features"."""
-    inputs = {"picture": torch.zeros(height, width, 4, dtype=torch.uint8), "box": torch.arange(4).int()}
+    """Write `Eyes` as ONNX: "picture", "box" and "part" to "shown" and "features"."""
+    box = torch.arange(4).int()
+    inputs = {"picture": torch.zeros(height, width, 4, dtype=torch.uint8), "box": box, "part": box + 1}
     export(Eyes(student, width, height), inputs, ["shown", "features"], path, {})
 
 

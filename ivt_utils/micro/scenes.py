@@ -27,6 +27,8 @@ WIDE_SIDES = {"small": (75, 130), "medium": (170, 240), "large": (300, 480)}  # 
 RELATIONS = ("left of", "right of", "above", "below")
 SUPERLATIVES = ("leftmost", "rightmost", "highest", "lowest", "largest", "smallest")
 HALVES = ("in the left half", "in the right half", "in the top half", "in the bottom half")
+MOST_COVERED = 0.12  # of the smaller one of two things
+EDGE_SHADE, EDGE = 0.62, 0.045  # of a shape: how bright beside its color, and how thick beside its side
 STRICT, LENIENT = 90, 25  # a spatial word is true beyond STRICT, false within LENIENT, and unusable between
 
 
@@ -97,7 +99,7 @@ def free_box(rng: random.Random, side: float, things: list[Thing]) -> tuple | No
     """Return a random square box with sides of `side`, or None when it hides or is hidden by one of `things`."""
     x, y = rng.uniform(8, 992 - side), rng.uniform(8, 992 - side)
     box = (x, y, x + side, y + side)
-    return box if all(_covered(box, other.box) < 0.12 for other in things) else None
+    return box if all(_covered(box, other.box) < MOST_COVERED for other in things) else None
 
 
 def _covered(a, b) -> float:
@@ -122,13 +124,13 @@ def draw_scene(scene: Scene, size: int = 192, oversample: int = 2) -> Image.Imag
     draw = ImageDraw.Draw(image)
     _draw_background(draw, wide, scene.background)
     for thing in scene.things:
-        edge = tuple(int(c * 0.62) for c in thing.tint)
+        edge = tuple(int(c * EDGE_SHADE) for c in thing.tint)
         x1, y1, x2, y2 = (v * wide / 1000 for v in thing.box)
-        line = max(2, round((x2 - x1) * 0.045))
+        line = max(2, round((x2 - x1) * EDGE))
         if thing.shape == "circle":
             draw.ellipse((x1, y1, x2, y2), fill=thing.tint, outline=edge, width=line)
         else:
-            points = [(x1 + u * (x2 - x1), y1 + v * (y2 - y1)) for u, v in _OUTLINES[thing.shape]]
+            points = [(x1 + u * (x2 - x1), y1 + v * (y2 - y1)) for u, v in OUTLINES[thing.shape]]
             draw.polygon(points, fill=thing.tint)
             draw.line([*points, points[0]], fill=edge, width=line, joint="curve")
     return image.reduce(oversample)
@@ -144,7 +146,7 @@ def _star() -> list[tuple[float, float]]:
 
 
 _A, _B = 0.32, 0.68
-_OUTLINES = {
+OUTLINES = {
     "square": [(0, 0), (1, 0), (1, 1), (0, 1)],
     "triangle": [(0.5, 0), (1, 1), (0, 1)],
     "star": _star(),
