@@ -233,7 +233,7 @@ def test_the_command_trains_scores_resumes_and_reports(tmp_path, capsys):
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*") if path.is_file()}
     assert cli.main(command) == 0
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*") if path.is_file()} == stamps
-    assert cli.main([*command, "--split", "val"]) == 0
+    assert cli.main([*command[:4], "0", *command[6:], "--split", "val"]) == 0
     assert "val split" in capsys.readouterr().out
     adapters = list(tmp_path.glob("adapters/*/adapter_model.safetensors"))
     assert len(adapters) == 8  # with each seed: the closer look, and three that learn the truth at first sight
@@ -246,11 +246,12 @@ def test_the_command_trains_scores_resumes_and_reports(tmp_path, capsys):
     assert cli.main(command) == 2 and "damaged" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_other_values_want_another_folder(tmp_path, capsys):
+def test_other_values_want_another_folder(tmp_path, capsys, monkeypatch):
     assert cli.main(["closer", "--profile", "smoke", "--set", "zoom=3"]) == 2
     assert cli.main(["closer", "--profile", "smoke", "--set", "sft_lr=3", "--run-dir", str(tmp_path / "a")]) == 2
     assert capsys.readouterr().err.count("--set takes zoom=") == 2 and not (tmp_path / "a").exists()
+    used = []
+    monkeypatch.setattr(closer, "run_closer", lambda run, seeds, train, records, split: used.append(run.profile.zoom))
     command = ["closer", "--profile", "smoke", "--seeds", "0", "--set", "zoom=3", "--run-dir", str(tmp_path)]
     assert cli.main([*command, "--split", "val"]) == 0
-    assert json.loads((tmp_path / "run.json").read_text())["values"]["zoom"] == 3
+    assert json.loads((tmp_path / "run.json").read_text())["values"]["zoom"] == 3 and used == [3]

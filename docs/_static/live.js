@@ -90,7 +90,11 @@
     return meant ? { expression: meant.text, truth: scene.things[meant.target].box } : null;
   }
 
-  const told = ({ box }) => (box ? `IoU ${iou(box, question().truth).toFixed(2)}` : "no box in the answer");
+  function told({ box, part: seen }) {
+    if (!box) return "no box in the answer";
+    const back = seen[2] - seen[0] < 1000 ? `in the whole scene ${JSON.stringify(box)}, ` : "";
+    return `${back}IoU ${iou(box, question().truth).toFixed(2)}`;
+  }
 
   // ---------------------------------------------------------------------------------------------- what is drawn
   function canvas(shown, alt) {
@@ -149,7 +153,7 @@
       const seen = closer() && made.fed ? `the part ${JSON.stringify(made.part)} of the scene, enlarged` :
         made.fed ? `the scene with the box ${JSON.stringify(made.fed)}` : t ? "the scene, with no box" : "the scene";
       text.textContent = made.text;
-      score.textContent = told(made);
+      score.textContent = told(made).replace(/^./, (letter) => letter.toUpperCase());
       score.className = "live-score";
       score.style.setProperty("--share", iou(made.box, asked.truth));
       beside.append(text, score);

@@ -27,7 +27,7 @@ const IVT_SCENES = (() => {
   const rgb = (color) => `rgb(${color.join(" ")})`;
 
   function drawThing(pen, { shape, box, tint }, wide) {
-    const [left, top, right, bottom] = box.map((v) => (v * wide) / 1000);
+    const [left, top, right, bottom] = box.map((v) => (v * wide) / 1000); // Pillow takes them for whole pixels
     const line = Math.max(2, Math.round((right - left) * known.edge));
     pen.fillStyle = rgb(tint);
     pen.strokeStyle = rgb(tint.map((c) => Math.trunc(c * known.edge_shade)));
@@ -35,10 +35,13 @@ const IVT_SCENES = (() => {
     pen.lineJoin = "round";
     pen.beginPath();
     if (shape === "circle") { // its edge lies inside
-      const radius = (right - left) / 2;
-      pen.arc(left + radius, top + radius, radius - line / 2, 0, 2 * Math.PI);
+      const [x, y] = [Math.trunc(left), Math.trunc(top)];
+      const [across, down] = [Math.trunc(right) + 1 - x, Math.trunc(bottom) + 1 - y].map((length) => length / 2);
+      pen.ellipse(x + across, y + down, across - line / 2, down - line / 2, 0, 0, 2 * Math.PI);
     } else {
-      for (const [u, v] of known.outlines[shape]) pen.lineTo(left + u * (right - left), top + v * (bottom - top));
+      for (const [u, v] of known.outlines[shape]) {
+        pen.lineTo(Math.trunc(left + u * (right - left)) + 0.5, Math.trunc(top + v * (bottom - top)) + 0.5);
+      }
       pen.closePath();
     }
     pen.fill();
@@ -69,7 +72,7 @@ const IVT_SCENES = (() => {
         for (let j = 0; j < 12; j++) {
           if (kind === "dots") {
             pen.beginPath();
-            pen.arc((i + 0.5) * step, (j + 0.5) * step, step * 0.16, 0, 2 * Math.PI);
+            pen.arc((i + 0.5) * step + 0.5, (j + 0.5) * step + 0.5, step * 0.16 + 0.5, 0, 2 * Math.PI);
             pen.fill();
           } else if ((i + j) % 2 === 0) pen.fillRect(i * step, j * step, step, step);
         }

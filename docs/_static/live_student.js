@@ -201,5 +201,5 @@ const IVT_LIVE = (() => {
     return rewards.map((reward) => ({ reward, advantage: (reward - middle) / (spread + 1e-4) }));
   }
 
-  return { open, encode, decode, chat, parse, iou, snap, view, pixelsOf, see, step, group, rewarded };
+  return { open, encode, decode, chat, parse, iou, snap, view, read, pixelsOf, see, step, group, rewarded };
 })();

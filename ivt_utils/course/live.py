@@ -79,7 +79,10 @@ def load_live(name: str) -> Student:
 
 def made_of() -> str:
     """Return a checksum of all that the networks and the words are made of: weights, benchmark and code."""
-    weights = [DATA / "student", *(find_reference(f"adapters/{adapter}") for _, adapter in STUDENTS.values() if adapter)]
+    weights = [
+        DATA / "student",
+        *(find_reference(f"adapters/{adapter}") for _, adapter in STUDENTS.values() if adapter),
+    ]
     code = sorted(path for path in (ROOT / "ivt_utils").rglob("*") if path.suffix in (".py", ".jinja"))
     parts = [checksum(path) for path in (*weights, BENCHMARK / "manifest.json", *code)]
     return hashlib.sha256("".join(parts).encode()).hexdigest()
