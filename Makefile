@@ -107,8 +107,10 @@ lock:
 # The source folder is the project: the pages' links to each other hold here and there. A warning is an error.
 book: setup
 	@rm -rf build/book build/book.cache
+	@$(BIN)/ivt build live || echo "So the page Try it of this book has no students."
 	$(BIN)/sphinx-build -q -W --keep-going -d build/book.cache -c docs . build/book
 	@echo "The book is $(CURDIR)/build/book/index.html: open this file in a browser. It needs no server and no network."
+	@echo "Its page Try it needs a server: $(BIN)/python -m http.server -d build/book, then http://localhost:8000/docs/live.html"
 
 # Of everything in the lock a wheel (`pip wheel` builds what has none), so that nothing is built where it is unpacked.
 NAMED := import sys, sysconfig, ivt_utils; print("ivt-course", ivt_utils.__version__, \

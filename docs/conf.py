@@ -81,10 +81,10 @@ def write_samples(app):
 
 
 def take_live(app):
-    """Take what `ivt build live` has made into the book; without it, the page says what is missing."""
-    from ivt_utils.course.live import LIVE
+    """Take what `ivt build live` has made of today's students into the book; else the page says what is missing."""
+    from ivt_utils.course.live import LIVE, is_current
 
-    if LIVE.is_dir():
+    if is_current():
         folder = Path(app.doctreedir) / "live"
         shutil.copytree(LIVE, folder / "live", dirs_exist_ok=True)
         app.config.html_static_path.append(str(folder))

@@ -286,7 +286,8 @@ def most_image_tokens(student: Student, max_pixels: int, image) -> int:
 
 def group_rewards(group, format_bonus: float) -> list[float]:
     """Return GRPO's reward of each rollout: IoU of the final box, and the bonus when every answer parses."""
-    return [float(iou_matrix([r])[0, -1]) + format_bonus * all(step["box"] for step in r["steps"]) for r in group]
+    answers = [([step["box"] for step in rollout["steps"]], rollout["truth"]) for rollout in group]
+    return [paper_reward(step_ious(boxes, truth, len(boxes) - 1), format_bonus) for boxes, truth in answers]
 
 
 def advantages(rewards: list[list[float]], spread: str) -> list[list[float]]:

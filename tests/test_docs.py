@@ -15,6 +15,7 @@ from ivt_utils.paper_scale.plan import plan_text
 from ivt_utils.profiles import get_profile
 from ivt_utils.runtime.files import ROOT, read_json
 from ivt_utils.runtime.store import REFERENCE
+from ivt_utils.runtime.text import between
 from ivt_utils.show.diagrams import write_svg
 from ivt_utils.show.report import write_tables
 from ivt_utils.show.tables import paper_results
@@ -78,10 +79,6 @@ def test_the_readme_is_one_screen():
     code = README.split("```")[1]
     assert max(len(line) for line in lines if not line.startswith(("|", "[![")) and line not in code) <= 130
     assert [line.split("#")[0].strip() for line in code.splitlines()[1:]] == ["make course", "make test"]
-
-
-def between(page: str, mark: str) -> str:
-    return page.split(f"<!-- {mark} -->\n")[1].split(f"<!-- /{mark} -->")[0]
 
 
 def test_what_is_made_for_the_readme_is_that_of_today():

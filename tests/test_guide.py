@@ -52,8 +52,8 @@ ROWS = [pytest.param(row, id=f"{name} {row['from']}") for name, rows in PLANS.it
 
 
 # ------------------------------------------------------------------------------------------------ the plans
-def test_the_page_has_the_three_plans():
-    assert list(PLANS) == ["90", "210", "420 first", "420 second"]
+def test_the_page_has_the_four_plans():
+    assert list(PLANS) == ["20", "90", "210", "420 first", "420 second"]
 
 
 @pytest.mark.parametrize("name", PLANS)

@@ -14,7 +14,7 @@ from ivt_utils import exercises
 from ivt_utils.runtime import hardware, pace
 from ivt_utils.runtime.files import ROOT, ArtefactError, note_files, read_json, write_text
 from ivt_utils.runtime.pace import START, clock, heading, measured
-from ivt_utils.runtime.text import markdown_table, write_between
+from ivt_utils.runtime.text import between, markdown_table, write_between
 
 GUIDE = ROOT / "docs" / "instructor.md"
 SHOWS = {  # what the README says of each notebook
@@ -174,6 +174,5 @@ def write_start_page(root: Path) -> None:
     """Write the README's parts into the book's first page, with links as they go from `docs/`."""
     readme = (root / "README.md").read_text(encoding="utf-8")
     for mark in SHARED:
-        part = readme.split(f"<!-- {mark} -->\n")[1].split(f"<!-- /{mark} -->")[0]
-        part = part.replace("](docs/", "](").replace("](notebooks/", "](../notebooks/")
+        part = between(readme, mark).replace("](docs/", "](").replace("](notebooks/", "](../notebooks/")
         write_between(root / "docs" / "index.md", mark, part)

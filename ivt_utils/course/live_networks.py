@@ -226,8 +226,8 @@ def export(network: nn.Module, inputs: dict, outputs: list[str], path: Path, fre
 
     inputs: {name: an example}, in order; free: {name: its axis of any length}.
     """
-    import onnx  # ty: ignore[import-not-found]
-    from onnx import TensorProto, helper, numpy_helper  # ty: ignore[import-not-found]
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
 
     shapes = tuple({free[name]: torch.export.Dim.AUTO} if name in free else None for name in inputs)
     with torch.no_grad():

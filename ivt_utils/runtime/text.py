@@ -30,8 +30,13 @@ def markdown_table(head: list[str], rows: list[list]) -> str:
     return "\n".join("| " + " | ".join(str(v).replace("|", "\\|") for v in line) + " |" for line in lines)
 
 
+def between(text: str, mark: str) -> str:
+    """Return the lines between the two marks `<!-- mark -->` and `<!-- /mark -->` of a Markdown page's text."""
+    return text.split(f"<!-- {mark} -->\n")[1].split(f"<!-- /{mark} -->")[0]
+
+
 def write_between(page: Path, mark: str, content: str) -> None:
-    """Put `content` between the two marks `<!-- mark -->` and `<!-- /mark -->` of a Markdown page."""
+    """Put `content`, whole lines, there."""
     before, rest = page.read_text(encoding="utf-8").split(f"<!-- {mark} -->")
     after = rest.split(f"<!-- /{mark} -->")[1]
     files.write_text(page, f"{before}<!-- {mark} -->\n{content}<!-- /{mark} -->{after}")

@@ -192,10 +192,12 @@ def of_threshold(val: Cell, test: Cell, final_val: Cell, final_test: Cell) -> st
         told = "The gain on the samples that chose the threshold does not show on others."
         if side(final_val) == "above" and side(final_test) == "open":
             return f"{told} {finals} So the two sets differ, and the choice of a threshold is not to blame."
-        return f"{told} That is why the test set is scored once, at the end. {finals}"
-    if side(val) == side(test) == "above":
-        return f"The gain is there on samples that had no say in the choice as well. {finals}"
-    return f"Only the second number counts, for the first is that of the samples that chose the threshold. {finals}"
+        told = f"{told} That is why the test set is scored once, at the end."
+    elif side(val) == side(test) == "above":
+        told = "The gain is there on samples that had no say in the choice as well."
+    else:
+        told = "Only the second number counts, for the first is that of the samples that chose the threshold."
+    return f"{told} {finals}"
 
 
 def of_controls(rows: list[dict]) -> str:
