@@ -33,6 +33,7 @@ myst_update_mathjax = False
 
 html_theme = "sphinx_book_theme"
 html_title = "Iterative Visual Thinking"
+html_favicon = "_static/favicon.svg"
 html_static_path = ["_static"]
 html_css_files = ["book.css"]
 html_js_files = [("book.js", {"defer": "defer"})]

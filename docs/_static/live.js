@@ -54,6 +54,7 @@
   const sides = SIDES.map((side) => part(`#live-${side}`));
   const place = part(".live-picture");
   const status = (text) => (part("#live-status").textContent = text);
+  const list = (box) => `[${box.join(", ")}]`;
   const option = (text, value) => Object.assign(document.createElement("option"), { textContent: text, value });
   const offer = (select, texts, values = texts) => select.replaceChildren(...texts.map((text, i) => option(text, values[i])));
   offer(sceneMenu, words.scenes.map((_, i) => `${i + 1} of ${words.scenes.length}`), words.scenes.map((_, i) => i));
@@ -92,7 +93,7 @@
 
   function told({ box, part: seen }) {
     if (!box) return "no box in the answer";
-    const back = seen[2] - seen[0] < 1000 ? `in the whole scene ${JSON.stringify(box)}, ` : "";
+    const back = seen[2] - seen[0] < 1000 ? `in the whole scene ${list(box)}, ` : "";
     return `${back}IoU ${iou(box, question().truth).toFixed(2)}`;
   }
 
@@ -129,8 +130,8 @@
     part(".live-picture svg").replaceChildren(...shapes.filter(([box]) => box).map(([box, look]) => rect(box, look)));
     const named = sceneMenu.value === MINE ? "Your scene" : `Scene ${Number(sceneMenu.value) + 1}`;
     part(".live-picture img").alt = `${named}, “${asked?.expression ?? ""}”` +
-      (last ? `: the answer of step ${steps.length - 1} is ${last.box ? JSON.stringify(last.box) : "no box"}, ${told(last)}.` : ".") +
-      (last && truth.checked ? ` The true box is ${JSON.stringify(asked.truth.map(Math.round))}.` : "");
+      (last ? `: the answer of step ${steps.length - 1} is ${last.box ? list(last.box) : "no box"}, ${told(last)}.` : ".") +
+      (last && truth.checked ? ` The true box is ${list(asked.truth.map(Math.round))}.` : "");
     part("#live-again").textContent = closer() ? "Look closer at its box" : "Show it its box and ask again";
     part("#live-show").textContent = closer() ? "Look closer at this box" : "Show it this box and ask again";
     part("#live-own legend").textContent = closer() ? "Look closer at a box of your own" : "Show it a box of your own";
@@ -150,8 +151,8 @@
     part(".live-steps").replaceChildren(...steps.map((made, t) => {
       const line = document.createElement("li");
       const [beside, text, score] = ["div", "p", "p"].map((name) => document.createElement(name));
-      const seen = closer() && made.fed ? `the part ${JSON.stringify(made.part)} of the scene, enlarged` :
-        made.fed ? `the scene with the box ${JSON.stringify(made.fed)}` : t ? "the scene, with no box" : "the scene";
+      const seen = closer() && made.fed ? `the part ${list(made.part)} of the scene, enlarged` :
+        made.fed ? `the scene with the box ${list(made.fed)}` : t ? "the scene, with no box" : "the scene";
       text.textContent = made.text;
       score.textContent = told(made).replace(/^./, (letter) => letter.toUpperCase());
       score.className = "live-score";

@@ -202,7 +202,7 @@ def rule_view(rollouts, name: str, curve: list[dict], threshold: float, resampli
         [100 * p["acc50"] for p in curve],
         color=PALETTE[0],
         marker=".",
-        label="the rule",
+        label=f"rule: {name}",
     )
     left.plot(
         at["threshold"],
