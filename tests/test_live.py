@@ -4,12 +4,14 @@ import functools
 import json
 import random
 import shutil
+import subprocess
 import threading
 from contextlib import contextmanager
 from dataclasses import asdict
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import product
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -139,8 +141,19 @@ def test_a_folder_that_is_current_is_left_alone_and_any_other_is_not(built, tmp_
     for path in built.iterdir():
         (older / path.name).symlink_to(path)
     assert live.is_current(older)
-    (older / "sft.onnx").unlink()
+    damages = [("sft.onnx", None), (live.RUNTIME_FILES[2], b"cut off"), (live.WORDS, b"["), (live.WORDS, b"[]")]
+    for name, damage in damages:
+        (older / name).unlink()
+        if damage:
+            (older / name).write_bytes(damage)
+        assert not live.is_current(older)
+        (older / name).unlink(missing_ok=True)
+        (older / name).symlink_to(built / name)
+        assert live.is_current(older)
+    missing = ArtefactError("an adapter is missing")
+    monkeypatch.setattr(live, "find_reference", Mock(side_effect=missing))
     assert not live.is_current(older)
+    monkeypatch.undo()
     monkeypatch.setattr(live, "made_of", lambda: "other weights")
     assert not live.is_current(built)
 
@@ -194,17 +207,34 @@ def test_without_the_packages_a_sentence_says_what_to_install(monkeypatch, capsy
     assert capsys.readouterr().err == "onnx and onnxscript are missing: pip install -e '.[book]'\n"
 
 
+def test_the_runtime_of_an_earlier_folder_serves_again_where_it_is_undamaged(built, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))  # no npm
+    live.fetch_runtime(tmp_path, built)
+    for name in live.RUNTIME_FILES:
+        assert (tmp_path / name).read_bytes() == (built / name).read_bytes()
+    monkeypatch.setattr(live, "RUNTIME", "onnxruntime-web@0.0.0")
+    with pytest.raises(ArtefactError, match="npm could not fetch"):
+        live.fetch_runtime(tmp_path, built)
+
+
 def test_without_npm_or_with_another_package_a_sentence_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ArtefactError, match="npm could not fetch onnxruntime-web@"):
-        live.fetch_runtime(tmp_path)
+        live.fetch_runtime(tmp_path, tmp_path)
 
     def pack(command, **options):
         (Path(command[-1]) / "runtime.tgz").write_bytes(b"something else")
 
     monkeypatch.setattr(live.subprocess, "run", pack)
     with pytest.raises(ArtefactError, match="another onnxruntime-web@"):
-        live.fetch_runtime(tmp_path)
+        live.fetch_runtime(tmp_path, tmp_path)
+    monkeypatch.setattr(live.subprocess, "run", lambda *_, **__: None)  # npm has done nothing
+    with pytest.raises(ArtefactError, match="another onnxruntime-web@"):
+        live.fetch_runtime(tmp_path, tmp_path)
+    failed = subprocess.CalledProcessError(1, "npm", stderr="npm error code ECONNREFUSED\nnpm error log: x\n")
+    monkeypatch.setattr(live.subprocess, "run", Mock(side_effect=failed))
+    with pytest.raises(ArtefactError, match="npm error code ECONNREFUSED$"):
+        live.fetch_runtime(tmp_path, tmp_path)
     assert not [*tmp_path.iterdir()]
 
 
@@ -385,6 +415,11 @@ def test_twenty_scenes_through_the_whole_loop_end_as_in_pytorch(page, scenes, va
     asked = scenes[:20]
     chosen = [records[scene["questions"][0]["id"]] for scene in asked]
     wanted = rollouts_of(in_16_bits(name), name, chosen, PROFILE.long_turns)
+    if name == "base":  # the hint beside it promises this of scene 4
+        assert [iou(step["box"], scenes[3]["questions"][0]["truth"]) >= 0.5 for step in wanted[3]["steps"][:2]] == [
+            1,
+            0,
+        ]
     first, later, same = [], [], []
     for scene, rollout in zip(asked, wanted, strict=True):
         steps, seconds = page.evaluate(LOOP, [name, scene, PROFILE.long_turns])
@@ -452,7 +487,7 @@ def test_the_page_draws_scenes_as_the_package_does_up_to_the_edges(page, scenes)
         kind, *tints = scene["background"]
         image = drawn.draw_scene(drawn.Scene(things, (kind, *map(tuple, tints))))
         away = np.abs(ours - np.array(image).astype(int))
-        assert away.mean() < 2 and (away.max(-1) > 24).mean() < 0.04, scene["background"]
+        assert away.mean() < 2.5 and (away.max(-1) > 24).mean() < 0.05, scene["background"]
         kinds.add(scene["background"][0])
         rows = [
             {"id": str(k), "image_id": "a", "subset": "easy", "image": picture, "bbox": q["truth"], **q}
@@ -505,7 +540,7 @@ def test_an_expression_is_put_together_from_menus(page, scenes):
     menus = [page.locator(f"#live-word-{k}") for k in range(6)]
 
     def said() -> str:
-        return page.locator(".live-picture img").get_attribute("alt").partition("“")[2].partition("”")[0]
+        return page.locator("#live-question").inner_text().removeprefix("Where is ").removesuffix("?")
 
     assert said() == asked
     offered = {m["text"] for m in page.evaluate("scene => IVT_SCENES.expressions(scene)", scenes[0])}
@@ -562,6 +597,31 @@ def test_a_scene_is_changed_by_menus_and_by_the_mouse(page, scenes):
     assert page.locator("#live-thing option").count() == MOST_THINGS - 1
 
 
+def test_nothing_moves_under_the_pointer_that_takes_a_shape_of_a_numbered_scene(opened, scenes):
+    page = opened(390)
+    page.wait_for_selector("#live-ask:enabled")
+    page.locator("#live-change summary").click()
+    x1, y1, x2, y2 = scenes[0]["things"][0]["box"]
+    before = page.locator(".live-picture").evaluate("element => element.offsetTop")
+    page.locator(".live-picture").scroll_into_view_if_needed()
+    frame = page.locator(".live-picture").bounding_box()
+    x, y = (frame[k] + (low + high) / 2000 * frame["width"] for k, low, high in (("x", x1, x2), ("y", y1, y2)))
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 4, y)
+    page.mouse.move(x + 8, y)
+    page.mouse.up()
+    assert page.locator("#live-scene").input_value() == "mine"
+    assert page.locator(".live-picture").evaluate("element => element.offsetTop") == before
+    moved = [float(page.locator(f"#live-{k}").input_value()) for k in "xy"]
+    wanted = np.array([(x1 + x2) / 2 + 8000 / frame["width"], (y1 + y2) / 2])
+    assert np.abs(np.array(moved) - wanted).max() < 2
+    page.locator("#live-x").fill("")
+    page.locator("#live-x").blur()
+    assert [float(page.locator(f"#live-{k}").input_value()) for k in "xy"] == moved
+    assert not page.wrong
+
+
 def test_where_no_words_tell_shapes_apart_a_sentence_says_so_and_nothing_is_asked(page, scenes):
     twin = scenes[0]["things"][0] | {"box": [400, 400, 500, 500]}
     scene = {"things": [twin, twin], "background": scenes[0]["background"]}
@@ -592,6 +652,51 @@ def test_where_no_words_tell_shapes_apart_a_sentence_says_so_and_nothing_is_aske
     assert page.locator("#live-ask").is_enabled()
 
 
+def test_a_finger_scrolls_over_the_picture_unless_it_shall_draw(browser, site, scenes):
+    with static_server(site) as address:
+        context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True)
+        page = context.new_page()
+        page.goto(f"{address}/index.html")
+        page.wait_for_selector("#live-ask:enabled")
+        page.locator("#live-ask").click()
+        wait_for_steps(page, 1)
+        frame = page.locator(".live-picture").bounding_box()
+        x, y, side = frame["x"], frame["y"], frame["width"]
+        touch = context.new_cdp_session(page)
+
+        def swipe():
+            where = [{"x": x + 0.2 * side, "y": y + 0.2 * side}], [{"x": x + 0.6 * side, "y": y + 0.7 * side}]
+            for kind, points in zip(("Start", "Move", "End"), (*where, []), strict=True):
+                touch.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": points})
+
+        style = "element => getComputedStyle(element).touchAction"
+        swipe()
+        assert page.locator("#live-left").input_value() == ""
+        assert page.locator(".live-picture").evaluate(style) == "auto"
+        page.locator("#live-draw").check()
+        assert page.locator(".live-picture").evaluate(style) == "none"
+        frame = page.locator(".live-picture").bounding_box()
+        x, y = frame["x"], frame["y"]
+        swipe()
+        drawn_box = [int(page.locator(f"#live-{name}").input_value()) for name in ("left", "top", "right", "bottom")]
+        assert np.abs(np.array(drawn_box) - [200, 200, 600, 700]).max() <= 10
+        context.close()
+
+
+def test_students_that_were_asked_the_same_stand_side_by_side(page):
+    for name in ("base", "grpo"):
+        page.locator("#live-student").select_option(name)
+        page.locator("#live-ask").click()
+        wait_for_steps(page, 1)
+    table = page.locator(".live-compared")
+    assert table.is_visible()
+    rows = [row.locator("td").all_inner_texts() for row in table.locator("tbody tr").all()]
+    assert [label for label, _ in rows] == ["base", "SFT + GRPO"]
+    assert all(0 <= float(value) <= 1 for _, value in rows)
+    page.locator("#live-scene").select_option("1")
+    assert table.is_hidden()
+
+
 def test_each_hint_stands_beside_what_it_is_about_and_leads_to_a_notebook(page):
     hints = page.locator(".live-hint")
     assert {hint.get_attribute("data-hint") for hint in hints.all()} == {
@@ -602,11 +707,14 @@ def test_each_hint_stands_beside_what_it_is_about_and_leads_to_a_notebook(page):
         "steps",
         "sample",
     }
+    words = {"words": "menus", "scene": "another shape", "own": "wrong one", "steps": "orange", "sample": "samples"}
+    for name, word in words.items():
+        assert word in page.locator(f"[data-hint={name}]").text_content()
     assert all(".ipynb" in hint.locator("a").first.get_attribute("href") for hint in hints.all())
     assert page.locator(".live-hints").count() == 0
     for name, (label, _) in live.STUDENTS.items():
         page.locator("#live-student").select_option(name)
-        assert page.locator("[data-hint=student]").inner_text().lower().startswith(f"{label.lower()}:")
+        assert page.locator("[data-hint=student]").inner_text().lower().startswith(f"{label.lower()} ")
 
 
 def test_a_closer_look_shows_a_part_and_puts_its_answer_back(page, scenes, val):
@@ -621,7 +729,7 @@ def test_a_closer_look_shows_a_part_and_puts_its_answer_back(page, scenes, val):
     part = view(first["box"], *ZOOM)
     assert label == f"Shown at step 1: the part {json.dumps(part)} of the scene, enlarged."
     box = json.dumps(second["box"])
-    assert page.locator(".live-score").last.inner_text().startswith(f"In the whole scene {box}, IoU")
+    assert page.locator(".live-score").last.inner_text().endswith(f"; in the whole scene {box}")
     assert box in page.locator(".live-picture img").get_attribute("alt")
 
 
@@ -670,24 +778,31 @@ def test_a_box_of_the_readers_own_is_shown_by_mouse_or_by_numbers(page, scenes, 
     page.locator("#live-show").click()
     wait_for_steps(page, 2)
     rollouts = evaluate(student, [record], PROFILE, turns=1, shown=[shown])
-    texts = page.locator(".live-steps p:not(.live-score)").all_inner_texts()
+    texts = page.locator(".live-text").all_inner_texts()
     assert texts == [step["text"] for step in rollouts[0]["steps"]]
     assert str([*shown]) in page.locator(".live-steps canvas").last.get_attribute("aria-label")
     data = "canvas.getContext('2d').getImageData(0, 0, 192, 192).data"
     letters = page.locator(".live-steps canvas").last.evaluate(f"canvas => {LETTERS}({data})")
     assert np.array_equal(pixels(letters), as_bytes(draw_box(load_image(record["image"]), shown)))
+    assert page.locator("#live-trouble").inner_text() == ""
     page.locator("#live-left").fill("400")  # no box: its left side lies right of its right one
-    assert page.locator("#live-show").is_disabled()
+    assert page.locator("#live-show").is_disabled() and "These are no box" in page.locator("#live-trouble").inner_text()
+    page.locator("#live-left").fill("200")
+    page.locator("#live-left").press("Enter")
+    wait_for_steps(page, 3)
+    assert "[200, 100, 310, 300]" in page.locator(".live-seen").last.inner_text()
 
 
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
         (live.WORDS, None, "The file live.json is missing: `ivt build live` makes it"),
-        (live.WORDS, "{", "The file live.json is damaged"),
+        (live.WORDS, "{", "The file live.json was cut off on its way, or is damaged"),
+        (live.WORDS, "{}", "The file live.json was cut off on its way, or is damaged"),
         (live.EYES, None, "The file eyes.onnx is missing"),
-        ("base.onnx", "nothing", "The file base.onnx, or the runtime beside it, is damaged"),
+        ("base.onnx", "nothing", "The file base.onnx, or the runtime beside it, was cut off"),
         (live.RUNTIME_FILES[0], None, "The file ort.wasm.min.js is missing"),
+        (live.RUNTIME_FILES[0], "(", "The file ort.wasm.min.js was cut off"),
     ],
 )
 def test_a_broken_or_missing_file_gives_a_sentence(opened, browser, name, content, said):

@@ -1,7 +1,7 @@
 // The page docs/live.md: a reader asks a student about a scene, sees its box, shows it to the student and asks again.
 (async () => {
   const root = document.getElementById("live");
-  const { open, iou, snap, pixelsOf, step, group, rewarded } = IVT_LIVE;
+  const { open, toLoad, iou, snap, pixelsOf, step, group, rewarded } = IVT_LIVE;
   const { draw: drawScene, expressions, crowded, changed, added, center } = IVT_SCENES;
   const here = document.currentScript?.src ?? location.href;
   let words;
@@ -16,7 +16,7 @@
 
   // ---------------------------------------------------------------------------------------------- the page
   const SIDES = ["left", "top", "right", "bottom"];
-  const GROUPS = ["which one", "size", "color", "shape", "where, or what it is not", "beside what"];
+  const GROUPS = ["which one", "size", "color", "shape", "where, or what not", "beside what"]; // of the words in a menu
   const MINE = "mine"; // the scene that the reader has changed
   const WORDS = "words"; // an expression of the menus, not of the split
   const field = (name, id) => `<label>${name} <input type="number" id="live-${id}" min="0" max="1000" step="${words.grid}"></label>`;
@@ -25,24 +25,32 @@
   const row = (...parts) => `<div class="explorer-row">${parts.join("")}</div>`;
   const hint = (name) => `<p class="live-hint" data-hint="${name}"></p>`;
   root.innerHTML = `
-    ${row(menu("Scene", "scene"), menu("Student", "student"))}${hint("student")}
-    ${row(menu("Expression", "expression"))}
-    <fieldset id="live-words"><legend>In words of your own: the …</legend>
-      ${row(...GROUPS.map((name, k) => `<select id="live-word-${k}" aria-label="${name}"></select>`))}${hint("words")}</fieldset>
-    <details id="live-change"><summary>Change the scene</summary>
-      <p>Drag a shape on the picture, or choose one here and write where its center is (0 to 1000).</p>
-      ${row(menu("Shape", "thing"), button("Add one", "add"), button("Remove this one", "remove"))}
-      ${row(menu("color", "color"), menu("kind", "shape"), menu("size", "size"), field("x", "x"), field("y", "y"))}${hint("scene")}
-    </details>
-    ${row(button("Ask", "ask"), button("", "again"), button("Start again", "restart"),
-      '<label><input type="checkbox" id="live-truth" checked> show the true box</label>')}
-    <p id="live-status" role="status"></p>
+    <div class="live-main"><div>
+      ${row(menu("Scene", "scene"), menu("Student", "student"))}${hint("student")}
+      ${row(menu("Expression", "expression"))}
+    </div>
     <div class="explorer-picture live-picture"><img class="dark-light" draggable="false"><svg viewBox="0 0 1000 1000" aria-hidden="true"></svg></div>
-    <fieldset id="live-own"><legend></legend>
-      <p>Draw it on the picture, or write its sides (0 to 1000).</p>
-      ${row(...SIDES.map((side) => field(side, side)), button("", "show"))}${hint("own")}
-    </fieldset>
+    <div>
+      <p id="live-question"></p>
+      ${row(button("Ask", "ask"), button("", "again"), button("Start again", "restart"),
+        '<label><input type="checkbox" id="live-truth" checked> show the true box</label>')}
+      <p id="live-status" role="status"></p>
+      <fieldset id="live-words"><legend>Put the words together</legend>
+        ${row(...GROUPS.map((name, k) => `<select id="live-word-${k}" aria-label="${name}"></select>`))}${hint("words")}</fieldset>
+      <details id="live-change"><summary>Change the scene</summary>
+        <p>Before you ask, drag a shape on the picture, or choose one here and write where its center is (0 to 1000). Choose a
+          number above to have that scene back.</p>
+        ${row(menu("Shape", "thing"), button("Add one", "add"), button("Remove this one", "remove"))}
+        ${row(menu("color", "color"), menu("kind", "shape"), menu("size", "size"), field("x", "x"), field("y", "y"))}${hint("scene")}
+      </details>
+      <fieldset id="live-own"><legend></legend>
+        <p>Write its sides (0 to 1000), or draw it on the picture<span class="live-touch">:
+          <label><input type="checkbox" id="live-draw"> draw with the finger</label></span>.</p>
+        ${row(...SIDES.map((side) => field(side, side)), button("", "show"))}<p id="live-trouble"></p>${hint("own")}
+      </fieldset>
+    </div></div>
     <ol class="live-steps" start="0"></ol>${hint("steps")}
+    <table class="live-compared" hidden><caption>The IoU of each step, for the question above</caption><thead></thead><tbody></tbody></table>
     ${row(button(`Sample ${words.generations} answers to the last question`, "sample"))}${hint("sample")}
     <table class="live-group" hidden><caption></caption>
       <thead><tr>${["answer", "IoU", "reward", "advantage"].map((name) => `<th scope="col">${name}</th>`).join("")}</tr></thead>
@@ -84,6 +92,9 @@
   const ownWords = () => expression.value === WORDS;
   const full = () => steps.length > words.turns;
   const changing = () => part("#live-change").open && !steps.length && !asking;
+  const drawing = () => steps.length > 0 && !full() && !asking; // a box of the reader's own
+  const compared = new Map(); // the IoUs of each student's steps
+  let corner, grip; // where a box was begun, and where a shape was taken, by a pointer that is down
 
   // The question: {expression, truth}; null while the menus hold none.
   function question() {
@@ -91,10 +102,19 @@
     return meant ? { expression: meant.text, truth: scene.things[meant.target].box } : null;
   }
 
+  // How an answer fits; and what was shown before it.
   function told({ box, part: seen }) {
-    if (!box) return "no box in the answer";
-    const back = seen[2] - seen[0] < 1000 ? `in the whole scene ${list(box)}, ` : "";
-    return `${back}IoU ${iou(box, question().truth).toFixed(2)}`;
+    if (!box) return "wrong, no box in the answer";
+    const back = seen[2] - seen[0] < 1000 ? `; in the whole scene ${list(box)}` : "";
+    const fits = iou(box, question().truth);
+    return `${fits >= words.right ? "right" : "wrong"}, IoU ${fits.toFixed(2)}${back}`;
+  }
+
+  function shownAt({ fed, part: seen }, step) {
+    if (!step) return "the scene";
+    if (!fed) return "the scene, with no box";
+    if (!closer()) return `the scene with the box ${list(fed)}`;
+    return seen[2] - seen[0] < 1000 ? `the part ${list(seen)} of the scene, enlarged` : "the whole scene, for the box is large";
   }
 
   // ---------------------------------------------------------------------------------------------- what is drawn
@@ -126,11 +146,14 @@
     const asked = question();
     const shapes = [[last?.box, "answer"], [last && truth.checked && asked.truth, "truth"], [own(), "own"]];
     shapes.unshift([last && closer() && last.fed && last.part, "part"], ...sampled.map(({ box }) => [box, "sampled"]));
-    shapes.push([changing() && scene.things[thingMenu.value]?.box, "own"]);
+    if (changing()) {
+      shapes.push([scene.things[thingMenu.value]?.box, "part"], ...scene.things.map(({ box }) => [box, "grip"]));
+    }
     part(".live-picture svg").replaceChildren(...shapes.filter(([box]) => box).map(([box, look]) => rect(box, look)));
+    part("#live-question").textContent = asked ? `Where is ${asked.expression}?` : "";
     const named = sceneMenu.value === MINE ? "Your scene" : `Scene ${Number(sceneMenu.value) + 1}`;
     part(".live-picture img").alt = `${named}, “${asked?.expression ?? ""}”` +
-      (last ? `: the answer of step ${steps.length - 1} is ${last.box ? list(last.box) : "no box"}, ${told(last)}.` : ".") +
+      (last ? `: the answer of step ${steps.length - 1}${last.box ? `, ${list(last.box)},` : ""} is ${told(last)}.` : ".") +
       (last && truth.checked ? ` The true box is ${list(asked.truth.map(Math.round))}.` : "");
     part("#live-again").textContent = closer() ? "Look closer at its box" : "Show it its box and ask again";
     part("#live-show").textContent = closer() ? "Look closer at this box" : "Show it this box and ask again";
@@ -147,21 +170,57 @@
       part("#live-restart")].forEach((control) => (control.disabled = asking));
     part("#live-add").disabled ||= scene.things.length >= words.drawing.things;
     part("#live-remove").disabled ||= scene.things.length < 2;
-    place.classList.toggle("drawable", (steps.length > 0 && !full()) || changing());
+    place.classList.toggle("drawable", drawing());
+    place.classList.toggle("touched", drawing() && part("#live-draw").checked);
+    part("#live-trouble").textContent = sides.every(({ value }) => value !== "") && !own() ?
+      "These are no box: left is less than right, top less than bottom, and all are from 0 to 1000." : "";
     part(".live-steps").replaceChildren(...steps.map((made, t) => {
       const line = document.createElement("li");
-      const [beside, text, score] = ["div", "p", "p"].map((name) => document.createElement(name));
-      const seen = closer() && made.fed ? `the part ${list(made.part)} of the scene, enlarged` :
-        made.fed ? `the scene with the box ${list(made.fed)}` : t ? "the scene, with no box" : "the scene";
+      const [beside, seen, text, score] = ["div", "p", "p", "p"].map((name) => document.createElement(name));
+      seen.textContent = `Shown: ${shownAt(made, t)}`;
+      seen.className = "live-seen";
       text.textContent = made.text;
+      text.className = "live-text";
       score.textContent = told(made).replace(/^./, (letter) => letter.toUpperCase());
       score.className = "live-score";
       score.style.setProperty("--share", iou(made.box, asked.truth));
-      beside.append(text, score);
-      line.append(canvas(made.shown, `Shown at step ${t}: ${seen}.`), beside);
+      beside.append(seen, text, score);
+      line.append(frame(made, t, asked), beside);
       return line;
     }));
     drawGroup();
+    drawCompared();
+  }
+
+  // What was shown at a step, with the answer to it and the truth.
+  function frame(made, t, asked) {
+    const framed = document.createElement("div");
+    const over = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+    const [x, y, right, bottom] = made.part;
+    over.setAttribute("viewBox", [x, y, right - x, bottom - y].join(" "));
+    over.setAttribute("aria-hidden", "true");
+    over.append(...[[made.box, "answer"], [truth.checked && asked.truth, "truth"]].filter(([box]) => box).map(([box, look]) => rect(box, look)));
+    framed.className = "live-frame";
+    framed.append(canvas(made.shown, `Shown at step ${t}: ${shownAt(made, t)}.`), over);
+    return framed;
+  }
+
+  // The steps of every student that was asked this question, in order, by what the picture and the words were.
+  function drawCompared() {
+    const table = part(".live-compared");
+    if (steps.length) compared.set(student.value, steps.map(({ box }) => iou(box, question().truth)));
+    table.hidden = compared.size < 2;
+    const most = Math.max(0, ...[...compared.values()].map((values) => values.length));
+    const cells = (name, texts) => texts.map((text) => Object.assign(document.createElement(name), { textContent: text }));
+    const lines = [...compared].map(([name, values]) => ["td", [words.students[name], ...values.map((v) => v.toFixed(2))]]);
+    const [head, ...body] = [["th", ["student", ...Array.from({ length: most }, (_, t) => `step ${t}`)]], ...lines]
+      .map(([name, texts]) => {
+        const line = document.createElement("tr");
+        line.append(...cells(name, texts));
+        return line;
+      });
+    table.querySelector("thead").replaceChildren(head);
+    table.querySelector("tbody").replaceChildren(...body);
   }
 
   function drawGroup() {
@@ -174,8 +233,9 @@
       "Advantage: reward minus the mean of the group, divided by its spread.";
     table.querySelector("tbody").replaceChildren(...sampled.map((answer, k) => {
       const line = document.createElement("tr");
-      const values = [iou(answer.box, question().truth), rows[k].reward, rows[k].advantage].map((v) => v.toFixed(2));
-      line.append(...[answer.text, ...values].map((text) => Object.assign(document.createElement("td"), { textContent: text })));
+      const fits = answer.box ? iou(answer.box, question().truth).toFixed(2) : "no box";
+      const values = [rows[k].reward, rows[k].advantage].map((v) => v.toFixed(2));
+      line.append(...[answer.text, fits, ...values].map((text) => Object.assign(document.createElement("td"), { textContent: text })));
       return line;
     }));
   }
@@ -185,8 +245,10 @@
   async function wait(task) {
     const pressed = document.activeElement;
     asking = true;
+    corner = grip = undefined;
     sampled = [];
-    status(steps.length ? "The student looks again …" : "The student looks …");
+    const megabytes = toLoad(student.value);
+    status(megabytes ? `The student is loaded, once: ${megabytes.toFixed(0)} MB …` : steps.length ? "The student looks again …" : "The student looks …");
     draw();
     await new Promise((done) => setTimeout(done, 20)); // the page is painted first
     const begun = performance.now();
@@ -201,13 +263,14 @@
     if (root.contains(pressed)) { // a button that was disabled has lost the focus
       [pressed, part("#live-again"), part("#live-restart")].find((button) => !button.disabled).focus({ preventScroll: true });
     }
+    (sampled.length ? part(".live-group") : place).scrollIntoView({ block: "nearest" });
   }
 
   const ask = (box) => wait(async () => {
     const made = await step(student.value, pixels, question().expression, steps, box);
     steps = [...steps, made];
     const last = full() ? ` That was the last of ${words.turns} refinements.` : "";
-    return `Step ${steps.length - 1}, ${told(made)}: ${made.text}${last}`;
+    return `Step ${steps.length - 1} is ${told(made)}.${last}`;
   });
 
   const sample = () => wait(async () => {
@@ -215,9 +278,12 @@
     return `${sampled.length} answers were sampled; they stand in the table below the steps.`;
   });
 
-  function restart() {
+  // Begins the question anew; `another`: it is another one, or about another scene.
+  function restart(another = false) {
+    corner = undefined;
     steps = [];
     sampled = [];
+    if (another) compared.clear();
     sides.forEach((field) => (field.value = ""));
     status(!question() ? "No expression of the menus means one shape alone here: change the scene." :
       sceneMenu.value === MINE && crowded(scene) ? "Two shapes overlap more than in any scene that the student has learned from." :
@@ -237,7 +303,7 @@
     wordMenus.forEach((select, k) => {
       const fitting = meanings.filter((meaning) => meant.groups.slice(0, k).every((group, i) => group === meaning.groups[i]));
       const values = [...new Set(fitting.map((meaning) => meaning.groups[k]))];
-      offer(select, values.map((value) => value || "–"), values);
+      offer(select, values.map((value) => value || `(${GROUPS[k]})`), values);
       select.value = meant?.groups[k] ?? "";
     });
   }
@@ -248,7 +314,7 @@
       meant = undefined;
       lastAsked = question().expression;
     }
-    restart();
+    restart(true);
   }
 
   // ---------------------------------------------------------------------------------------------- scenes
@@ -256,7 +322,7 @@
     scene = chosen;
     meanings = undefined;
     part(".live-picture img").src = address;
-    const texts = [...scene.questions.map(({ expression: text }) => text), "in words of your own …"];
+    const texts = [...scene.questions.map(({ expression: text }) => text), "put the words together …"];
     offer(expression, texts, [...scene.questions.keys(), WORDS]);
     offerThings();
     chooseExpression();
@@ -298,14 +364,21 @@
     show({ ...scene, things: [...scene.things, thing] });
     offerThings(scene.things.length - 1);
     draw();
+    if (part("#live-add").disabled) thingMenu.focus();
   });
-  part("#live-remove").addEventListener("click", () =>
-    show({ ...scene, things: scene.things.filter((_, i) => i !== Number(thingMenu.value)) }));
+  part("#live-remove").addEventListener("click", () => {
+    show({ ...scene, things: scene.things.filter((_, i) => i !== Number(thingMenu.value)) });
+    if (part("#live-remove").disabled) thingMenu.focus();
+  });
   for (const name of ["color", "shape", "size"]) {
     part(`#live-${name}`).addEventListener("change", (event) => change({ [name]: event.target.value }));
   }
   for (const name of ["x", "y"]) {
-    part(`#live-${name}`).addEventListener("change", () => change({ center: ["x", "y"].map((k) => Number(part(`#live-${k}`).value)) }));
+    part(`#live-${name}`).addEventListener("change", () => {
+      const written = ["x", "y"].map((k) => part(`#live-${k}`).value);
+      if (written.includes("")) offerThings(); // as it was
+      else change({ center: written.map(Number) });
+    });
   }
   thingMenu.addEventListener("change", () => {
     offerThings();
@@ -315,12 +388,12 @@
 
   // ---------------------------------------------------------------------------------------------- pointer
   // With the mouse, a pen or a finger a shape is moved before the first question, and a box is drawn after it.
-  let corner, grip;
   const at = (event) => {
     const { left, top, width, height } = place.getBoundingClientRect();
     return [(event.clientX - left) / width, (event.clientY - top) / height].map((v) => Math.min(1, Math.max(0, v)) * 1000);
   };
   place.addEventListener("pointerdown", (event) => {
+    if (!event.isPrimary || event.button) return;
     const [x, y] = at(event);
     if (changing()) {
       const touched = scene.things.findLastIndex(({ box }) => box[0] <= x && x <= box[2] && box[1] <= y && y <= box[3]);
@@ -329,14 +402,15 @@
       draw();
       const [u, v] = center(scene.things[touched]);
       grip = [x - u, y - v];
-    } else if (steps.length && !full() && !asking) corner = [x, y];
+    } else if (drawing() && (event.pointerType === "mouse" || part("#live-draw").checked)) corner = [x, y];
     else return;
     place.setPointerCapture(event.pointerId);
   });
   place.addEventListener("pointermove", (event) => {
+    if (!event.isPrimary) return;
     const other = at(event);
     if (grip) return change({ center: other.map((v, k) => v - grip[k]) });
-    if (!corner) return;
+    if (!corner || [0, 1].some((k) => Math.abs(other[k] - corner[k]) < words.grid)) return;
     const box = snap([0, 1].map((k) => Math.min(corner[k], other[k])).concat([0, 1].map((k) => Math.max(corner[k], other[k]))));
     sides.forEach((field, k) => (field.value = box[k]));
     draw();
@@ -347,15 +421,19 @@
   expression.addEventListener("change", chooseExpression);
   wordMenus.forEach((select, k) => select.addEventListener("change", () => {
     mean([...meant.groups.slice(0, k), select.value]);
-    restart();
+    restart(true);
   }));
-  student.addEventListener("change", restart);
+  student.addEventListener("change", () => restart());
+  part("#live-draw").addEventListener("change", draw);
   truth.addEventListener("change", draw);
-  sides.forEach((field) => field.addEventListener("input", draw));
+  sides.forEach((field) => {
+    field.addEventListener("input", draw);
+    field.addEventListener("keydown", ({ key }) => key === "Enter" && part("#live-show").click());
+  });
   part("#live-ask").addEventListener("click", () => ask());
   part("#live-again").addEventListener("click", () => ask());
   part("#live-sample").addEventListener("click", sample);
   part("#live-show").addEventListener("click", () => ask(own()));
-  part("#live-restart").addEventListener("click", restart);
+  part("#live-restart").addEventListener("click", () => restart());
   await chooseScene();
 })();

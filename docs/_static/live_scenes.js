@@ -151,8 +151,8 @@ const IVT_SCENES = (() => {
 
   const both = (first, then) => first.flatMap((a) => then.map((b) => ({ ...a, ...b })));
 
-  // Every expression of the kinds that the student has learned that means one thing of the scene, and only one, at both
-  // margins: [{text, groups, target}]. Forms with more than one landmark are left out.
+  // Every expression of these words and forms that means one thing of the scene, and only one, at both margins:
+  // [{text, groups, target}]. The forms are those of `_propose`, with one landmark at most, and their mixtures.
   function expressions({ things }) {
     const kinds = (name, key = name) => [...new Set(things.map((thing) => thing[key]))].map((value) => ({ [name]: value }));
     const [colors, shapes] = [[{}, ...kinds("color")], [{}, ...kinds("shape")]];
@@ -190,7 +190,7 @@ const IVT_SCENES = (() => {
   // A thing as it is with a color, a shape, a size or a center [x, y] (0..1000) that is new; it stays in the image.
   function changed(thing, news) {
     const wide = news.size ? known.sides[news.size] : side(thing);
-    const corner = (news.center ?? center(thing)).map((v) => Math.round(Math.min(1000 - wide, Math.max(0, v - wide / 2))));
+    const corner = (news.center ?? center(thing)).map((v) => Math.min(Math.floor(1000 - wide), Math.max(0, Math.round(v - wide / 2))));
     const tint = news.color ? known.colors[news.color] : thing.tint;
     const { center: _, ...words } = news;
     return { ...thing, ...words, tint, box: [...corner, ...corner.map((v) => v + wide)] };

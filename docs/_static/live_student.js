@@ -13,15 +13,17 @@ const IVT_LIVE = (() => {
     return answer;
   }
 
+  const damaged = (name) => new Error(`The file ${name} was cut off on its way, or is damaged: reload the page, or run ` +
+    "`ivt build live` again.");
+
   async function open(where) {
     if (location.protocol === "file:") {
       throw new Error("A page that was opened as a file may not load a model: in the folder of the book, say " +
         "`python -m http.server`, and open http://localhost:8000/docs/live.html.");
     }
     folder = where;
-    words = await (await bytes(WORDS)).json().catch(() => {
-      throw new Error(`The file ${WORDS} is damaged: run \`ivt build live\` again.`);
-    });
+    words = await (await bytes(WORDS)).json().catch(() => null);
+    if (!words?.checksums) throw damaged(WORDS);
     words.pattern = new RegExp(words.pattern, "gu");
     words.id = new Map(words.tokens.map((token, id) => [token, id]));
     const escaped = words.whole.map((token) => token.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
@@ -45,19 +47,25 @@ const IVT_LIVE = (() => {
       await bytes(RUNTIME);
       await new Promise((done, failed) => {
         const script = document.createElement("script");
-        Object.assign(script, { src: folder + RUNTIME, onload: done });
-        script.onerror = () => failed(new Error(`The file ${RUNTIME} is damaged: run \`ivt build live\` again.`));
+        Object.assign(script, { src: folder + RUNTIME, onload: done, onerror: failed });
         document.head.append(script);
-      });
+      }).catch(() => {});
+      if (!window.ort) throw damaged(RUNTIME);
       ort.env.wasm.numThreads = 1; // more would need special headers from the server
       ort.env.wasm.wasmPaths = folder;
     }
-    const content = new Uint8Array(await (await bytes(name)).arrayBuffer());
+    const answer = await bytes(name);
     try {
-      return await ort.InferenceSession.create(content, { executionProviders: ["wasm"] });
+      return await ort.InferenceSession.create(new Uint8Array(await answer.arrayBuffer()), { executionProviders: ["wasm"] });
     } catch {
-      throw new Error(`The file ${name}, or the runtime beside it, is damaged: run \`ivt build live\` again.`);
+      throw damaged(`${name}, or the runtime beside it,`); // a runtime that failed is not asked for again by itself
     }
+  }
+
+  // How many MB the next answer of a student has to load first.
+  function toLoad(name) {
+    const files = [window.ort ? [] : words.runtime, [EYES, `${name}.onnx`].filter((file) => !networks[file])].flat();
+    return files.reduce((size, file) => size + words.bytes[file], 0) / 1e6;
   }
 
   // What the student's tokenizer makes of a text.
@@ -201,5 +209,5 @@ const IVT_LIVE = (() => {
     return rewards.map((reward) => ({ reward, advantage: (reward - middle) / (spread + 1e-4) }));
   }
 
-  return { open, encode, decode, chat, parse, iou, snap, view, read, pixelsOf, see, step, group, rewarded };
+  return { open, toLoad, encode, decode, chat, parse, iou, snap, view, read, pixelsOf, see, step, group, rewarded };
 })();

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ivt_utils import protocol
+from ivt_utils import metrics, protocol
 from ivt_utils.closer import SHIPPED
 from ivt_utils.grpo import image_tokens
 from ivt_utils.micro import scenes
@@ -51,23 +51,25 @@ def build_live(folder: Path = LIVE) -> Path:
     """
     if is_current(folder):
         return folder
+    print("Writing four students for a browser: half a minute, and npm fetches what computes them there.")
     if missing := [name for name in ("onnx", "onnxscript") if not installed(name)]:
         verb = "are" if len(missing) > 1 else "is"
         raise ArtefactError(f"{' and '.join(missing)} {verb} missing: pip install -e '.[book]'")
-    from ivt_utils.course.live_networks import write_eyes, write_reader
+    from ivt_utils.course.live_networks import write_eyes, write_readers
 
     profile = get_profile("micro")
     shown = validation_scenes(profile)
     image = load_image(base64.b64decode(shown[0]["image"].partition(",")[2]))
+    students = {name: load_live(name) for name in STUDENTS}
+    base, *_ = students.values()
     with replace_folder(folder) as made:
-        fetch_runtime(made)
-        for name in STUDENTS:
-            student = load_live(name)
-            if name == next(iter(STUDENTS)):  # one pair of eyes for all: no training has changed them
-                write_eyes(student, *image.size, made / EYES)
-                known = words(student, profile, image) | {"drawing": drawing(), "scenes": shown, "made_of": made_of()}
-                write_text(made / WORDS, json.dumps(known))
-            write_reader(student, *image.size, made / f"{name}.onnx")
+        fetch_runtime(made, folder)
+        write_eyes(base, *image.size, made / EYES)  # one pair for all: no training has changed them
+        write_readers({made / f"{name}.onnx": student for name, student in students.items()}, *image.size)
+        known = words(base, profile, image) | {"drawing": drawing(), "scenes": shown, "made_of": made_of()}
+        known["bytes"] = {path.name: path.stat().st_size for path in sorted(made.iterdir())}
+        known["checksums"] = {path.name: checksum(path) for path in sorted(made.iterdir())}
+        write_text(made / WORDS, json.dumps(known))
     return folder
 
 
@@ -89,9 +91,24 @@ def made_of() -> str:
 
 
 def is_current(folder: Path = LIVE) -> bool:
-    """Return whether the folder is whole, and was made of today's weights, benchmark and code."""
-    names = {EYES, WORDS, *RUNTIME_FILES, *(f"{name}.onnx" for name in STUDENTS)}
-    return all((folder / name).is_file() for name in names) and read_json(folder / WORDS).get("made_of") == made_of()
+    """Return whether the folder is whole and undamaged, and was made of today's weights, benchmark and code."""
+    try:
+        names = {EYES, *RUNTIME_FILES, *(f"{name}.onnx" for name in STUDENTS)}
+        return noted(folder)["made_of"] == made_of() and names <= intact(folder)
+    except (ArtefactError, KeyError):  # of the folder or of what it is made of
+        return False
+
+
+def noted(folder: Path) -> dict:
+    """Return the words that a folder of the page holds."""
+    known = read_json(folder / WORDS)
+    return known if isinstance(known, dict) else {}
+
+
+def intact(folder: Path) -> set[str]:
+    """Return the names of the folder's files whose checksum is the one that its words note."""
+    sums = noted(folder).get("checksums", {})
+    return {name for name, wanted in sums.items() if (folder / name).is_file() and checksum(folder / name) == wanted}
 
 
 def words(student: Student, profile, image) -> dict:
@@ -134,6 +151,9 @@ def words(student: Student, profile, image) -> dict:
         "features": text.hidden_size,
         "students": {name: label for name, (label, _) in STUDENTS.items()},
         "closer": CLOSER,
+        "right": metrics.RIGHT,
+        "runtime": RUNTIME_FILES,
+        "runtime_from": RUNTIME,
         "zoom": profile.zoom,
         "least_view": profile.least_view,
     }
@@ -184,21 +204,36 @@ def validation_scenes(profile, count: int = SCENES) -> list[dict]:
     return [*shown.values()]
 
 
-def fetch_runtime(folder: Path) -> None:
-    """Write the files of the browser's runtime, out of its package, which npm fetches or has in its cache.
+def fetch_runtime(folder: Path, before: Path) -> None:
+    """Write the files of the browser's runtime: those of an earlier folder, or those of the package that npm fetches.
 
     An ArtefactError where there is no npm, it gets nothing, or the package is not the one whose checksum is noted.
     """
+    if (
+        (before / WORDS).exists()
+        and noted(before).get("runtime_from") == RUNTIME
+        and set(RUNTIME_FILES) <= intact(before)
+    ):
+        for name in RUNTIME_FILES:
+            shutil.copyfile(before / name, folder / name)
+        return
     with TemporaryDirectory() as place:
         try:
-            command = [shutil.which("npm") or "npm", "pack", RUNTIME, "--prefer-offline", "--pack-destination", place]
+            options = [
+                "--prefer-offline",
+                "--fetch-retries=1",
+                "--fetch-retry-mintimeout=1000",
+                "--pack-destination",
+                place,
+            ]
+            command = [shutil.which("npm") or "npm", "pack", RUNTIME, *options]
             subprocess.run(command, check=True, capture_output=True, text=True, cwd=place)
         except (OSError, subprocess.CalledProcessError) as error:
-            said = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[-1]
+            said, *_ = (getattr(error, "stderr", "") or str(error)).strip().splitlines()  # the last one names a log
             raise ArtefactError(f"npm could not fetch {RUNTIME}, which the page computes with: {said}") from error
-        (package,) = Path(place).glob("*.tgz")
-        found = base64.b64encode(hashlib.sha512(package.read_bytes()).digest()).decode()
-        if found != RUNTIME_SHA512:
+        package = next(Path(place).glob("*.tgz"), None)
+        found = package and base64.b64encode(hashlib.sha512(package.read_bytes()).digest()).decode()
+        if package is None or found != RUNTIME_SHA512:
             raise ArtefactError(f"npm brought another {RUNTIME} than the one whose checksum is noted in live.py.")
         with tarfile.open(package) as packed:
             for name in RUNTIME_FILES:

@@ -3,12 +3,13 @@
 How a box is drawn, a picture is prepared and a token is placed is part of them, so that a page knows nothing of it.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, linear
 from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb_vision
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
 
@@ -131,11 +132,7 @@ class Reader(nn.Module):
     def __init__(self, student: Student, width: int, height: int):
         super().__init__()
         config = student.model.config
-        self.text, self.head, self.image_token = (
-            student.model.model.language_model,
-            student.model.lm_head,
-            config.image_token_id,
-        )
+        self.text, self.image_token = student.model.model.language_model, config.image_token_id
         rows, self.columns = (
             image_grid(student, width, height)[0, 1:] // config.vision_config.spatial_merge_size
         ).tolist()
@@ -166,7 +163,7 @@ class Reader(nn.Module):
                 past_key_values=cache,
                 position_embeddings=(turned.cos(), turned.sin()),
             )
-        logits = self.head(self.text.norm(hidden[:, -1]))[0]
+        logits = linear(self.text.norm(hidden[:, -1]), self.text.embed_tokens.weight)[0]  # the student ties both ends
         after = place + (1 - seen).sum() + seen.sum() // self.tokens * self.side
         return logits, after.to(torch.int32), torch.stack(cache.layers)
 
@@ -221,8 +218,8 @@ def shrinking(before: int, after: int):
     return (weights.abs() * 2**bits + 0.5).floor() * weights.sign(), float(2**bits)
 
 
-def export(network: nn.Module, inputs: dict, outputs: list[str], path: Path, free: dict[str, int]) -> None:
-    """Write a network as ONNX.
+def export(networks: Mapping[Path, nn.Module], inputs: dict, outputs: list[str], free: dict[str, int]) -> None:
+    """Write networks of one class as ONNX, each to its path. The first is traced, the others differ in their weights.
 
     inputs: {name: an example}, in order; free: {name: its axis of any length}.
     """
@@ -232,7 +229,7 @@ def export(network: nn.Module, inputs: dict, outputs: list[str], path: Path, fre
     shapes = tuple({free[name]: torch.export.Dim.AUTO} if name in free else None for name in inputs)
     with torch.no_grad():
         program = torch.onnx.export(
-            network.eval(),
+            next(iter(networks.values())).eval(),
             tuple(inputs.values()),
             input_names=[*inputs],
             output_names=outputs,
@@ -240,33 +237,45 @@ def export(network: nn.Module, inputs: dict, outputs: list[str], path: Path, fre
             dynamo=True,
             opset_version=OPSET,
             external_data=False,
+            optimize=False,  # so that weights keep their names; the runtime does it, too
             verbose=False,
         )
     assert program is not None
-    model = program.model_proto
-    for weights in [*model.graph.initializer]:
-        values = numpy_helper.to_array(weights)
-        if weights.data_type == TensorProto.FLOAT and values.size > LARGE:
-            half = f"{weights.name}.16"
-            model.graph.initializer.remove(weights)
-            model.graph.initializer.append(numpy_helper.from_array(values.astype("float16"), half))
-            model.graph.node.insert(0, helper.make_node("Cast", [half], [weights.name], to=TensorProto.FLOAT))
-    for part in (model.graph, *model.graph.node):  # what they say of our folders and code
+    traced = program.model_proto
+    for part in (traced.graph, *traced.graph.node):  # what they say of our folders and code
         del part.metadata_props[:]
-    onnx.checker.check_model(model)
-    path.write_bytes(model.SerializeToString())
+    del traced.graph.value_info[:]  # shapes, which the runtime finds by itself
+    names = [weights.name for weights in traced.graph.initializer]
+    del traced.graph.initializer[:]
+    for path, network in networks.items():
+        model = onnx.ModelProto()
+        parts = network.named_parameters, network.named_buffers
+        weights = dict(pair for part in parts for pair in part(remove_duplicate=False))
+        model.CopyFrom(traced)
+        for name in names:
+            values, half = weights[name].detach().numpy(), f"{name}.16"
+            if large := values.dtype == "float32" and values.size > LARGE:
+                model.graph.node.insert(0, helper.make_node("Cast", [half], [name], to=TensorProto.FLOAT))
+            stored = (
+                numpy_helper.from_array(values.astype("float16"), half)
+                if large
+                else numpy_helper.from_array(values, name)
+            )
+            model.graph.initializer.append(stored)
+        onnx.checker.check_model(model)
+        path.write_bytes(model.SerializeToString())
 
 
 def write_eyes(student: Student, width: int, height: int, path: Path) -> None:
     """Write `Eyes` as ONNX: "picture", "box" and "part" to "shown" and "features"."""
     box = torch.arange(4).int()
     inputs = {"picture": torch.zeros(height, width, 4, dtype=torch.uint8), "box": box, "part": box + 1}
-    export(Eyes(student, width, height), inputs, ["shown", "features"], path, {})
+    export({path: Eyes(student, width, height)}, inputs, ["shown", "features"], {})
 
 
-def write_reader(student: Student, width: int, height: int, path: Path) -> None:
-    """Write `Reader` as ONNX: "tokens", "features", "place", "past" to "logits", "next_place", "next_past"."""
-    text = student.model.config.text_config
+def write_readers(students: dict[Path, Student], width: int, height: int) -> None:
+    """Write a `Reader` for each: "tokens", "features", "place", "past" to "logits", "next_place", "next_past"."""
+    text = next(iter(students.values())).model.config.text_config
     inputs = {
         "tokens": torch.arange(5).int(),
         "features": torch.zeros(7, text.hidden_size),
@@ -274,4 +283,5 @@ def write_reader(student: Student, width: int, height: int, path: Path) -> None:
         "past": torch.zeros(text.num_hidden_layers, 2, text.num_key_value_heads, 4, text.head_dim),
     }
     free = {"tokens": 0, "features": 0, "past": 3}
-    export(Reader(student, width, height), inputs, ["logits", "next_place", "next_past"], path, free)
+    readers = {path: Reader(student, width, height) for path, student in students.items()}
+    export(readers, inputs, ["logits", "next_place", "next_past"], free)

@@ -253,7 +253,9 @@ def _extreme(scene: Scene, fit: list[int], superlative: str, margin: float) -> l
 def _second(scene: Scene, fit: list[int], side: str, margin: float) -> list[int]:
     ranked = sorted(fit, key=lambda i: scene.things[i].center[0], reverse=side == "right")
     xs = [scene.things[i].center[0] for i in ranked]
-    if len(ranked) < 3 or (margin == STRICT and min(abs(a - b) for a, b in zip(xs, xs[1:3], strict=False)) < 45):
+    if len(ranked) < 3 or (
+        margin == STRICT and min(abs(a - b) for a, b in zip(xs, xs[1:3], strict=False)) < STRICT / 2
+    ):
         return []
     return ranked[1:2]
 
