@@ -1,4 +1,4 @@
-"""Measure the page Try it, and write the tables of docs/live.md: python tests/measure_live.py (two minutes on two cores).
+"""Measure the page Try it, and write the tables of docs/live.md: python tests/measure_live.py (two minutes).
 
 Run it on an idle machine, after `ivt build live`. Browser: this machine's Chromium.
 """
