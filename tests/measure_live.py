@@ -9,12 +9,12 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 from conftest import chromium
-from test_live import LOOP, PROFILE, equal_answers, lay_out, static_server
+from test_live import LOOP, PROFILE, lay_out, rollouts_of, same_answers, static_server, student_of
 
 from ivt_utils.course import live
 from ivt_utils.records import load_split
 from ivt_utils.runtime import hardware
-from ivt_utils.runtime.files import ROOT, read_json
+from ivt_utils.runtime.files import ROOT
 from ivt_utils.runtime.text import markdown_table, write_between
 
 SAMPLES = 170  # of the validation split, three answers to each
@@ -29,27 +29,23 @@ def sizes(built: Path) -> list[list[str]]:
     return [[part, f"{size / 1e6:.1f}"] for part, size in {**spent, "together": sum(spent.values())}.items()]
 
 
-def seconds(page, name: str, scenes) -> tuple[float, list[float]]:
-    """Return the seconds until a student's first answer, with its loading, and until each later one."""
-    given = [page.evaluate(LOOP, [name, scene, PROFILE.long_turns])[1] for scene in scenes]
-    return given[0][0], [later for loop in given for later in loop[1:]]
-
-
 def measure(built: Path = live.LIVE) -> None:
     assert live.is_current(built), "run: ivt build live"
     torch.set_num_threads(1)
-    scenes, rows = read_json(built / live.WORDS)["scenes"][:20], []
+    records, rows = load_split(PROFILE, "val").select(range(SAMPLES)), []
+    asked = [{"image": live.as_png(r["image"]), "questions": [{"expression": r["expression"]}]} for r in records]
     for name, (label, _) in live.STUDENTS.items():
-        same = [*equal_answers(built, name, load_split(PROFILE, "val").select(range(SAMPLES)))]
         with (
             TemporaryDirectory() as folder,
-            static_server(lay_out(built, Path(folder))) as address,
             chromium() as browser,
+            static_server(lay_out(built, Path(folder))) as address,
         ):
             page, version = browser.new_page(), browser.version
             page.goto(f"{address}/index.html")
             page.wait_for_selector("#live-ask:enabled")
-            first, later = seconds(page, name, scenes)
+            loops = page.evaluate(LOOP, [name, asked, PROFILE.turns])
+        same = same_answers(loops, rollouts_of(student_of(name), name, records, PROFILE.turns))
+        first, later = loops[0]["seconds"][0], [second for loop in loops for second in loop["seconds"][1:]]
         equal = f"{sum(same)} of {len(same)}"
         rows.append([label, equal, f"{first:.1f} s", f"{np.median(later):.2f} s", f"{max(later):.2f} s"])
         print(*rows[-1], sep=" | ")

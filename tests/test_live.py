@@ -158,47 +158,6 @@ def test_a_folder_that_is_current_is_left_alone_and_any_other_is_not(built, tmp_
     assert not live.is_current(built)
 
 
-def equal_answers(built, name, records):
-    """Yield of every answer of three turns whether the networks give PyTorch's, after the chat that PyTorch had."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    eyes, reader = (onnxruntime.InferenceSession(built / file, options) for file in (live.EYES, f"{name}.onnx"))
-    student = student_of(name)
-    tokenizer, text = student.processor.tokenizer, student.model.config.text_config
-    for record, rollout in zip(records, rollouts_of(student, name, records, 2), strict=True):
-        image = load_image(record["image"])
-        chat, features = [protocol.question(image, record["expression"])], []
-        for count, step in enumerate(rollout["steps"]):
-            box, part = rollout["steps"][count - 1]["box"] if count else None, WHOLE
-            if count and name == live.CLOSER:
-                chat, features = [protocol.question(closer_look(image, box, *ZOOM), record["expression"])], []
-                box, part = None, view(box, *ZOOM)
-            elif count:
-                answered = protocol.answer(rollout["steps"][count - 1]["text"])
-                chat += [answered, protocol.feedback(draw_box(image, box), box)]
-            picture = {"picture": as_bytes(image), "box": np.int32(box or [0] * 4), "part": np.int32(part)}
-            features.append(eyes.run(["features"], picture)[0])
-            tokens, said = read_chats(student, [chat])["input_ids"][0].numpy(), []
-            place = np.array([0], dtype=np.int32)
-            past = np.zeros((text.num_hidden_layers, 2, text.num_key_value_heads, 0, text.head_dim), dtype=np.float32)
-            while len(said) < PROFILE.max_new_tokens:
-                read = {"tokens": np.int32(tokens), "features": np.concatenate(features), "place": place, "past": past}
-                logits, place, past = reader.run(None, read)
-                if (token := int(logits.argmax())) == tokenizer.eos_token_id:
-                    break
-                said.append(token)
-                tokens = [token]
-            yield tokenizer.decode(said, skip_special_tokens=True) == step["text"]
-
-
-def test_in_16_bits_at_least_99_of_100_answers_of_three_turns_are_the_same(built, val):
-    """By all students together; tests/measure_live.py asks each of them as often."""
-    same = [equal for name in live.STUDENTS for equal in equal_answers(built, name, val.select(range(42)))]
-    assert len(same) >= 500 and sum(same) >= 0.99 * len(same)
-
-
 # ------------------------------------------------------------------------------------------------ bad surroundings
 def test_without_the_packages_a_sentence_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setattr(live, "installed", lambda name: None)
@@ -396,43 +355,53 @@ def test_the_page_shows_the_same_pixels(page, scenes, val):
         assert np.abs(np.array(features) - seen.flatten().numpy()).max() < 0.05  # of about 8: weights of 16 bits
 
 
-LOOP = """async ([name, scene, turns]) => {
-  const image = Object.assign(new Image(), {src: scene.image});
-  await image.decode();
-  let steps = [];
-  const seconds = [];
-  for (let t = 0; t <= turns; t++) {
-    const begun = performance.now();
-    steps = [...steps, await IVT_LIVE.step(name, IVT_LIVE.pixelsOf(image), scene.questions[0].expression, steps)];
-    seconds.push((performance.now() - begun) / 1000);
+LOOP = """async ([name, scenes, turns]) => {
+  const done = [];
+  for (const {image: address, questions: [{expression}]} of scenes) {
+    const image = Object.assign(new Image(), {src: address});
+    await image.decode();
+    let steps = [];
+    const seconds = [];
+    for (let t = 0; t <= turns; t++) {
+      const begun = performance.now();
+      steps = [...steps, await IVT_LIVE.step(name, IVT_LIVE.pixelsOf(image), expression, steps)];
+      seconds.push((performance.now() - begun) / 1000);
+    }
+    done.push({seconds, steps: steps.map(({text, box}) => ({text, box}))});
   }
-  return [steps.map(({text, box}) => ({text, box})), seconds]; }"""
+  return done; }"""
 
 
-@pytest.mark.parametrize("name", live.STUDENTS)
-def test_twenty_scenes_through_the_whole_loop_end_as_in_pytorch(page, scenes, val, name):
-    records = {record["id"]: record for record in val}
-    asked = scenes[:20]
+def same_answers(loops, rollouts) -> list[bool]:
+    """Return of every answer of the page whether it is PyTorch's, letter by letter."""
+    pairs = [
+        (ours["text"], theirs["text"])
+        for loop, rollout in zip(loops, rollouts, strict=True)
+        for ours, theirs in zip(loop["steps"], rollout["steps"], strict=True)
+    ]
+    return [ours == theirs for ours, theirs in pairs]
+
+
+def test_whole_loops_end_as_in_pytorch(page, scenes, val):
+    """Every answer about 20 scenes, with the weights of the page; 99 of 100 about 21, with those of the notebooks.
+
+    (In the 21st, two numbers are almost as likely for the base student, and rounding decides.)
+    """
+    records, asked, same = {record["id"]: record for record in val}, scenes[:21], []
     chosen = [records[scene["questions"][0]["id"]] for scene in asked]
-    wanted = rollouts_of(in_16_bits(name), name, chosen, PROFILE.long_turns)
-    if name == "base":  # the hint beside it promises this of scene 4
-        assert [iou(step["box"], scenes[3]["questions"][0]["truth"]) >= 0.5 for step in wanted[3]["steps"][:2]] == [
-            1,
-            0,
-        ]
-    first, later, same = [], [], []
-    for scene, rollout in zip(asked, wanted, strict=True):
-        steps, seconds = page.evaluate(LOOP, [name, scene, PROFILE.long_turns])
-        first, later = [*first, seconds[0]], [*later, *seconds[1:]]
-        same += [
-            ours["text"] == theirs["text"] and tuple(ours["box"] or ()) == tuple(theirs["box"] or ())
-            for ours, theirs in zip(steps, rollout["steps"], strict=True)
-        ]
-    print(
-        f"{name}: {sum(same)} of {len(same)} answers are PyTorch's; the first after {first[0]:.1f} s with the loading, "
-        f"later ones after {np.median(later):.2f} s (median), {max(later):.2f} s (longest)"
-    )
-    assert all(same) and first[0] < 5 and np.median(later) < 1
+    for name in live.STUDENTS:
+        loops = page.evaluate(LOOP, [name, asked, PROFILE.long_turns])
+        wanted = rollouts_of(in_16_bits(name), name, chosen, PROFILE.long_turns)
+        assert all(same_answers(loops[:20], wanted[:20])), name
+        boxes = [[tuple(step["box"] or ()) for step in kind["steps"]] for kind in (*loops[:20], *wanted[:20])]
+        assert boxes[:20] == boxes[20:]
+        same += same_answers(loops, rollouts_of(student_of(name), name, chosen, PROFILE.long_turns))
+        first, later = loops[0]["seconds"][0], [second for loop in loops for second in loop["seconds"][1:]]
+        assert first < 5 and np.median(later) < 1
+        if name == "base":  # the hint beside it promises this of scene 4
+            truth = asked[3]["questions"][0]["truth"]
+            assert [iou(step["box"], truth) >= 0.5 for step in wanted[3]["steps"][:2]] == [True, False]
+    assert len(same) >= 500 and sum(same) >= 0.99 * len(same)
 
 
 def wait_for_steps(page, count):

@@ -193,15 +193,19 @@ def validation_scenes(profile, count: int = SCENES) -> list[dict]:
         if record["image_id"] not in shown:
             if len(shown) == count:
                 continue
-            content = io.BytesIO()
-            load_image(record["image"]).save(content, "PNG", optimize=True)
-            address = "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()
             scene, _ = scene_of(record["image_id"], seed)
-            shown[record["image_id"]] = {"image": address, "questions": [], **asdict(scene)}
+            shown[record["image_id"]] = {"image": as_png(record["image"]), "questions": [], **asdict(scene)}
         truth = [round(float(v), 2) for v in record["bbox"]]
         question = {"id": record["id"], "expression": record["expression"], "truth": truth}
         shown[record["image_id"]]["questions"].append(question)
     return [*shown.values()]
+
+
+def as_png(source) -> str:
+    """Return an image as the address (a data URI) of a PNG."""
+    content = io.BytesIO()
+    load_image(source).save(content, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()
 
 
 def fetch_runtime(folder: Path, before: Path) -> None:
