@@ -422,13 +422,7 @@ def test_the_explorer_works_with_the_keyboard_and_its_alt_text_follows(opened):
 @pytest.mark.parametrize(("width", "theme"), [(390, "light"), (1440, "dark")])
 def test_screenshots_for_the_eye(opened, width, theme):
     SHOTS.mkdir(parents=True, exist_ok=True)
-    names = {
-        "start": START,
-        "explore": EXPLORE,
-        "glossary": GLOSSARY,
-        "claims": "docs/paper_and_us.html",
-        "notebook": f"notebooks/{NOTEBOOKS[0]}.html",
-    }
+    names = {"start": START, "explore": EXPLORE, "notebook": f"notebooks/{NOTEBOOKS[0]}.html"}
     for word, name in names.items():
         page = opened(name, width=width, color_scheme=theme)
         page.wait_for_load_state("load")

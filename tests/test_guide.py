@@ -164,9 +164,10 @@ def test_quoted_messages_are_those_of_the_project():
     symptoms = [line.split("|")[1] for line in part.splitlines() if line.startswith("|")]
     quoted = {sentence for text in symptoms for sentence in re.findall(r'"([^"]+)"', text)} - {"Kernel Restarting"}
     assert len(quoted) >= 7
+    said = messages()
     for sentence in quoted:  # "Kernel Restarting" is Jupyter's
         for piece in sentence.split("..."):
-            assert piece.strip() in messages(), piece
+            assert piece.strip() in said, piece
 
 
 def test_learners_questions_are_many_and_short():
