@@ -176,6 +176,15 @@ def test_the_runtime_of_an_earlier_folder_serves_again_where_it_is_undamaged(bui
         live.fetch_runtime(tmp_path, built)
 
 
+@pytest.mark.parametrize("damage", ["[", "[]", "{}"])
+def test_damaged_words_do_not_keep_the_folder_from_being_made_anew(damage, tmp_path, monkeypatch):
+    (tmp_path / live.WORDS).write_text(damage)
+    assert not live.is_current(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))  # no npm
+    with pytest.raises(ArtefactError, match="npm could not fetch"):  # which is asked, for nothing there can be used
+        live.fetch_runtime(tmp_path, tmp_path)
+
+
 def test_without_npm_or_with_another_package_a_sentence_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ArtefactError, match="npm could not fetch onnxruntime-web@"):
@@ -409,6 +418,16 @@ def wait_for_steps(page, count):
     page.wait_for_selector("#live-restart:enabled")
 
 
+def drag(page, start, end):
+    """Drag the mouse over the picture, from and to places in shares of its sides."""
+    frame = page.locator(".live-picture").bounding_box()
+    x, y, wide = frame["x"], frame["y"], frame["width"]
+    page.mouse.move(x + start[0] * wide, y + start[1] * wide)
+    page.mouse.down()
+    page.mouse.move(x + end[0] * wide, y + end[1] * wide, steps=3)
+    page.mouse.up()
+
+
 def test_the_page_is_used_with_the_keyboard_alone(opened, scenes):
     page = opened(390)
     page.wait_for_selector("#live-ask:enabled")
@@ -541,12 +560,7 @@ def test_a_scene_is_changed_by_menus_and_by_the_mouse(page, scenes):
     page.locator("#live-y").blur()
     side = round(sum(drawn.SIDES["small"]) / 2)
     assert [page.locator(f"#live-{k}").input_value() for k in "xy"] == ["500", str(-(-side // 2))]
-    frame = page.locator(".live-picture").bounding_box()
-    x, y, wide = frame["x"], frame["y"], frame["width"]
-    page.mouse.move(x + 0.5 * wide, y + 0.05 * wide)
-    page.mouse.down()
-    page.mouse.move(x + 0.9 * wide, y + 0.9 * wide, steps=3)
-    page.mouse.up()
+    drag(page, (0.5, 0.05), (0.9, 0.9))
     place = [float(page.locator(f"#live-{k}").input_value()) for k in "xy"]
     assert np.abs(np.array(place) - [900, 914]).max() <= 16
     for count in range(len(things), MOST_THINGS):
@@ -732,12 +746,7 @@ def test_a_box_of_the_readers_own_is_shown_by_mouse_or_by_numbers(page, scenes, 
     page.locator("#live-ask").click()
     wait_for_steps(page, 1)
     assert page.locator("#live-show").is_disabled()
-    frame = page.locator(".live-picture").bounding_box()
-    x, y, side = frame["x"], frame["y"], frame["width"]
-    page.mouse.move(x + 0.8 * side, y + 0.9 * side)
-    page.mouse.down()
-    page.mouse.move(x + 0.4 * side, y + 0.5 * side, steps=3)
-    page.mouse.up()
+    drag(page, (0.8, 0.9), (0.4, 0.5))
     drawn = [int(page.locator(f"#live-{name}").input_value()) for name in ("left", "top", "right", "bottom")]
     assert np.abs(np.array(drawn) - [400, 500, 800, 900]).max() <= 10
     for name, value in zip(("left", "top", "right", "bottom"), (100, 100, 305, 300), strict=True):

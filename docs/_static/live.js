@@ -205,10 +205,9 @@
     return framed;
   }
 
-  // The steps of every student that was asked this question, in order, by what the picture and the words were.
+  // The steps of every student that was asked this question.
   function drawCompared() {
     const table = part(".live-compared");
-    if (steps.length) compared.set(student.value, steps.map(({ box }) => iou(box, question().truth)));
     table.hidden = compared.size < 2;
     const most = Math.max(0, ...[...compared.values()].map((values) => values.length));
     const cells = (name, texts) => texts.map((text) => Object.assign(document.createElement(name), { textContent: text }));
@@ -269,6 +268,7 @@
   const ask = (box) => wait(async () => {
     const made = await step(student.value, pixels, question().expression, steps, box);
     steps = [...steps, made];
+    compared.set(student.value, steps.map(({ box }) => iou(box, question().truth)));
     const last = full() ? ` That was the last of ${words.turns} refinements.` : "";
     return `Step ${steps.length - 1} is ${told(made)}.${last}`;
   });

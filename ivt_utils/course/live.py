@@ -94,14 +94,17 @@ def is_current(folder: Path = LIVE) -> bool:
     """Return whether the folder is whole and undamaged, and was made of today's weights, benchmark and code."""
     try:
         names = {EYES, *RUNTIME_FILES, *(f"{name}.onnx" for name in STUDENTS)}
-        return noted(folder)["made_of"] == made_of() and names <= intact(folder)
-    except (ArtefactError, KeyError):  # of the folder or of what it is made of
+        return noted(folder).get("made_of") == made_of() and names <= intact(folder)
+    except ArtefactError:  # what it is made of is missing or damaged
         return False
 
 
 def noted(folder: Path) -> dict:
-    """Return the words that a folder of the page holds."""
-    known = read_json(folder / WORDS)
+    """Return the words that a folder of the page holds; {} where they are missing or damaged."""
+    try:
+        known = read_json(folder / WORDS)
+    except ArtefactError:
+        return {}
     return known if isinstance(known, dict) else {}
 
 
@@ -213,11 +216,7 @@ def fetch_runtime(folder: Path, before: Path) -> None:
 
     An ArtefactError where there is no npm, it gets nothing, or the package is not the one whose checksum is noted.
     """
-    if (
-        (before / WORDS).exists()
-        and noted(before).get("runtime_from") == RUNTIME
-        and set(RUNTIME_FILES) <= intact(before)
-    ):
+    if noted(before).get("runtime_from") == RUNTIME and set(RUNTIME_FILES) <= intact(before):
         for name in RUNTIME_FILES:
             shutil.copyfile(before / name, folder / name)
         return

@@ -253,15 +253,11 @@ def export(networks: Mapping[Path, nn.Module], inputs: dict, outputs: list[str],
         weights = dict(pair for part in parts for pair in part(remove_duplicate=False))
         model.CopyFrom(traced)
         for name in names:
-            values, half = weights[name].detach().numpy(), f"{name}.16"
-            if large := values.dtype == "float32" and values.size > LARGE:
-                model.graph.node.insert(0, helper.make_node("Cast", [half], [name], to=TensorProto.FLOAT))
-            stored = (
-                numpy_helper.from_array(values.astype("float16"), half)
-                if large
-                else numpy_helper.from_array(values, name)
-            )
-            model.graph.initializer.append(stored)
+            values, stored = weights[name].detach().numpy(), name
+            if values.dtype == "float32" and values.size > LARGE:
+                values, stored = values.astype("float16"), f"{name}.16"
+                model.graph.node.insert(0, helper.make_node("Cast", [stored], [name], to=TensorProto.FLOAT))
+            model.graph.initializer.append(numpy_helper.from_array(values, stored))
         onnx.checker.check_model(model)
         path.write_bytes(model.SerializeToString())
 
